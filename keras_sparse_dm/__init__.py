@@ -1,0 +1,27 @@
+"""Sparse-to-sparse training of diffusion models in Keras 3.
+
+The whole public surface is reachable from here and loads on first use, so that
+``import keras_sparse_dm as ksd`` is quick and pulls in nothing that is not used.
+"""
+
+import lazy_loader as _lazy
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submodules={
+        "convert",
+        "data",
+        "diffusion",
+        "experiments",
+        "layers",
+        "metrics",
+        "models",
+        "sparsity",
+    },
+    submod_attrs={
+        "sparsity": ["DynamicSparsity", "sparsify", "sparsity_report"],
+    },
+)
+__all__ = [*__all__, "__version__"]

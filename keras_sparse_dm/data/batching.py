@@ -1,0 +1,397 @@
+"""Prepared sketches as packed arrays, and batches of them for training and evaluation."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# Batches are cut from pools of this many batches' worth of sketches, sorted by length. Larger
+# pools waste less padding; smaller ones mix sketches of different lengths better.
+POOL_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class PreparationSummary:
+    """What became of a data set's files on their way to arrays; `print` shows it in one line.
+
+    Args:
+        source: the data set's name.
+        read: number of sketches that the source holds.
+        kept: number of sketches prepared and kept.
+        broken: `(name, reason)` of each sketch that could not be read or prepared.
+        too_long: names of the sketches that were dropped for their length.
+        max_points: number of points from which on a sketch counts as too long.
+    """
+
+    source: str
+    read: int
+    kept: int
+    broken: tuple[tuple[str, str], ...] = ()
+    too_long: tuple[str, ...] = ()
+    max_points: int | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.source}: {self.read:,} sketches read, {self.kept:,} kept"
+        if self.max_points is not None:
+            text += f", {len(self.too_long):,} too long ({self.max_points} points or more)"
+        text += f", {len(self.broken):,} broken"
+        if self.broken:
+            text += " (" + "; ".join(reason for _, reason in self.broken[:5])
+            text += ", ...)" if len(self.broken) > 5 else ")"
+        return text
+
+
+@dataclass(frozen=True, eq=False)
+class SketchArrays:
+    """Sketches in the model's representation, packed end to end in one array.
+
+    `len(arrays)` is the number of sketches, `arrays[i]` the points of sketch i.
+
+    Args:
+        points: float32 array of shape `(sum of lengths, 3)`.
+        lengths: int32 array of shape `(n,)`, the number of points of each sketch, at least 1.
+        names: the sketches' names, n strings.
+        representation: what the three columns are, see `sketch.REPRESENTATIONS`.
+        summary: how the data set was prepared, or None.
+
+    Raises:
+        ValueError: if shapes or sizes do not fit together, or a point is not finite.
+    """
+
+    points: np.ndarray
+    lengths: np.ndarray
+    names: tuple[str, ...]
+    representation: str = "absolute"
+    summary: PreparationSummary | None = None
+
+    def __post_init__(self):
+        points = np.ascontiguousarray(self.points, np.float32)
+        lengths = np.asarray(self.lengths, np.int32)
+        if points.ndim != 2 or points.shape[1] != 3:
+            raise ValueError(f"points has shape {points.shape}; it must be (sum of lengths, 3)")
+        if lengths.ndim != 1 or (lengths < 1).any():
+            raise ValueError("lengths must be a row of numbers of points, each at least 1")
+        if lengths.sum(dtype=np.int64) != len(points):
+            raise ValueError(
+                f"lengths add up to {lengths.sum(dtype=np.int64)}, but points has {len(points)}"
+            )
+        if len(self.names) != len(lengths):
+            raise ValueError(f"names holds {len(self.names)} names for {len(lengths)} sketches")
+        if not np.isfinite(points).all():
+            raise ValueError("points holds a NaN or infinite value; all values must be finite")
+        object.__setattr__(self, "points", points)
+        object.__setattr__(self, "lengths", lengths)
+        object.__setattr__(self, "names", tuple(map(str, self.names)))
+
+    @classmethod
+    def from_list(
+        cls,
+        sketches: Iterable[np.ndarray],
+        names: Sequence[str] | None = None,
+        representation: str = "absolute",
+        summary: PreparationSummary | None = None,
+    ) -> SketchArrays:
+        """Packs arrays of shape `(length, 3)`, one per sketch.
+
+        Args:
+            sketches: the arrays, for example from `to_absolute`.
+            names: one name per sketch; by default their numbers.
+            representation: what the columns are.
+            summary: how they were prepared.
+
+        Returns:
+            The packed arrays, in the same order.
+
+        Raises:
+            ValueError: if an array has another shape or no point.
+        """
+        sketches = [np.asarray(s, np.float32) for s in sketches]
+        for i, points in enumerate(sketches):
+            if points.ndim != 2 or points.shape[1] != 3:
+                raise ValueError(f"sketch {i} has shape {points.shape}; it must be (length, 3)")
+        lengths = np.array([len(s) for s in sketches], np.int32)
+        if names is None:
+            names = tuple(map(str, range(len(sketches))))
+        packed = np.concatenate([np.zeros((0, 3), np.float32), *sketches])
+        return cls(packed, lengths, tuple(names), representation, summary)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        i = operator.index(i)
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"sketch {i} of {len(self)}")
+        end = self._ends[i]
+        return self.points[end - self.lengths[i] : end]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return (
+            f"SketchArrays({len(self)} sketches, {len(self.points)} points, "
+            f"representation={self.representation!r})"
+        )
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self.lengths, dtype=np.int64)
+
+    @property
+    def max_length(self) -> int:
+        """Number of points of the longest sketch, 0 without sketches."""
+        return int(self.lengths.max(initial=0))
+
+    def subset(self, indices) -> SketchArrays:
+        """The sketches at `indices`, in that order.
+
+        Args:
+            indices: integers in `[0, len(self))`.
+
+        Returns:
+            Arrays of their own, with the same representation and summary.
+        """
+        indices = np.asarray(indices, np.int64)
+        lengths = self.lengths[indices]
+        starts = (self._ends - self.lengths)[indices]
+        # The packed rows of the chosen sketches: each sketch's start plus 0, 1, ... length - 1.
+        offsets = np.cumsum(lengths, dtype=np.int64) - lengths
+        rows = np.repeat(starts - offsets, lengths) + np.arange(lengths.sum(dtype=np.int64))
+        return replace(
+            self,
+            points=self.points[rows],
+            lengths=lengths,
+            names=tuple(self.names[i] for i in indices),
+        )
+
+    def take(self, n: int) -> SketchArrays:
+        """The first `n` sketches, or all where there are fewer.
+
+        Args:
+            n: number of sketches, at least 0.
+
+        Returns:
+            Arrays of their own.
+
+        Raises:
+            ValueError: if `n` is negative.
+        """
+        if n < 0:
+            raise ValueError(f"n={n} must be 0 or more sketches")
+        return self.subset(np.arange(min(n, len(self))))
+
+
+def steps_per_epoch(arrays: SketchArrays, batch_size: int) -> int:
+    """Number of training batches in an epoch: only full ones, so `len(arrays) // batch_size`.
+
+    Args:
+        arrays: the training sketches.
+        batch_size: sketches per batch.
+
+    Returns:
+        The number, at least 1.
+
+    Raises:
+        ValueError: if `batch_size` is below 1 or above the number of sketches.
+    """
+    batch_size = _check_batch_size(batch_size)
+    if batch_size > len(arrays):
+        raise ValueError(
+            f"batch_size={batch_size} is more than the {len(arrays)} sketches there are; "
+            f"it must be from 1 to {len(arrays)}"
+        )
+    return len(arrays) // batch_size
+
+
+def train_batches(
+    arrays: SketchArrays,
+    batch_size: int,
+    seed: int,
+    initial_epoch: int = 0,
+    epochs: int | None = None,
+) -> tf.data.Dataset:
+    """An endless stream of shuffled training batches of sketches of similar length.
+
+    Each epoch permutes all sketches, cuts the permutation in pools of `POOL_BATCHES` batches,
+    sorts each pool by length, cuts it into batches of exactly `batch_size`, and shuffles the
+    batches; the last `len(arrays) % batch_size` sketches of the permutation sit the epoch out.
+
+    The order of epoch e depends on `seed` and e alone. So the stream begun at
+    `initial_epoch=k` is, bit for bit, what an unbroken stream gives from epoch k on: a resumed
+    run sees the batches that it would have seen.
+
+    Args:
+        arrays: the training sketches, held once in memory.
+        batch_size: sketches per batch, from 1 to `len(arrays)`.
+        seed: integer in `[0, 2**63)`.
+        initial_epoch: number of the first epoch, from 0 on.
+        epochs: how many epochs the stream holds, counted from `initial_epoch`; endless if None.
+
+    Returns:
+        A `tf.data.Dataset` of dictionaries: `"points"`, float32 `(batch, length, 3)`, zero after
+        each sketch's own length, where `length` is that of the batch's longest sketch; and
+        `"lengths"`, int32 `(batch,)`. `steps_per_epoch` batches make an epoch.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+    import tensorflow as tf
+
+    steps = steps_per_epoch(arrays, batch_size)
+    _check_whole("seed", seed, 0, 2**63)
+    _check_whole("initial_epoch", initial_epoch, 0, 2**31)
+    if epochs is not None:
+        _check_whole("epochs", epochs, 1, 2**31)
+    stop = np.iinfo(np.int64).max if epochs is None else initial_epoch + epochs
+    with tf.device("CPU"):
+        lengths = tf.constant(arrays.lengths)
+
+    dataset = tf.data.Dataset.range(initial_epoch, stop)
+    dataset = dataset.flat_map(
+        lambda epoch: tf.data.Dataset.from_tensor_slices(
+            _epoch_order(lengths, batch_size, seed, epoch)
+        )
+    )
+    dataset = _gather_batches(dataset, arrays, batch_size)
+    return dataset.apply(
+        tf.data.experimental.assert_cardinality(
+            tf.data.INFINITE_CARDINALITY if epochs is None else steps * epochs
+        )
+    )
+
+
+def eval_batches(arrays: SketchArrays, batch_size: int) -> tf.data.Dataset:
+    """All sketches once, in one fixed order: by length, the shortest first.
+
+    Args:
+        arrays: the sketches, at least one.
+        batch_size: sketches per batch, at least 1; the last batch may hold fewer.
+
+    Returns:
+        A finite `tf.data.Dataset` of known cardinality, with elements as `train_batches` has.
+
+    Raises:
+        ValueError: if `batch_size` is below 1, or there is no sketch.
+    """
+    import tensorflow as tf
+
+    batch_size = _check_batch_size(batch_size)
+    if len(arrays) == 0:
+        raise ValueError("arrays holds no sketch; there must be at least one to evaluate on")
+    order = np.argsort(arrays.lengths, kind="stable").astype(np.int32)
+    return _gather_batches(tf.data.Dataset.from_tensor_slices(order), arrays, batch_size)
+
+
+def padding_waste(arrays: SketchArrays, batch_size: int, seed: int = 0, epochs: int = 1) -> float:
+    """Share of the points in training batches that are padding.
+
+    Args:
+        arrays: the training sketches.
+        batch_size: sketches per batch, from 1 to `len(arrays)`.
+        seed: the seed given to `train_batches`.
+        epochs: how many epochs to count, from epoch 0 on.
+
+    Returns:
+        A fraction in `[0, 1)`: padded points over all points, summed over the batches.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+    steps = steps_per_epoch(arrays, batch_size)
+    _check_whole("seed", seed, 0, 2**63)
+    _check_whole("epochs", epochs, 1, 2**31)
+    used = total = 0
+    for epoch in range(epochs):
+        order = _epoch_order(arrays.lengths, batch_size, seed, epoch).numpy()
+        lengths = arrays.lengths[order].reshape(steps, batch_size).astype(np.int64)
+        used += lengths.sum()
+        total += lengths.max(axis=1).sum() * batch_size
+    return float(1 - used / total)
+
+
+def sample_lengths(arrays: SketchArrays, n: int, seed: int) -> np.ndarray:
+    """Draws lengths for new sketches from those of the training sketches, as the original does.
+
+    Args:
+        arrays: the training sketches, at least one.
+        n: how many lengths, at least 0.
+        seed: integer, 0 or more; equal seeds give equal lengths.
+
+    Returns:
+        int32 array of shape `(n,)`.
+
+    Raises:
+        ValueError: if there is no sketch, or `n` or `seed` is negative.
+    """
+    if len(arrays) == 0:
+        raise ValueError("arrays holds no sketch to take lengths from")
+    _check_whole("n", n, 0, 2**63)
+    _check_whole("seed", seed, 0, 2**63)
+    return np.random.default_rng(seed).choice(arrays.lengths, size=n)
+
+
+def _epoch_order(lengths, batch_size: int, seed: int, epoch) -> tf.Tensor:
+    """Indices of the epoch's sketches, batch after batch: int32 `(steps * batch_size,)`.
+
+    Stateless TensorFlow operations throughout: a pure function of its arguments, and no Python
+    at run time.
+    """
+    import tensorflow as tf
+
+    shuffle = tf.random.experimental.stateless_shuffle
+    steps = len(lengths) // batch_size
+    used = steps * batch_size
+    epoch_seed = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
+    # "philox" by name, since the automatic choice depends on the device.
+    order = shuffle(tf.range(len(lengths)), seed=epoch_seed, alg="philox")[:used]
+    # One stable sort by (pool, length) sorts all pools at once.
+    pool = tf.range(used, dtype=tf.int64) // (POOL_BATCHES * batch_size)
+    key = pool * 2**31 + tf.cast(tf.gather(lengths, order), tf.int64)
+    order = tf.gather(order, tf.argsort(key, stable=True))
+    batch_seed = tf.random.fold_in(epoch_seed, 1, alg="philox")
+    batches = shuffle(tf.range(steps), seed=batch_seed, alg="philox")
+    return tf.reshape(tf.gather(tf.reshape(order, [steps, batch_size]), batches), [used])
+
+
+def _gather_batches(indices: tf.data.Dataset, arrays: SketchArrays, batch_size: int):
+    """Turns a stream of sketch numbers into padded batches of the sketches."""
+    import tensorflow as tf
+
+    # On the CPU, where tf.data runs: on a GPU machine TensorFlow would put them on the GPU.
+    with tf.device("CPU"):
+        sketches = tf.RaggedTensor.from_row_lengths(arrays.points, arrays.lengths)
+
+    def gather(batch):
+        chosen = tf.gather(sketches, batch)
+        return {
+            "points": tf.ensure_shape(chosen.to_tensor(), [None, None, 3]),
+            "lengths": tf.cast(chosen.row_lengths(), tf.int32),
+        }
+
+    dataset = indices.batch(batch_size).map(
+        gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _check_batch_size(batch_size: int) -> int:
+    _check_whole("batch_size", batch_size, 1, 2**31)
+    return int(batch_size)
+
+
+def _check_whole(argument: str, value, low: int, high: int) -> None:
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{argument}={value!r} must be a whole number, {low} or more") from None
+    if not low <= whole < high:
+        raise ValueError(f"{argument}={value!r} must be from {low} to {high - 1}")

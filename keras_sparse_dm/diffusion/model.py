@@ -1,0 +1,267 @@
+"""`DiffusionModel`: trains a denoiser with `fit`."""
+
+import contextlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule
+from keras_sparse_dm.diffusion.samplers import ddim, ddpm
+from keras_sparse_dm.sparsity.masking import innermost_sparse_optimizer, masked_kernels
+
+SAMPLERS = ("ddim", "ddpm")
+
+
+@keras.saving.register_keras_serializable(package="keras_sparse_dm")
+class DiffusionModel(keras.Model):
+    """A denoiser and its noise schedule, trained to predict the noise (paper, Algorithm 1).
+
+    Each training step draws a timestep and noise for every example, and minimizes the mean
+    squared error of the predicted noise: the mean over features, then over each sketch's own
+    points, then over sketches. Compile it with an optimizer alone. A sparse denoiser needs
+    the `DynamicSparsity` callback; without it training raises rather than go on densely.
+
+    Args:
+        denoiser: Built `keras.Model` with `denoiser((x, t)) -> epsilon`, or, for sequences,
+            `denoiser((x, t, lengths)) -> epsilon`.
+        noise_schedule: `NoiseSchedule`.
+        seed: Integer seed of the draws of timesteps and noise; None for a random one. The
+            state is saved with the model.
+
+    Data for `fit` and `evaluate`: float tensors `x` of shape (batch_size, ...), or for
+    sequences dictionaries of `"points"` (batch_size, max_length, features) and `"lengths"`
+    (batch_size,). `evaluate` makes the same draws at every call, so that its losses can be
+    compared from epoch to epoch, given the same data in the same order.
+
+    Example:
+
+    >>> model = DiffusionModel(ChiroDiff(units=48, num_layers=2), NoiseSchedule.linear(1000))
+    >>> sparsify(model, 0.5)
+    >>> model.compile(keras.optimizers.AdamW(1e-3))
+    >>> model.fit(batches, epochs=10, callbacks=[DynamicSparsity("rigl", update_every=800)])
+    >>> points = model.generate(lengths=[60, 80], steps=50, seed=0)
+    """
+
+    def __init__(self, denoiser, noise_schedule, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.denoiser = denoiser
+        self.noise_schedule = noise_schedule
+        self.seed = seed
+        self._seed_generator = keras.random.SeedGenerator(seed)
+        self._eval_seed_generator = keras.random.SeedGenerator(seed)
+        self._eval_seed = ops.convert_to_numpy(self._eval_seed_generator.state)
+        alphas_cumprod = noise_schedule.alphas_cumprod
+        self._signal_scale = np.sqrt(alphas_cumprod).astype("float32")
+        self._noise_scale = np.sqrt(1.0 - alphas_cumprod).astype("float32")
+        self.built = denoiser.built
+
+    def call(self, inputs, training=False):
+        """Predicts the noise: `model((x, t))` or `model((x, t, lengths))`."""
+        return self.denoiser(inputs, training=training)
+
+    def diffuse(self, x, t, noise):
+        """Noises data to timestep `t`: samples q(x_t | x_0) (Ho et al. 2020, equation 4).
+
+        Args:
+            x: Float tensor (batch_size, ...).
+            t: Integer tensor (batch_size,), counting from 0.
+            noise: Standard normal tensor of the shape of `x`.
+        """
+        shape = (-1,) + (1,) * (len(x.shape) - 1)
+        signal_scale = ops.reshape(ops.take(self._signal_scale, t), shape)
+        noise_scale = ops.reshape(ops.take(self._noise_scale, t), shape)
+        return signal_scale * x + noise_scale * noise
+
+    def train_step(self, data):
+        x, lengths = _unpack(data)
+        with tf.GradientTape() as tape:
+            loss = self._noise_prediction_loss(x, lengths, self._seed_generator, training=True)
+            scaled_loss = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled_loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        self._loss_tracker.update_state(loss, sample_weight=ops.shape(x)[0])
+        return self.get_metrics_result()
+
+    def test_step(self, data):
+        x, lengths = _unpack(data)
+        loss = self._noise_prediction_loss(x, lengths, self._eval_seed_generator, training=False)
+        self._loss_tracker.update_state(loss, sample_weight=ops.shape(x)[0])
+        return self.get_metrics_result()
+
+    def reset_metrics(self):
+        super().reset_metrics()
+        # Every evaluation starts here, and so makes the draws of the one before.
+        self._eval_seed_generator.state.assign(self._eval_seed)
+
+    def _noise_prediction_loss(self, x, lengths, seed, training):
+        t = keras.random.randint(
+            (ops.shape(x)[0],), 0, self.noise_schedule.timesteps, dtype="int32", seed=seed
+        )
+        noise = keras.random.normal(ops.shape(x), dtype=x.dtype, seed=seed)
+        inputs = (self.diffuse(x, t, noise), t)
+        if lengths is not None:
+            inputs = (*inputs, lengths)
+        error = ops.cast(self.denoiser(inputs, training=training), "float32") - noise
+        if lengths is None:
+            return ops.mean(ops.square(error))
+        per_point = ops.mean(ops.square(error), axis=-1)
+        lengths = ops.cast(lengths, "int32")[:, None]
+        valid = ops.cast(ops.arange(ops.shape(x)[1])[None] < lengths, "float32")
+        per_sketch = ops.sum(per_point * valid, axis=1) / ops.cast(lengths[:, 0], "float32")
+        return ops.mean(per_sketch)
+
+    def make_train_function(self, force=False):
+        if innermost_sparse_optimizer(self) is None and not all(
+            bool(ops.all(k.mask)) for k in masked_kernels(self)
+        ):
+            raise ValueError(
+                f"Model {self.name!r} is sparse, and training it with this optimizer would make "
+                "it dense: pass the callback `keras_sparse_dm.DynamicSparsity` to `fit` "
+                "(method 'static' keeps the masks as they are)."
+            )
+        return super().make_train_function(force)
+
+    def denoise(self, x, t, *context):
+        """Predicted noise, as the samplers call it: `denoise(x, t)` or `(x, t, lengths)`."""
+        return self.denoiser((x, t, *context), training=False)
+
+    def generate(
+        self,
+        shape=None,
+        lengths=None,
+        steps=50,
+        sampler="ddim",
+        eta=0.0,
+        seed=None,
+        batch_size=256,
+    ):
+        """Samples new data from noise, with averaged (EMA) weights where there are any.
+
+        Args:
+            shape: Shape of the samples with their number first, for data without lengths.
+            lengths: Numbers of points of the sketches to draw, integers of shape (n,).
+            steps: Number of DDIM steps, from 1 to T.
+            sampler: `"ddim"` or `"ddpm"` (all timesteps).
+            eta: Noise of DDIM, 0 or more.
+            seed: Integer; the same seed gives the same samples, whatever the batch size
+                where eta is 0.
+            batch_size: Samples that are generated at a time.
+
+        Returns:
+            NumPy array of the samples, float32, of shape `shape`, or (n, max(lengths),
+            features) with zeros past each length.
+
+        Raises:
+            ValueError: for lengths below 1, both or neither of `shape` and `lengths`, an
+                unknown sampler, or steps or eta out of range.
+        """
+        if sampler not in SAMPLERS:
+            raise ValueError(f"`sampler` must be one of {SAMPLERS}; received {sampler!r}.")
+        if (shape is None) == (lengths is None):
+            raise ValueError("Give one of `shape` and `lengths`, not both and not neither.")
+        if lengths is not None:
+            lengths = np.asarray(lengths)
+            if lengths.ndim != 1 or not len(lengths) or lengths.min() < 1:
+                raise ValueError(f"`lengths` must be numbers of points, 1 or more; got {lengths}.")
+            lengths = lengths.astype("int32")
+            shape = (len(lengths), int(lengths.max()), self.denoiser.point_features)
+        if seed is None:
+            seed = int(keras.random.randint((), 0, 2**31 - 1))
+        noise = ops.convert_to_numpy(keras.random.normal(shape, seed=seed))
+        samples = np.zeros(shape, "float32")
+        # Sketches of like length share a batch, which is no longer than its longest.
+        order = np.arange(shape[0]) if lengths is None else np.argsort(lengths, kind="stable")
+        with self.averaged_weights():
+            for begin in range(0, shape[0], batch_size):
+                chosen = order[begin : begin + batch_size]
+                part, context = noise[chosen], ()
+                if lengths is not None:
+                    part = part[:, : lengths[chosen].max()]
+                    context = (lengths[chosen],)
+                if sampler == "ddim":
+                    part = ddim(
+                        self.denoise,
+                        self.noise_schedule,
+                        part,
+                        steps,
+                        eta=eta,
+                        seed=seed + 1 + begin,
+                        context=context,
+                    )
+                else:
+                    part = ddpm(
+                        self.denoise,
+                        self.noise_schedule,
+                        part,
+                        seed=seed + 1 + begin,
+                        context=context,
+                    )
+                part = ops.convert_to_numpy(part)
+                if lengths is None:
+                    samples[chosen] = part
+                else:
+                    samples[chosen, : part.shape[1]] = part
+        if lengths is not None:
+            samples[np.arange(shape[1])[None] >= lengths[:, None]] = 0.0
+        return samples
+
+    @contextlib.contextmanager
+    def averaged_weights(self):
+        """Context in which the weights are the optimizer's averages (EMA), if it keeps any."""
+        optimizer = getattr(self, "optimizer", None)
+        while getattr(optimizer, "inner_optimizer", None) is not None:
+            optimizer = optimizer.inner_optimizer
+        averages = getattr(optimizer, "_model_variables_moving_average", None)
+        # Before the first step there are no averages yet; after `fit` Keras has moved them
+        # into the weights.
+        if not averages or int(optimizer.iterations) == 0 or self._averages_in_use:
+            yield
+            return
+        trained = [ops.convert_to_numpy(v) for v in self.trainable_variables]
+        optimizer.finalize_variable_values(self.trainable_variables)
+        self._averages_in_use = True
+        try:
+            yield
+        finally:
+            self._averages_in_use = False
+            for variable, value in zip(self.trainable_variables, trained):
+                variable.assign(value)
+
+    _averages_in_use = False
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        store["seed_state"] = ops.convert_to_numpy(self._seed_generator.state)
+
+    def load_own_variables(self, store):
+        own = {key: store[key] for key in store.keys() if key != "seed_state"}
+        super().load_own_variables(own)
+        if "seed_state" in store.keys():
+            self._seed_generator.state.assign(store["seed_state"])
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "denoiser": keras.saving.serialize_keras_object(self.denoiser),
+            "noise_schedule": self.noise_schedule.get_config(),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        config["denoiser"] = keras.saving.deserialize_keras_object(
+            config["denoiser"], custom_objects=custom_objects
+        )
+        config["noise_schedule"] = NoiseSchedule.from_config(config["noise_schedule"])
+        return cls(**config)
+
+
+def _unpack(data):
+    """Splits a batch into `(x, lengths)`; lengths are None for data without them."""
+    x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+    if isinstance(x, dict):
+        return x["points"], x["lengths"]
+    return x, None

@@ -1,0 +1,83 @@
+"""Noise schedules: how much noise each timestep adds."""
+
+import math
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import numpy as np
+
+KINDS = ("linear", "scaled_linear", "cosine")
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """The variances of the forward process (Ho et al. 2020), as float64 arrays.
+
+    Make one with `linear`, `scaled_linear` or `cosine`.
+
+    Attributes:
+        kind: `"linear"`, `"scaled_linear"` or `"cosine"`.
+        timesteps: Number T of timesteps; they count from 0 to T - 1.
+        beta_start: First variance, in (0, 1); None for cosine.
+        beta_end: Last variance, in [beta_start, 1); None for cosine.
+    """
+
+    kind: str
+    timesteps: int
+    beta_start: float | None = None
+    beta_end: float | None = None
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"`kind` must be one of {', '.join(KINDS)}; received {self.kind!r}.")
+        if int(self.timesteps) != self.timesteps or self.timesteps < 1:
+            raise ValueError(
+                f"`timesteps` must be a whole number, 1 or more; received {self.timesteps!r}."
+            )
+        if self.kind != "cosine" and not 0.0 < self.beta_start <= self.beta_end < 1.0:
+            raise ValueError(
+                "`beta_start` and `beta_end` must satisfy 0 < beta_start <= beta_end < 1; "
+                f"received {self.beta_start} and {self.beta_end}."
+            )
+
+    @classmethod
+    def linear(cls, T, beta_start=1e-4, beta_end=2e-2):
+        """Variances linear in the timestep (Ho et al. 2020; ChiroDiff)."""
+        return cls("linear", T, beta_start, beta_end)
+
+    @classmethod
+    def scaled_linear(cls, T, beta_start=0.0015, beta_end=0.0195):
+        """Square roots of the variances linear in the timestep.
+
+        Latent diffusion calls this one "linear".
+        """
+        return cls("scaled_linear", T, beta_start, beta_end)
+
+    @classmethod
+    def cosine(cls, T):
+        """Cumulative alphas along a squared cosine (Nichol and Dhariwal 2021, equation 17)."""
+        return cls("cosine", T)
+
+    @cached_property
+    def betas(self):
+        """Variance added at each timestep: float64 array of shape (T,)."""
+        if self.kind == "linear":
+            return np.linspace(self.beta_start, self.beta_end, self.timesteps)
+        if self.kind == "scaled_linear":
+            return np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.timesteps) ** 2
+        offset = 0.008
+        time = (np.arange(self.timesteps + 1) / self.timesteps + offset) / (1 + offset)
+        cumulative = np.cos(time * math.pi / 2) ** 2
+        return np.minimum(1.0 - cumulative[1:] / cumulative[:-1], 0.999)
+
+    @cached_property
+    def alphas_cumprod(self):
+        """Share of the signal's variance left at each timestep: float64 array, shape (T,)."""
+        return np.cumprod(1.0 - self.betas)
+
+    def get_config(self):
+        return asdict(self)
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)

@@ -1,0 +1,132 @@
+"""Samplers: from noise to data, each one short function.
+
+A sampler is compiled once per denoiser and shape; its whole loop is one graph. `denoise`
+predicts the noise: `denoise(x, t, *context) -> epsilon`, with `t` an integer tensor of shape
+(batch_size,) that counts from 0. Pass the same function again and again rather than a new
+lambda, and what changes between calls (lengths, conditions) as `context`.
+"""
+
+from functools import lru_cache
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def ddim(denoise, noise_schedule, x_T, steps, eta=0.0, seed=None, context=()):
+    """Denoising diffusion implicit sampling (Song et al. 2021, equation 12).
+
+    Args:
+        denoise: `denoise(x, t, *context) -> epsilon`, of the shape of `x`.
+        noise_schedule: The `NoiseSchedule` that the denoiser was trained with.
+        x_T: Noise to start from, float tensor of shape (batch_size, ...).
+        steps: Number of steps, from 1 to the schedule's T.
+        eta: 0 for the deterministic sampler, 1 for as much noise as DDPM; 0 or more.
+        seed: Integer for the noise that `eta > 0` adds; None for a random one.
+        context: Tuple of tensors handed to `denoise` unchanged.
+
+    Returns:
+        Float tensor of the shape of `x_T`.
+
+    Raises:
+        ValueError: for steps outside 1..T or a negative eta.
+    """
+    if not eta >= 0.0:
+        raise ValueError(f"`eta` must be 0 or more; received {eta}.")
+    t = ddim_timesteps(noise_schedule.timesteps, steps)
+    alpha = noise_schedule.alphas_cumprod[t]
+    # The last step ends at the schedule's first alpha, not at 1, as in latent diffusion.
+    alpha_prev = np.append(noise_schedule.alphas_cumprod[0], alpha[:-1])
+    sigma = eta * np.sqrt((1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev))
+    # The update is linear in x, epsilon and the noise: these are its three factors.
+    factors = np.stack(
+        [
+            np.sqrt(alpha_prev / alpha),
+            np.sqrt(1 - alpha_prev - sigma**2) - np.sqrt(alpha_prev * (1 - alpha) / alpha),
+            sigma,
+        ]
+    )
+    return _sample(denoise, t, factors, x_T, seed, context)
+
+
+def ddpm(denoise, noise_schedule, x_T, seed=None, context=()):
+    """Ancestral sampling through all timesteps (Ho et al. 2020, algorithm 2).
+
+    The noise has the variance of the posterior, `beta_t (1 - abar_{t-1}) / (1 - abar_t)`.
+
+    Args:
+        denoise, noise_schedule, x_T, seed, context: As in `ddim`.
+
+    Returns:
+        Float tensor of the shape of `x_T`.
+    """
+    beta, alpha_cumprod = noise_schedule.betas, noise_schedule.alphas_cumprod
+    previous = np.append(1.0, alpha_cumprod[:-1])
+    factors = np.stack(
+        [
+            1 / np.sqrt(1 - beta),
+            -beta / np.sqrt((1 - beta) * (1 - alpha_cumprod)),
+            np.sqrt(beta * (1 - previous) / (1 - alpha_cumprod)),
+        ]
+    )
+    return _sample(denoise, np.arange(len(beta)), factors, x_T, seed, context)
+
+
+def ddim_timesteps(timesteps, steps):
+    """Returns the timesteps that `ddim` visits, ascending: integer array of shape (steps,).
+
+    Evenly spaced and shifted by one, as in latent diffusion where `steps` divides T.
+
+    Raises:
+        ValueError: if `steps` is not a whole number from 1 to `timesteps`.
+    """
+    if int(steps) != steps or not 1 <= steps <= timesteps:
+        raise ValueError(
+            f"`steps` must be a whole number from 1 to {timesteps}, the number of timesteps; "
+            f"received {steps!r}."
+        )
+    return np.minimum(np.arange(steps) * timesteps // steps + (steps < timesteps), timesteps - 1)
+
+
+def _sample(denoise, timesteps, factors, x_T, seed, context):
+    x_T = ops.convert_to_tensor(x_T)
+    noisy = bool(np.any(factors[2]))
+    loop, generator = _sampling_loop(denoise, noisy)
+    if noisy:
+        if seed is None:
+            seed = int(keras.random.randint((), 0, 2**31 - 1))
+        generator.state.assign(np.array([seed, 0], dtype="int64"))
+    context = tuple(ops.convert_to_tensor(tensor) for tensor in context)
+    return loop(
+        x_T,
+        ops.convert_to_tensor(timesteps, "int32"),
+        ops.convert_to_tensor(factors, x_T.dtype),
+        context,
+    )
+
+
+@lru_cache(maxsize=32)
+def _sampling_loop(denoise, noisy):
+    generator = keras.random.SeedGenerator(0) if noisy else None
+
+    def loop(x_T, timesteps, factors, context):
+        steps = ops.shape(timesteps)[0]
+
+        def step(i, x):
+            i = steps - 1 - i
+            t = ops.broadcast_to(timesteps[i], (ops.shape(x)[0],))
+            epsilon = denoise(x, t, *context)
+            next_x = factors[0, i] * x + factors[1, i] * epsilon
+            if noisy:
+                noise = keras.random.normal(ops.shape(x), dtype=x.dtype, seed=generator)
+                next_x = next_x + factors[2, i] * noise
+            # A loop variable keeps its static shape.
+            return ops.reshape(next_x, ops.shape(x))
+
+        return ops.fori_loop(0, steps, step, x_T)
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        loop = tf.function(loop, reduce_retracing=True)
+    return loop, generator

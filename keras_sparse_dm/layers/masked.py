@@ -1,0 +1,78 @@
+"""What every sparse layer shares: one boolean mask beside each kernel."""
+
+import numpy as np
+
+
+class MaskedKernels:
+    """Mixin that gives a Keras layer one boolean mask per kernel.
+
+    The mask says where the kernel may differ from zero. It never enters the forward pass:
+    pruned weights are zero in the kernel itself, so `call` is the parent's, unchanged, and a
+    layer whose masks are full computes bit for bit what the Keras layer computes.
+
+    A subclass lists the mixin before the Keras layer, names its kernels in `_kernels` and
+    calls `_add_masks` at the end of `build`:
+
+    ```python
+    @keras.saving.register_keras_serializable(package="keras_sparse_dm")
+    class SparseDense(MaskedKernels, keras.layers.Dense):
+        def build(self, input_shape):
+            super().build(input_shape)
+            self._add_masks()
+
+        def _kernels(self):
+            return {"kernel": self._kernel}
+    ```
+    """
+
+    _mask_variables = ()
+
+    def _kernels(self):
+        """Returns `{name: kernel variable}` of a built layer."""
+        raise TypeError(f"{type(self).__name__} must name its kernels in `_kernels()`.")
+
+    def _add_masks(self):
+        # Only the masks are kept: a kernel held here too would be tracked twice where it
+        # belongs to a cell.
+        self._mask_variables = [
+            self.add_weight(
+                name=f"{name}_mask",
+                shape=kernel.shape,
+                dtype="bool",
+                initializer="ones",
+                trainable=False,
+            )
+            for name, kernel in self._kernels().items()
+        ]
+
+    @property
+    def masks(self):
+        """List of `(kernel variable, mask variable)`; empty before the layer is built.
+
+        A mask is boolean, has its kernel's shape, and is True where a weight is active.
+        """
+        if not self._mask_variables:
+            return []
+        return list(zip(self._kernels().values(), self._mask_variables))
+
+    def _mask_keys(self):
+        # Keras stores a layer's variables under their position among all of them.
+        own = [id(v) for v in self._trainable_variables + self._non_trainable_variables]
+        return {str(own.index(id(mask))): mask for mask in self._mask_variables}
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        # Some Keras layers (Dense among them) list what they save; the masks go beside it.
+        for key, mask in self._mask_keys().items():
+            store[key] = mask.numpy()
+
+    def load_own_variables(self, store):
+        masks = self._mask_keys()
+        stored = {key: store[key] for key in store.keys()}
+        if masks and not masks.keys() & stored.keys():
+            # Weights of the plain Keras layer: nothing in them is pruned.
+            stored |= {key: np.ones(mask.shape, "bool") for key, mask in masks.items()}
+        super().load_own_variables(stored)
+        for key, mask in masks.items():
+            mask.assign(stored[key])
+

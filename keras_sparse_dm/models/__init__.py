@@ -1,0 +1,11 @@
+"""Denoisers and their presets."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "chirodiff": ["ChiroDiff"],
+        "presets": ["PRESETS", "Preset", "get_preset"],
+    },
+)

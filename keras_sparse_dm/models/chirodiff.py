@@ -1,0 +1,167 @@
+"""ChiroDiff's denoiser: a bidirectional GRU over the points of a sketch (Das et al. 2023)."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_sparse_dm.layers import SparseDense, SparseGRU
+from keras_sparse_dm.models.presets import get_preset
+
+REPRESENTATIONS = ("absolute", "delta")
+
+
+@keras.saving.register_keras_serializable(package="keras_sparse_dm")
+class ChiroDiff(keras.Model):
+    """Predicts the noise in a noised sketch, from all its points at once.
+
+    Every point is given with its position and its velocity, whichever of the two the data
+    holds, its pen bit, and random Fourier features of the timestep. A stack of bidirectional
+    GRUs reads them; two linear layers, with the time features joined again before the second,
+    give the noise. All kernels can be sparse (paper, section 3.3.1 and figure 1b).
+
+    Args:
+        units: Units of each GRU direction.
+        num_layers: Number of bidirectional GRUs.
+        representation: `"absolute"` where points are positions, `"delta"` where they are
+            differences.
+        time_features: Width of the timestep's features; even.
+        time_scale: Standard deviation of their frequencies.
+        timesteps: Number T of timesteps of the noise schedule.
+        seed: Integer seed of the frequencies; they never train and are saved with the model.
+
+    Call arguments:
+        inputs: Tuple `(points, t, lengths)`: float tensor (batch_size, max_length, 3) of x, y
+            and pen; integer tensor (batch_size,) of timesteps from 0 to T - 1; integer tensor
+            (batch_size,) of numbers of points. What lies past a sketch's length is not read.
+
+    Returns:
+        Predicted noise: float tensor (batch_size, max_length, 3), zero past each length.
+
+    Raises:
+        ValueError: for an unknown representation or sizes that are not positive.
+
+    Example:
+
+    >>> model = ChiroDiff(units=48, num_layers=2)
+    >>> model((points, t, lengths)).shape
+    TensorShape([128, 90, 3])
+    """
+
+    point_features = 3
+
+    def __init__(
+        self,
+        units=96,
+        num_layers=3,
+        representation="absolute",
+        time_features=8,
+        time_scale=4.0,
+        timesteps=1000,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if representation not in REPRESENTATIONS:
+            raise ValueError(
+                f"`representation` must be one of {REPRESENTATIONS}; received {representation!r}."
+            )
+        sizes = {"units": units, "num_layers": num_layers, "time_features": time_features}
+        for name, value in {**sizes, "timesteps": timesteps}.items():
+            if int(value) != value or value < 1:
+                raise ValueError(
+                    f"`{name}` must be a whole number, 1 or more; received {value!r}."
+                )
+        if time_features % 2:
+            raise ValueError(f"`time_features` must be even; received {time_features}.")
+        self.units = units
+        self.num_layers = num_layers
+        self.representation = representation
+        self.time_features = time_features
+        self.time_scale = time_scale
+        self.timesteps = timesteps
+        self.seed = seed
+        self.recurrent = [
+            keras.layers.Bidirectional(
+                SparseGRU(units, return_sequences=True), name=f"bidirectional_gru_{i}"
+            )
+            for i in range(num_layers)
+        ]
+        self.output_projection = SparseDense(units, name="output_projection")
+        self.noise_projection = SparseDense(self.point_features, name="noise_projection")
+        self.build()
+
+    def build(self, input_shape=None):
+        # All shapes follow from the arguments, so the model is built from the start.
+        if self.built:
+            return
+        self.time_frequencies = self.add_weight(
+            name="time_frequencies",
+            shape=(self.time_features // 2,),
+            initializer=keras.initializers.RandomNormal(stddev=1.0, seed=self.seed),
+            trainable=False,
+        )
+        # Positions and velocities, and one pen bit.
+        features = 2 * (self.point_features - 1) + 1 + self.time_features
+        for layer in self.recurrent:
+            layer.build((None, None, features))
+            features = 2 * self.units
+        self.output_projection.build((None, None, features))
+        self.noise_projection.build((None, None, self.units + self.time_features))
+        self.built = True
+
+    @classmethod
+    def from_preset(cls, name, **overrides):
+        """Makes the denoiser of a preset, with some arguments replaced.
+
+        Raises:
+            ValueError: for a name that is not a ChiroDiff preset.
+        """
+        preset = get_preset(name)
+        if preset.model.kind != "chirodiff":
+            raise ValueError(f"`name` must be a ChiroDiff preset; received {name!r}.")
+        return cls(**(preset.denoiser_arguments() | overrides))
+
+    def embed_time(self, t):
+        """Random Fourier features of timesteps: (batch_size,) to (batch_size, time_features)."""
+        time = ops.cast(t + 1, self.compute_dtype) / self.timesteps
+        frequencies = ops.cast(self.time_frequencies, self.compute_dtype) * self.time_scale
+        angle = 2 * math.pi * (time[:, None] * frequencies[None])
+        return ops.concatenate([ops.sin(angle), ops.cos(angle)], axis=-1)
+
+    def call(self, inputs, training=False):
+        points, t, lengths = inputs
+        max_length = ops.shape(points)[1]
+        mask = ops.arange(max_length)[None] < ops.cast(lengths, "int32")[:, None]
+        points = ops.where(mask[..., None], points, ops.zeros_like(points))
+
+        time = self.embed_time(t)[:, None]
+        time = ops.broadcast_to(time, (ops.shape(points)[0], max_length, self.time_features))
+        hidden = ops.concatenate([self._positions_and_velocities(points), time], axis=-1)
+        for layer in self.recurrent:
+            hidden = layer(hidden, mask=mask, training=training)
+        hidden = self.output_projection(hidden)
+        noise = self.noise_projection(ops.concatenate([hidden, time], axis=-1))
+        return ops.where(mask[..., None], noise, ops.zeros_like(noise))
+
+    def _positions_and_velocities(self, points):
+        if self.representation == "delta":
+            positions = ops.cumsum(points[..., :2], axis=1)
+            return ops.concatenate([positions, points], axis=-1)
+        before = ops.pad(points[:, :-1, :2], ((0, 0), (1, 0), (0, 0)))
+        return ops.concatenate([points, points[..., :2] - before], axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape[0])
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "units": self.units,
+            "num_layers": self.num_layers,
+            "representation": self.representation,
+            "time_features": self.time_features,
+            "time_scale": self.time_scale,
+            "timesteps": self.timesteps,
+            "seed": self.seed,
+        }

@@ -1,0 +1,102 @@
+"""Distributions: how a model's weight budget is shared among its kernels.
+
+Each distribution is a function `(shape) -> raw density`, known up to one common factor.
+To add one, add it to `DISTRIBUTIONS`.
+"""
+
+import numpy as np
+
+
+def uniform(shape):
+    """Every kernel gets the same density."""
+    return 1.0
+
+
+def erdos_renyi(shape):
+    """Erdos-Renyi (Mocanu et al. 2018; equation 4 of the paper): inputs and outputs only."""
+    n_in, n_out = _matrix_shape(shape)
+    return (n_in + n_out) / (n_in * n_out)
+
+
+def erdos_renyi_kernel(shape):
+    """Erdos-Renyi-kernel (Evci et al. 2021; equation 5): the kernel's width and height too.
+
+    For a matrix it is Erdos-Renyi.
+    """
+    _matrix_shape(shape)
+    return float(np.sum(shape) / np.prod(shape, dtype="float64"))
+
+
+DISTRIBUTIONS = {"uniform": uniform, "er": erdos_renyi, "erk": erdos_renyi_kernel}
+
+
+def densities(shapes, sparsity, distribution="erk"):
+    """Returns the density of each kernel, so that all together have the sparsity asked for.
+
+    Raw densities are scaled by one factor that hits the total: every kernel owes
+    `floor(sparsity * size)` pruned weights to it, counted as the original RigL program does. A
+    kernel whose density would pass 1 is made dense and what it cannot take goes to the
+    others.
+
+    Args:
+        shapes: `{name: shape}` of the kernels, in Keras layout (the last two axes are inputs
+            and outputs).
+        sparsity: Share of all these weights that is pruned, in [0, 1).
+        distribution: `"uniform"`, `"er"` or `"erk"`.
+
+    Returns:
+        `{name: density}`, densities in (0, 1], in the order of `shapes`.
+
+    Raises:
+        ValueError: for a sparsity outside [0, 1), an unknown distribution, no shapes, or a
+            shape that the distribution cannot weigh.
+
+    Example:
+
+    >>> densities({"a": (784, 300), "b": (300, 10)}, 0.9)
+    {'a': 0.08852040816326531, 'b': 1.0}
+    """
+    sparsity = check_sparsity_value(sparsity)
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(
+            f"`distribution` must be one of {', '.join(map(repr, DISTRIBUTIONS))}; "
+            f"received {distribution!r}."
+        )
+    if not shapes:
+        raise ValueError("`shapes` must name at least one kernel; received none.")
+    sizes = np.array([np.prod(shape, dtype="float64") for shape in shapes.values()])
+    if not np.all(sizes > 0):
+        raise ValueError(f"`shapes` must have positive dimensions only; received {dict(shapes)}.")
+    raw = np.array([DISTRIBUTIONS[distribution](tuple(shape)) for shape in shapes.values()])
+
+    if distribution == "uniform":
+        return dict.fromkeys(shapes, 1.0 - sparsity)
+
+    dense = np.zeros(len(sizes), bool)
+    budget = np.sum(sizes - np.floor(sparsity * sizes))
+    while not dense.all():
+        factor = (budget - sizes[dense].sum()) / (raw * sizes)[~dense].sum()
+        # Rounding must not make a kernel dense that has exactly density 1.
+        overfull = ~dense & (raw * factor > 1.0 + 1e-12)
+        if not overfull.any():
+            break
+        dense |= overfull
+    density = np.where(dense, 1.0, np.minimum(raw * factor, 1.0))
+    return dict(zip(shapes, density.tolist()))
+
+
+def check_sparsity_value(sparsity):
+    """Returns `sparsity` as a float in [0, 1), or raises a ValueError that says why not."""
+    try:
+        value = float(sparsity)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"`sparsity` must be a number in [0, 1); received {sparsity!r}.")
+    return value
+
+
+def _matrix_shape(shape):
+    if len(shape) < 2:
+        raise ValueError(f"A kernel must have at least two axes; received shape {tuple(shape)}.")
+    return shape[-2:]

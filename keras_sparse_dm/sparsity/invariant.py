@@ -1,0 +1,46 @@
+"""The invariant that all sparse training keeps, as a check for any model at any time."""
+
+import numpy as np
+from keras import ops
+
+from keras_sparse_dm.sparsity.masking import innermost_sparse_optimizer, masked_kernels
+
+
+def check_invariant(model, mask_ones=None):
+    """Checks that a model is exactly as sparse as its masks say.
+
+    Every pruned weight is zero, so are its optimizer moments and its averaged (EMA) copy,
+    and each mask has the number of ones that it was given.
+
+    Args:
+        model: A built `keras.Model` with sparse layers, compiled or not.
+        mask_ones: Optional `{kernel name: number of ones}` to hold the masks to. Without
+            it, the numbers that the model's `SparseOptimizer` remembers are taken, if it
+            has one.
+
+    Raises:
+        AssertionError: naming every kernel that breaks the invariant and how.
+        ValueError: if the model has no sparse kernel.
+    """
+    kernels = masked_kernels(model)
+    if not kernels:
+        raise ValueError(f"`model` {model.name!r} has no sparse kernel to check.")
+    optimizer = innermost_sparse_optimizer(model)
+    attached = {k.name for k in optimizer.kernels} if optimizer is not None else set()
+    if mask_ones is None:
+        mask_ones = optimizer.mask_ones() if attached else {}
+    problems = []
+    for k in kernels:
+        mask = ops.convert_to_numpy(k.mask)
+        state = {"weight": k.kernel}
+        if k.name in attached:
+            state |= {v.name: v for v in optimizer.state_of(k.kernel)}
+        for name, variable in state.items():
+            nonzero = int(np.count_nonzero(ops.convert_to_numpy(variable)[~mask]))
+            if nonzero:
+                problems.append(f"{k.name}: {nonzero} pruned entries of {name} are not zero")
+        ones = int(mask.sum())
+        if mask_ones.get(k.name, ones) != ones:
+            problems.append(f"{k.name}: mask has {ones} ones instead of {mask_ones[k.name]}")
+    if problems:
+        raise AssertionError("The sparsity invariant is broken:\n" + "\n".join(problems))

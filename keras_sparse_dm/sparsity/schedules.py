@@ -1,0 +1,154 @@
+"""Schedules: at which training steps the topology changes, and by what share.
+
+A schedule is a `PruningSchedule` of the TensorFlow Model Optimization Toolkit: called with a
+training step it answers `(due, rate)`, and here the rate is the share of each kernel's active
+weights that is exchanged. So the toolkit's own `ConstantSparsity` and `PolynomialDecay` are
+accepted beside the two of this module.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow_model_optimization.sparsity.keras import (
+    ConstantSparsity,
+    PolynomialDecay,
+    PruningSchedule,
+)
+
+
+class _UpdateSchedule(PruningSchedule):
+    """Due at the multiples of `update_every` from `start_step` to `stop_step`."""
+
+    def __init__(self, prune_rate, update_every, start_step=0, stop_step=-1):
+        self.prune_rate = check_prune_rate(prune_rate)
+        self.update_every = check_update_every(update_every)
+        self.start_step = int(start_step)
+        self.stop_step = int(stop_step)
+        if self.start_step < 0:
+            raise ValueError(f"`start_step` must be 0 or more; received {start_step}.")
+        if self.stop_step != -1 and self.stop_step < self.start_step:
+            raise ValueError(
+                "`stop_step` must be -1 (never) or at least `start_step`; received "
+                f"start_step={start_step}, stop_step={stop_step}."
+            )
+
+    def _due(self, step):
+        # Begun at a multiple of the interval, so that due steps are multiples too; step 0
+        # comes before any training.
+        intervals = max(1, -(-self.start_step // self.update_every))
+        return self._should_prune_in_step(
+            step, intervals * self.update_every, self.stop_step, self.update_every
+        )
+
+    def get_config(self):
+        return {
+            "class_name": type(self).__name__,
+            "config": {
+                "prune_rate": self.prune_rate,
+                "update_every": self.update_every,
+                "start_step": self.start_step,
+                "stop_step": self.stop_step,
+            },
+        }
+
+
+class ConstantPruneRate(_UpdateSchedule):
+    """Exchanges the same share at every update, as the paper does.
+
+    Args:
+        prune_rate: Share of the active weights exchanged at an update, in (0, 1].
+        update_every: Training steps between updates (the paper's exploration frequency),
+            1 or more; updates come at its multiples.
+        start_step: First training step at which an update may come.
+        stop_step: Last such step; -1 for the whole run.
+
+    Raises:
+        ValueError: for values outside these ranges.
+    """
+
+    def __call__(self, step):
+        return self._due(step), tf.constant(self.prune_rate, tf.float32)
+
+
+class CosinePruneRate(_UpdateSchedule):
+    """Lets the exchanged share fall to zero along half a cosine, as RigL does (Evci et al.).
+
+    Args:
+        prune_rate: Share exchanged at the start, in (0, 1].
+        update_every: Training steps between updates, 1 or more.
+        start_step: First training step at which an update may come.
+        stop_step: Training step at which the share has reached zero; must be given.
+
+    Raises:
+        ValueError: for values outside these ranges.
+    """
+
+    def __init__(self, prune_rate, update_every, start_step=0, stop_step=-1):
+        super().__init__(prune_rate, update_every, start_step, stop_step)
+        if self.stop_step <= self.start_step:
+            raise ValueError(
+                "`stop_step` must be given for a cosine decay and be larger than `start_step`; "
+                f"received start_step={start_step}, stop_step={stop_step}."
+            )
+
+    def __call__(self, step):
+        progress = (tf.cast(step, tf.float32) - self.start_step) / (
+            self.stop_step - self.start_step
+        )
+        progress = tf.clip_by_value(progress, 0.0, 1.0)
+        return self._due(step), self.prune_rate * 0.5 * (1.0 + tf.cos(np.pi * progress))
+
+
+_SCHEDULES = {
+    cls.__name__: cls
+    for cls in (ConstantPruneRate, CosinePruneRate, ConstantSparsity, PolynomialDecay)
+}
+
+
+def make_schedule(schedule, prune_rate, update_every, start_step=0, stop_step=-1):
+    """Returns the schedule for `"constant"`, `"cosine"` or a `PruningSchedule`.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(schedule, PruningSchedule):
+        return schedule
+    named = {"constant": ConstantPruneRate, "cosine": CosinePruneRate}
+    if not isinstance(schedule, str) or schedule not in named:
+        raise ValueError(
+            f"`schedule` must be one of {', '.join(map(repr, named))} or a PruningSchedule of "
+            f"tensorflow_model_optimization; received {schedule!r}."
+        )
+    return named[schedule](prune_rate, update_every, start_step, stop_step)
+
+
+def deserialize_schedule(config):
+    """Rebuilds a schedule from what its `get_config` returned."""
+    name = config["class_name"]
+    cls = _SCHEDULES.get(name) or keras.saving.get_registered_object(name)
+    if cls is None:
+        raise ValueError(
+            f"Unknown schedule class {name!r}: decorate it with "
+            "`keras.saving.register_keras_serializable()` and import it before loading."
+        )
+    return cls.from_config(config["config"])
+
+
+def check_prune_rate(prune_rate):
+    """Returns `prune_rate` as a float in (0, 1], or raises a ValueError."""
+    try:
+        value = float(prune_rate)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"`prune_rate` must be a number in (0, 1]; received {prune_rate!r}.")
+    return value
+
+
+def check_update_every(update_every):
+    """Returns `update_every` as an integer of at least 1, or raises a ValueError."""
+    if isinstance(update_every, bool) or int(update_every) != update_every or update_every < 1:
+        raise ValueError(
+            f"`update_every` must be a whole number of steps, 1 or more; received {update_every!r}."
+        )
+    return int(update_every)
