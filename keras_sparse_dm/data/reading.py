@@ -109,7 +109,6 @@ def _flatten(path_data: list[str]) -> list[np.ndarray]:
     s = 1 - t
     p0, p1, p2, p3 = np.repeat(curves, chords, axis=0).T
     points = s**3 * p0 + 3 * s**2 * t * p1 + 3 * s * t**2 * p2 + t**3 * p3
-    points[last - 1] = curves[:, 3]
     is_start = np.concatenate([[True], np.diff(subpath) > 0])
     pieces = np.split(points, (last - chords)[is_start][1:])
     return [

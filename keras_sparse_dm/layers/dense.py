@@ -1,5 +1,7 @@
 """`SparseDense`: `keras.layers.Dense` with a mask on its kernel."""
 
+import math
+
 import keras
 
 from keras_sparse_dm.layers.masked import MaskedKernels
@@ -35,3 +37,6 @@ class SparseDense(MaskedKernels, keras.layers.Dense):
 
     def _kernels(self):
         return {"kernel": self._kernel}
+
+    def kernel_applications(self, input_shape):
+        return [math.prod(input_shape[1:-1])]

@@ -39,3 +39,6 @@ class SparseGRU(MaskedKernels, keras.layers.GRU):
 
     def _kernels(self):
         return {"kernel": self.cell.kernel, "recurrent_kernel": self.cell.recurrent_kernel}
+
+    def kernel_applications(self, input_shape):
+        return [input_shape[1], input_shape[1]]

@@ -11,7 +11,8 @@ class MaskedKernels:
     layer whose masks are full computes bit for bit what the Keras layer computes.
 
     A subclass lists the mixin before the Keras layer, names its kernels in `_kernels` and
-    calls `_add_masks` at the end of `build`:
+    calls `_add_masks` at the end of `build`; `kernel_applications` is what FLOPs are counted
+    from:
 
     ```python
     @keras.saving.register_keras_serializable(package="keras_sparse_dm")
@@ -22,6 +23,9 @@ class MaskedKernels:
 
         def _kernels(self):
             return {"kernel": self._kernel}
+
+        def kernel_applications(self, input_shape):
+            return [math.prod(input_shape[1:-1])]
     ```
     """
 
@@ -30,6 +34,14 @@ class MaskedKernels:
     def _kernels(self):
         """Returns `{name: kernel variable}` of a built layer."""
         raise TypeError(f"{type(self).__name__} must name its kernels in `_kernels()`.")
+
+    def kernel_applications(self, input_shape):
+        """How often each kernel is applied to one example, in the order of `masks`.
+
+        Args:
+            input_shape: Shape of the layer's input, the batch axis first.
+        """
+        raise TypeError(f"{type(self).__name__} must say how often its kernels are applied.")
 
     def _add_masks(self):
         # Only the masks are kept: a kernel held here too would be tracked twice where it

@@ -59,9 +59,10 @@ class ChiroDiff(keras.Model):
         time_scale=4.0,
         timesteps=1000,
         seed=None,
+        name="chirodiff",
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(name=name, **kwargs)
         if representation not in REPRESENTATIONS:
             raise ValueError(
                 f"`representation` must be one of {REPRESENTATIONS}; received {representation!r}."
@@ -83,7 +84,7 @@ class ChiroDiff(keras.Model):
         self.seed = seed
         self.recurrent = [
             keras.layers.Bidirectional(
-                SparseGRU(units, return_sequences=True), name=f"bidirectional_gru_{i}"
+                SparseGRU(units, return_sequences=True, name="gru"), name=f"bidirectional_{i}"
             )
             for i in range(num_layers)
         ]

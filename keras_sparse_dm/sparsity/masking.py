@@ -19,7 +19,7 @@ class MaskedKernel:
 
 
 def masked_kernels(model):
-    """Lists the sparse kernels of a model, each once, in the order of its layers.
+    """Lists the sparse kernels of a model, each once, in the order of its variables.
 
     Args:
         model: A `keras.Model` or `keras.Layer`.
@@ -31,7 +31,8 @@ def masked_kernels(model):
     for layer in model._flatten_layers():
         for kernel, mask in getattr(layer, "masks", ()):
             found.setdefault(id(kernel), MaskedKernel(kernel.path, kernel, mask))
-    return list(found.values())
+    order = {id(variable): i for i, variable in enumerate(model.variables)}
+    return sorted(found.values(), key=lambda k: order[id(k.kernel)])
 
 
 def sparsify(model, sparsity, distribution="erk", seed=None, exclude=()):

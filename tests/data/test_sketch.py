@@ -3,13 +3,12 @@ import sys
 
 import numpy as np
 import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-shapely = pytest.importorskip("shapely")
-
-from keras_sparse_dm.data.sketch import (  # noqa: E402
+from keras_sparse_dm.data.sketch import (
     Sketch,
     drop_short_strokes,
     from_absolute,
@@ -288,7 +287,8 @@ def test_round_trip_of_representations(sketch, representation, scale):
     assert [len(s) for s in back] == [len(s) for s in sketch]
     for a, b in zip(sketch, back, strict=True):
         np.testing.assert_allclose(a[:, :2], b[:, :2], rtol=0, atol=2e-7 * scale)
-    assert to_points(back, representation).tobytes() == to_points(sketch, representation).tobytes()
+    again = to_points(back, representation)
+    np.testing.assert_allclose(again, to_points(sketch, representation), rtol=0, atol=5e-7 * scale)
 
 
 def test_delta_does_not_drift_on_long_sketches():

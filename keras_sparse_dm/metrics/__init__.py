@@ -1,0 +1,7 @@
+"""What models cost."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__, submod_attrs={"cost": ["Cost", "cost"]}
+)
