@@ -30,13 +30,13 @@ def draw(sketches, path=None, columns=8, titles=(), cell=1.1):
         raise ValueError("`sketches` must hold at least one sketch; received none.")
     rows = max(-(-len(group) // columns) for group in groups)
     figure = Figure(figsize=(cell * (columns + 0.4) * len(groups), cell * rows + 0.4))
-    for panel, group in zip(np.atleast_1d(figure.subfigures(1, len(groups))), groups):
+    for panel, group in zip(np.atleast_1d(figure.subfigures(1, len(groups))), groups, strict=True):
         axes = panel.subplots(rows, columns, squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()
-        for axis, sketch in zip(axes.flat, group):
+        for axis, sketch in zip(axes.flat, group, strict=False):
             _draw_sketch(axis, sketch)
-    for panel, title in zip(figure.subfigs, titles):
+    for panel, title in zip(figure.subfigs, titles, strict=False):
         panel.suptitle(title, fontsize=11)
     if path is not None:
         path = Path(path)

@@ -226,7 +226,7 @@ class DiffusionModel(keras.Model):
             yield
         finally:
             self._averages_in_use = False
-            for variable, value in zip(self.trainable_variables, trained):
+            for variable, value in zip(self.trainable_variables, trained, strict=True):
                 variable.assign(value)
 
     _averages_in_use = False

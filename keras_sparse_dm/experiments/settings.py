@@ -92,9 +92,7 @@ class RunSettings:
 
     def to_preset(self):
         """The `Preset` that these settings amount to."""
-        return Preset(
-            self.preset, self.model, self.data, self.training, self.noise, self.sampling
-        )
+        return Preset(self.preset, self.model, self.data, self.training, self.noise, self.sampling)
 
     @property
     def folder(self):
@@ -186,8 +184,7 @@ class RunSettings:
             raise SettingsError(f"--time-features must be even; received {m.time_features}.")
         if s.steps > n.timesteps:
             raise SettingsError(
-                f"--sampling.steps must be at most the {n.timesteps} timesteps; "
-                f"received {s.steps}."
+                f"--sampling.steps must be at most the {n.timesteps} timesteps; received {s.steps}."
             )
         if n.schedule != "cosine" and not 0 < n.beta_start <= n.beta_end < 1:
             raise SettingsError(

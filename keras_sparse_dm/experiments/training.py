@@ -158,8 +158,7 @@ def _claim_folder(settings, folder):
         ]
         if different:
             raise SettingsError(
-                f"--resume: the run in {folder} has another configuration: "
-                f"{'; '.join(different)}."
+                f"--resume: the run in {folder} has another configuration: {'; '.join(different)}."
             )
         return
     if settings.resume:
@@ -334,7 +333,8 @@ def _generate(model, preset, lengths, seed):
     )
     representation = preset.data.representation
     return [
-        from_points(np.nan_to_num(p[:n]), representation) for p, n in zip(points, lengths)
+        from_points(np.nan_to_num(p[:n]), representation)
+        for p, n in zip(points, lengths, strict=True)
     ]
 
 

@@ -65,7 +65,7 @@ class MaskedKernels:
         """
         if not self._mask_variables:
             return []
-        return list(zip(self._kernels().values(), self._mask_variables))
+        return list(zip(self._kernels().values(), self._mask_variables, strict=True))
 
     def _mask_keys(self):
         # Keras stores a layer's variables under their position among all of them.
@@ -87,4 +87,3 @@ class MaskedKernels:
         super().load_own_variables(stored)
         for key, mask in masks.items():
             mask.assign(stored[key])
-

@@ -2,6 +2,4 @@
 
 import lazy_loader as _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach(
-    __name__, submod_attrs={"cost": ["Cost", "cost"]}
-)
+__getattr__, __dir__, __all__ = _lazy.attach(__name__, submod_attrs={"cost": ["Cost", "cost"]})

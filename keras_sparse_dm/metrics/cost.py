@@ -70,7 +70,7 @@ def cost(model, inputs, sampling_steps=1, iterations=0, method="static", update_
     with _recorded_calls(model) as calls:
         model(inputs)
     for layer, shape in calls:
-        for (kernel, _), times in zip(layer.masks, layer.kernel_applications(shape)):
+        for (kernel, _), times in zip(layer.masks, layer.kernel_applications(shape), strict=True):
             size, ones = active[names[id(kernel)]]
             dense += 2 * size * times
             sparse += 2 * ones * times

@@ -70,9 +70,7 @@ class ChiroDiff(keras.Model):
         sizes = {"units": units, "num_layers": num_layers, "time_features": time_features}
         for name, value in {**sizes, "timesteps": timesteps}.items():
             if int(value) != value or value < 1:
-                raise ValueError(
-                    f"`{name}` must be a whole number, 1 or more; received {value!r}."
-                )
+                raise ValueError(f"`{name}` must be a whole number, 1 or more; received {value!r}.")
         if time_features % 2:
             raise ValueError(f"`time_features` must be even; received {time_features}.")
         self.units = units

@@ -176,7 +176,5 @@ def get_preset(name):
     if name not in PRESETS:
         close = difflib.get_close_matches(str(name), PRESETS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"`preset` must be one of {', '.join(PRESETS)}; received {name!r}.{hint}"
-        )
+        raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}; received {name!r}.{hint}")
     return PRESETS[name]

@@ -88,13 +88,15 @@ class DynamicSparsity(keras.callbacks.Callback):
             self._log_update()
 
     def on_epoch_end(self, epoch, logs=None):
+        report = sparsity_report(self.model)
+        self._sparsity = report.sparsity
         if logs is not None:
-            logs["sparsity"] = self._sparsity = sparsity_report(self.model).sparsity
+            logs["sparsity"] = self._sparsity
         if self._writer is not None:
             import tensorflow as tf
 
             with self._writer.as_default(step=int(self._optimizer.iterations)):
-                for k in sparsity_report(self.model).kernels:
+                for k in report.kernels:
                     tf.summary.scalar(f"density/{k.name}", k.density)
             self._writer.flush()
 

@@ -82,7 +82,7 @@ def densities(shapes, sparsity, distribution="erk"):
             break
         dense |= overfull
     density = np.where(dense, 1.0, np.minimum(raw * factor, 1.0))
-    return dict(zip(shapes, density.tolist()))
+    return dict(zip(shapes, density.tolist(), strict=True))
 
 
 def check_sparsity_value(sparsity):

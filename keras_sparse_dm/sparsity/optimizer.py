@@ -112,15 +112,14 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         now = [ones.get(key, -1) for key in self._index]
         if fresh or masks_changed or bool(ops.all(self._mask_ones == -1)):
             self._mask_ones.assign(now)
-            for k in kernels:
-                k.kernel.assign(_where(k.mask, k.kernel))
-                for slot in self._slots(k.kernel):
-                    slot.assign(_where(k.mask, slot))
         elif now != ops.convert_to_numpy(self._mask_ones).tolist():
             raise ValueError(
                 "The masks of the model do not have as many ones as those that this optimizer's "
                 "state belongs to. Call `sparsify` after loading, or compile again."
             )
+        for k in kernels:
+            for variable in (k.kernel, *self._slots(k.kernel)):
+                variable.assign(_where(k.mask, variable))
 
     def apply(self, grads, trainable_variables=None):
         if not self._kernels:
@@ -131,19 +130,15 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         if trainable_variables is None:
             trainable_variables = self._trainable_variables
         trainable_variables = list(trainable_variables)
-        dense_gradients = {
-            self._var_key(v): g for v, g in zip(trainable_variables, grads) if g is not None
-        }
-        missing = [
-            k.name for k in self._kernels if self._var_key(k.kernel) not in dense_gradients
-        ]
+        pairs = list(zip(trainable_variables, grads, strict=True))
+        dense_gradients = {self._var_key(v): g for v, g in pairs if g is not None}
+        missing = [k.name for k in self._kernels if self._var_key(k.kernel) not in dense_gradients]
         if missing:
             raise ValueError(f"No gradient for the sparse kernels {', '.join(missing)}.")
         masks = {self._var_key(k.kernel): k.mask for k in self._kernels}
         # `where`, not a product: a pruned weight stays zero even where its gradient is NaN.
         masked = [
-            _where(masks[self._var_key(v)], g) if self._var_key(v) in masks else g
-            for v, g in zip(trainable_variables, grads)
+            _where(masks[self._var_key(v)], g) if self._var_key(v) in masks else g for v, g in pairs
         ]
         self.inner_optimizer.apply(masked, trainable_variables)
         if self._method.name == "static":

@@ -81,9 +81,7 @@ def update_mask(mask, drop_score, growth_score, prune_rate):
         The new mask, with as many ones as `mask`.
     """
     active = ops.sum(ops.cast(mask, "int32"))
-    dropped = ops.cast(
-        ops.cast(active, "float32") * ops.cast(prune_rate, "float32"), "int32"
-    )
+    dropped = ops.cast(ops.cast(active, "float32") * ops.cast(prune_rate, "float32"), "int32")
     kept = top_k_mask(drop_score, active - dropped, eligible=mask)
     grown = top_k_mask(growth_score, dropped, eligible=ops.logical_not(kept))
     return ops.logical_or(kept, grown)

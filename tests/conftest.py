@@ -1,0 +1,58 @@
+"""What all tests share: quiet TensorFlow, private caches, the reference answers."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import keras
+import numpy as np
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def shared_folder(name):
+    """The folder of that name beside the repository; a test without it skips, and in CI fails."""
+    folder = SHARED / name
+    if not folder.is_dir():
+        message = f"no folder {name!r} with the original programs' answers beside the repository"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder
+
+
+class Reference:
+    """The answers of the original programs: arrays by file, and the weights behind them."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        spec = importlib.util.spec_from_file_location(
+            "reference_weights", folder / "reference_weights.py"
+        )
+        self._weights = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self._weights)
+
+    def arrays(self, name):
+        """Arrays of one file, by name."""
+        with np.load(self.folder / name) as archive:
+            return {key: archive[key] for key in archive.files}
+
+    def state_dict(self, name):
+        """`{PyTorch tensor name: array}` of the network behind one file."""
+        names, _ = self._weights.load(self.folder / name)
+        return self._weights.state_dict(names)
+
+
+@pytest.fixture(scope="session")
+def reference():
+    return Reference(shared_folder("reference"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_start():
+    """Every test begins with the same global random state."""
+    keras.utils.set_random_seed(1234)
