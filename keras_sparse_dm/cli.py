@@ -56,6 +56,8 @@ def train_command(argv, prog="train.py"):
     except TrainingDiverged as error:
         return _fail(prog, error, 1)
     except OSError as error:
+        if error.errno is None:
+            raise
         where = f" ({error.filename})" if error.filename else ""
         return _fail(
             prog,

@@ -225,7 +225,7 @@ def _prepare_files(
         workers = 1
     sketches, names, broken = [], [], []
     with tqdm(
-        total=len(files), desc="Preparing KanjiVG", unit=" files", disable=not progress
+        total=len(files), desc="Preparing KanjiVG", unit=" files", disable=None if progress else True
     ) as bar:
         results = (
             (work(chunk) for chunk in chunks)

@@ -74,9 +74,11 @@ class MaskedKernels:
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
-        # Some Keras layers (Dense among them) list what they save; the masks go beside it.
+        # Some Keras layers (Dense among them) list what they save, and leave the masks out.
+        saved = set(store.keys())
         for key, mask in self._mask_keys().items():
-            store[key] = mask.numpy()
+            if key not in saved:
+                store[key] = mask
 
     def load_own_variables(self, store):
         masks = self._mask_keys()

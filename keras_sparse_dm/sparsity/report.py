@@ -86,7 +86,7 @@ class SparsityReport:
                 f"{k.nonzeros:,}",
             )
         text = io.StringIO()
-        Console(file=text, width=120).print(table)
+        Console(file=text, width=200).print(table)
         return text.getvalue().rstrip()
 
 

@@ -1,0 +1,169 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_sparse_dm import sparsify, sparsity_report
+from keras_sparse_dm.layers import SparseDense, SparseGRU
+from keras_sparse_dm.metrics import cost
+from keras_sparse_dm.models import ChiroDiff
+
+
+def dense_network(*units, inputs=7, shape=()):
+    layers = [keras.Input((*shape, inputs))]
+    layers += [SparseDense(n, name=f"dense_{i}") for i, n in enumerate(units)]
+    return keras.Sequential(layers)
+
+
+def profiler_flops(model, example):
+    """What TensorFlow's own profiler counts for the multiplications of one forward pass."""
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )
+
+    function = tf.function(lambda x: model(x)).get_concrete_function(tf.constant(example))
+    frozen = convert_variables_to_constants_v2(function)
+    options = tf.compat.v1.profiler.ProfileOptionBuilder(
+        tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
+    )
+    options = options.with_empty_output().build()
+    with tf.Graph().as_default() as graph:
+        tf.graph_util.import_graph_def(frozen.graph.as_graph_def(), name="")
+        profile = tf.compat.v1.profiler.profile(graph, cmd="op", options=options)
+    (matmul,) = [child for child in profile.children if child.name == "MatMul"]
+    return matmul.total_float_ops
+
+
+def test_agrees_with_tensorflows_profiler():
+    model = dense_network(5, 11, 3)
+    example = np.zeros((1, 7), "float32")
+    wanted = profiler_flops(model, example)
+    assert wanted == 2 * (7 * 5 + 5 * 11 + 11 * 3)
+    assert cost(model, example).dense_flops == wanted
+
+
+def test_a_kernel_counts_once_for_every_position():
+    model = dense_network(4, shape=(6, 5))
+    assert cost(model, np.zeros((1, 6, 5, 7), "float32")).dense_flops == 2 * 7 * 4 * 6 * 5
+
+
+def test_counts_by_hand():
+    model = keras.Sequential(
+        [
+            keras.Input((None, 3)),
+            keras.layers.Bidirectional(SparseGRU(4, return_sequences=True)),
+            SparseDense(2),
+            keras.layers.Dense(5),  # not sparse: not in the paper's count
+        ]
+    )
+    result = cost(model, np.zeros((1, 10, 3), "float32"))
+    gru = 3 * 12 + 4 * 12
+    assert result.dense_flops == 2 * 10 * (2 * gru + 8 * 2)
+    assert result.sparse_flops == result.dense_flops
+    biases = 2 * 2 * 12 + 2
+    assert result.parameters == 2 * gru + 8 * 2 + biases + (2 * 5 + 5)
+    assert result.active_parameters == result.parameters
+
+
+def test_a_layer_called_twice_counts_twice_and_one_not_called_not_at_all():
+    shared = SparseDense(4, name="shared")
+    x = keras.Input((4,))
+    model = keras.Model(x, shared(shared(x)))
+    assert cost(model, np.zeros((1, 4), "float32")).dense_flops == 2 * 2 * 16
+
+
+@pytest.mark.parametrize("points", [1, 40])
+def test_chirodiff_by_hand(points):
+    model = ChiroDiff(units=6, num_layers=2)
+    sparsify(model, 0.6, seed=0)
+    example = (
+        np.zeros((1, points, 3), "float32"),
+        np.zeros(1, "int32"),
+        np.array([points]),
+    )
+    result = cost(model, example, sampling_steps=50)
+    weights = 2 * (13 * 18 + 6 * 18) + 2 * (12 * 18 + 6 * 18) + 12 * 6 + 14 * 3
+    active = sum(k.active for k in sparsity_report(model).kernels)
+    assert result.dense_flops == 2 * weights * points
+    assert result.sparse_flops == 2 * active * points
+    assert result.dense_sampling_flops == 50 * 2 * weights * points
+    assert result.sparse_sampling_flops == 50 * 2 * active * points
+    biases = 4 * 2 * 18 + 6 + 3
+    assert result.parameters == weights + biases
+    assert result.active_parameters == active + biases
+
+
+@pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.75])
+def test_uniform_density_leaves_that_share_of_everything(sparsity):
+    model = dense_network(40, 80, 20, inputs=40)
+    sparsify(model, sparsity, "uniform", seed=0)
+    result = cost(model, np.zeros((1, 40), "float32"), sampling_steps=3, iterations=10)
+    for name in ("flops", "sampling_flops", "training_flops"):
+        ratio = getattr(result, f"sparse_{name}") / getattr(result, f"dense_{name}")
+        assert ratio == pytest.approx(1 - sparsity, rel=1e-3)
+
+
+@pytest.mark.parametrize("update_every", [1, 100, 1100])
+def test_training_flops(update_every):
+    model = dense_network(8, 8, inputs=8)
+    sparsify(model, 0.5, seed=0)
+    example, iterations = np.zeros((1, 8), "float32"), 600
+    f_d = 2 * 2 * 64
+    f_s = 2 * sparsity_report(model).active
+    arguments = {"iterations": iterations, "update_every": update_every}
+    assert cost(model, example, method="static", **arguments).sparse_training_flops == (
+        3 * f_s * iterations
+    )
+    assert cost(model, example, method="magran", **arguments).sparse_training_flops == (
+        3 * f_s * iterations
+    )
+    # Evci et al. 2021, appendix H.
+    per_iteration = (3 * f_s * update_every + 2 * f_s + f_d) / (update_every + 1)
+    rigl = cost(model, example, method="rigl", **arguments)
+    assert rigl.sparse_training_flops == pytest.approx(per_iteration * iterations, rel=1e-12)
+    assert rigl.dense_training_flops == 3 * f_d * iterations
+    dense = cost(model, example, method="dense", **arguments)
+    assert dense.sparse_training_flops == 3 * f_d * iterations
+
+
+def test_the_papers_training_flops_of_kanjivg():
+    """DESIGN.md: 3 x forward FLOPs x iterations, 68 x 600 of them."""
+    model = ChiroDiff.from_preset("chirodiff_kanjivg")
+    example = (np.zeros((1, 100, 3), "float32"), np.zeros(1, "int32"), np.array([100]))
+    result = cost(model, example, method="dense", iterations=68 * 600)
+    assert result.dense_training_flops == 3 * 2 * 413_304 * 100 * 68 * 600
+
+
+def test_counting_leaves_the_model_as_it_was():
+    model = dense_network(4, 4)
+    x = np.ones((2, 7), "float32")
+    before = np.asarray(model(x))
+    first = cost(model, x[:1])
+    assert cost(model, x[:1]) == first
+    assert not any("call" in vars(layer) for layer in model.layers)
+    np.testing.assert_array_equal(model(x), before)
+    # And when the model fails, too.
+    with pytest.raises(Exception, match="(?i)shape|incompatible|dimension"):
+        cost(model, np.ones((1, 9), "float32"))
+    assert not any("call" in vars(layer) for layer in model.layers)
+    assert model.predict(x, verbose=0).shape == (2, 4)
+
+
+def test_converts_to_a_dictionary():
+    result = cost(dense_network(4), np.zeros((1, 7), "float32"), iterations=2)
+    values = result.to_dict()
+    assert values["dense_flops"] == 2 * 28
+    assert values["parameters"] == 32
+    assert values["dense_training_flops"] == 3 * 2 * 28 * 2
+
+
+def test_errors():
+    model, x = dense_network(4), np.zeros((1, 7), "float32")
+    with pytest.raises(ValueError, match="received 'snip'"):
+        cost(model, x, method="snip")
+    for update_every in (None, 0):
+        with pytest.raises(ValueError, match="update_every"):
+            cost(model, x, method="rigl", update_every=update_every)
+    plain = keras.Sequential([keras.Input((7,)), keras.layers.Dense(4)])
+    with pytest.raises(ValueError, match="sparse"):
+        cost(plain, x)

@@ -1,0 +1,210 @@
+"""Updates of one kernel: against the original RigL program and a sort in NumPy."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from keras_sparse_dm.sparsity import prune_and_grow, top_k_mask
+from keras_sparse_dm.sparsity.topology import random_mask
+
+# Shapes are few, because a compiled function is traced for each.
+SHAPES = [(1, 1), (2, 3), (5, 8), (3, 3, 2, 4)]
+SPECIAL = np.float32(
+    [0, -0.0, 1e-45, -1e-45, 3e-41, 1e-38, 1.17549435e-38, 1, -1, 1, 1e30, 3.4e38, -3.4e38, np.inf]
+)
+settings.register_profile("bounded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("bounded")
+
+MODES = {
+    "eager": lambda f: f,
+    "graph": lambda f: tf.function(f, autograph=False),
+    "xla": lambda f: tf.function(f, autograph=False, jit_compile=True),
+}
+
+
+def largest_first(scores, eligible):
+    """Positions of the eligible scores, largest first and equal ones in row-major order.
+
+    Compares the scores' bits, so that no rounding mode of the processor has a say.
+    """
+    keys = np.abs(scores.ravel()).view("int32").astype("int64")
+    keys[~eligible.ravel()] = -1
+    return np.argsort(-keys, kind="stable")
+
+
+def update_by_sort(weights, mask, growth_score, prune_rate):
+    """DESIGN.md's update, written with a stable sort."""
+    active = int(mask.sum())
+    exchanged = int(np.float32(active) * np.float32(prune_rate))
+    kept = np.zeros(mask.size, bool)
+    kept[largest_first(weights, mask)[: active - exchanged]] = True
+    new = kept.copy()
+    new[largest_first(growth_score, ~kept.reshape(mask.shape))[:exchanged]] = True
+    new = new.reshape(mask.shape)
+    return np.where(new & mask, weights, np.float32(0)), new, new & ~mask
+
+
+def arrays(shape, elements):
+    return hnp.arrays(np.float32, shape, elements=elements, fill=st.nothing())
+
+
+floats = st.one_of(
+    st.sampled_from(SPECIAL.tolist()).map(lambda v: float(np.float32(v))),
+    st.floats(-2, 2, width=32),
+    st.integers(-3, 3).map(float),
+)
+
+
+@st.composite
+def cases(draw):
+    shape = draw(st.sampled_from(SHAPES))
+    mask = draw(hnp.arrays(bool, shape))
+    weights = np.where(mask, draw(arrays(shape, floats)), np.float32(0))
+    growth = np.abs(draw(arrays(shape, floats)))
+    rate = draw(st.one_of(st.floats(0, 1, width=32), st.sampled_from([0.0, 1e-6, 0.3, 0.5, 1.0])))
+    return weights, mask, growth, np.float32(rate)
+
+
+@pytest.fixture(scope="module", params=MODES)
+def update(request):
+    return MODES[request.param](prune_and_grow)
+
+
+@settings(max_examples=60)
+@given(case=cases())
+def test_update_is_that_of_a_stable_sort(update, case):
+    weights, mask, growth, rate = case
+    new_weights, new_mask, grown = (np.asarray(v) for v in update(*map(tf.constant, case)))
+    expected_weights, expected_mask, expected_grown = update_by_sort(*case)
+    np.testing.assert_array_equal(new_mask, expected_mask)
+    np.testing.assert_array_equal(grown, expected_grown)
+    # As bits: what survives is untouched, even a denormal; zeros may differ in sign.
+    survived = expected_mask & mask
+    np.testing.assert_array_equal(
+        new_weights[survived].view("int32"), weights[survived].view("int32")
+    )
+    assert not np.any(new_weights[~survived].view("int32"))
+    assert new_mask.sum() == mask.sum()
+
+
+@pytest.mark.parametrize("name", ["dense", "conv", "tiny"])
+@pytest.mark.parametrize("mode", MODES)
+def test_update_agrees_with_the_original_program(reference, name, mode):
+    answers = {
+        key.removeprefix(f"update_{name}_"): value
+        for key, value in reference.arrays("rigl.npz").items()
+        if key.startswith(f"update_{name}_")
+    }
+    mask = answers["mask_before"].astype(bool)
+    weights, new_mask, grown = MODES[mode](prune_and_grow)(
+        tf.constant(answers["weights_before"] * mask),
+        tf.constant(mask),
+        tf.constant(np.abs(answers["dense_gradient"])),
+        tf.constant(answers["fraction"]),
+    )
+    weights, new_mask, grown = np.asarray(weights), np.asarray(new_mask), np.asarray(grown)
+    np.testing.assert_array_equal(new_mask, answers["mask_after"].astype(bool))
+    np.testing.assert_array_equal(weights, answers["weights_after"] * new_mask)
+    np.testing.assert_array_equal(grown, new_mask & ~mask)
+    # What the masks say of the momentum: kept where a weight survived, zero elsewhere.
+    momentum = np.where(new_mask & mask, answers["momentum_before"], 0)
+    np.testing.assert_array_equal(momentum, np.where(new_mask, answers["momentum_after"], 0))
+    if name != "tiny":
+        assert grown.any()
+
+
+def test_a_rate_that_rounds_to_no_weight_changes_nothing():
+    rng = np.random.default_rng(0)
+    mask = rng.random((6, 10)) < 0.5
+    weights = np.where(mask, rng.normal(size=mask.shape), 0).astype("float32")
+    growth = rng.random(mask.shape).astype("float32")
+    for rate in (0.0, 1e-9, 0.999 / mask.sum()):
+        new_weights, new_mask, grown = prune_and_grow(weights, mask, growth, rate)
+        np.testing.assert_array_equal(new_weights, weights)
+        np.testing.assert_array_equal(new_mask, mask)
+        assert not np.any(grown)
+    _, new_mask, _ = prune_and_grow(weights, mask, np.where(mask, 0, 1), 1.001 / mask.sum())
+    assert (np.asarray(new_mask) != mask).sum() == 2  # one dropped, one grown
+
+
+def test_a_dropped_weight_may_grow_back_and_keeps_its_value():
+    weights = np.float32([[1, 2, 3, 0]])
+    mask = np.array([[True, True, True, False]])
+    new, new_mask, grown = prune_and_grow(weights, mask, np.float32([[9, 0, 0, 1]]), 0.4)
+    np.testing.assert_array_equal(new, weights)
+    np.testing.assert_array_equal(new_mask, mask)
+    assert not np.any(grown)
+
+
+def test_an_active_zero_is_not_taken_for_a_pruned_weight():
+    weights = np.float32([[0, -0.0, 0, 0, 0]])
+    mask = np.array([[False, True, False, True, True]])
+    _, new_mask, _ = prune_and_grow(weights, mask, np.float32([[0, 0, 1, 0, 0]]), 0.34)
+    np.testing.assert_array_equal(new_mask, [[False, True, True, True, False]])
+
+
+@pytest.mark.parametrize("fill", [0, 1])
+def test_full_and_empty_masks_stay(fill):
+    mask = np.full((3, 4), bool(fill))
+    weights = np.full((3, 4), np.float32(fill) * 0.5)
+    new, new_mask, grown = prune_and_grow(weights, mask, np.ones((3, 4), "float32"), 0.7)
+    np.testing.assert_array_equal(new_mask, mask)
+    np.testing.assert_array_equal(new, weights)
+    assert not np.any(grown)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_float_types(dtype):
+    rng = np.random.default_rng(3)
+    mask = rng.random((7, 9)) < 0.6
+    # Values that every one of these types holds exactly, so one answer fits all.
+    weights = np.where(mask, rng.integers(-99, 99, mask.shape) / 64, 0).astype("float32")
+    growth = (rng.integers(0, 99, mask.shape) / 64).astype("float32")
+    new, new_mask, _ = prune_and_grow(
+        tf.cast(weights, dtype), mask, tf.cast(growth, dtype), prune_rate=0.37
+    )
+    assert new.dtype == dtype
+    expected_weights, expected_mask, _ = update_by_sort(weights, mask, growth, 0.37)
+    np.testing.assert_array_equal(new_mask, expected_mask)
+    np.testing.assert_array_equal(np.asarray(new, "float32"), expected_weights)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan"), 2])
+def test_prune_rate_outside_the_range_raises(rate):
+    ones = np.ones((2, 2), "float32")
+    with pytest.raises(ValueError, match=r"`prune_rate` must be in \[0, 1\]; received"):
+        prune_and_grow(ones, ones.astype(bool), ones, rate)
+
+
+def test_shapes_that_differ_raise():
+    ones = np.ones((2, 2), "float32")
+    with pytest.raises(ValueError, match=r"one shape; received \(2, 2\), \(2, 2\) and \(4,\)"):
+        prune_and_grow(ones, ones.astype(bool), ones.ravel(), 0.5)
+
+
+@settings(max_examples=40)
+@given(
+    scores=arrays((23,), floats).map(np.abs),
+    eligible=hnp.arrays(bool, 23),
+    share=st.floats(0, 1),
+)
+def test_top_k_marks_the_first_of_a_stable_sort(scores, eligible, share):
+    k = round(share * eligible.sum())
+    expected = np.zeros(23, bool)
+    expected[largest_first(scores, eligible)[:k]] = True
+    np.testing.assert_array_equal(top_k_mask(scores, k, eligible=eligible), expected)
+    everywhere = np.zeros(23, bool)
+    everywhere[largest_first(scores, np.ones(23, bool))[:k]] = True
+    np.testing.assert_array_equal(top_k_mask(scores, k), everywhere)
+
+
+def test_random_masks_have_exact_counts_and_no_favourite_place():
+    draws = np.stack([random_mask((6, 5), 0.37, seed) for seed in range(200)])
+    assert set(draws.sum(axis=(1, 2))) == {round(0.37 * 30)}
+    # 200 draws of a place with chance 11/30: five standard deviations are 34.
+    assert np.abs(draws.sum(axis=0) - 200 * 11 / 30).max() < 34
+    np.testing.assert_array_equal(draws[3], random_mask((6, 5), 0.37, 3))
+    assert not np.any(random_mask((6, 5), 0.0, 0)) and np.all(random_mask((6, 5), 1.0, 0))
