@@ -31,7 +31,17 @@ def draw(sketches, path=None, columns=8, titles=(), cell=1.1):
     rows = max(-(-len(group) // columns) for group in groups)
     figure = Figure(figsize=(cell * (columns + 0.4) * len(groups), cell * rows + 0.4))
     for panel, group in zip(np.atleast_1d(figure.subfigures(1, len(groups))), groups, strict=True):
-        axes = panel.subplots(rows, columns, squeeze=False)
+        axes = panel.subplots(
+            rows,
+            columns,
+            squeeze=False,
+            gridspec_kw={
+                "left": 0.03,
+                "right": 0.97,
+                "bottom": 0.01,
+                "top": 1 - 0.4 / (cell * rows + 0.4),
+            },
+        )
         for axis in axes.flat:
             axis.set_axis_off()
         for axis, sketch in zip(axes.flat, group, strict=False):

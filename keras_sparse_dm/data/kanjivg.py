@@ -225,7 +225,10 @@ def _prepare_files(
         workers = 1
     sketches, names, broken = [], [], []
     with tqdm(
-        total=len(files), desc="Preparing KanjiVG", unit=" files", disable=None if progress else True
+        total=len(files),
+        desc="Preparing KanjiVG",
+        unit=" files",
+        disable=None if progress else True,
     ) as bar:
         results = (
             (work(chunk) for chunk in chunks)

@@ -96,6 +96,10 @@ class DiffusionModel(keras.Model):
         self._eval_seed_generator.state.assign(self._eval_seed)
 
     def _noise_prediction_loss(self, x, lengths, seed, training):
+        if lengths is not None:
+            # Whatever fills up the shorter sketches, the loss must not see it.
+            valid = ops.arange(ops.shape(x)[1])[None] < ops.cast(lengths, "int32")[:, None]
+            x = ops.where(valid[..., None], x, ops.zeros_like(x))
         t = keras.random.randint(
             (ops.shape(x)[0],), 0, self.noise_schedule.timesteps, dtype="int32", seed=seed
         )
@@ -107,9 +111,8 @@ class DiffusionModel(keras.Model):
         if lengths is None:
             return ops.mean(ops.square(error))
         per_point = ops.mean(ops.square(error), axis=-1)
-        lengths = ops.cast(lengths, "int32")[:, None]
-        valid = ops.cast(ops.arange(ops.shape(x)[1])[None] < lengths, "float32")
-        per_sketch = ops.sum(per_point * valid, axis=1) / ops.cast(lengths[:, 0], "float32")
+        per_sketch = ops.sum(per_point * ops.cast(valid, "float32"), axis=1)
+        per_sketch = per_sketch / ops.cast(lengths, "float32")
         return ops.mean(per_sketch)
 
     def make_train_function(self, force=False):
@@ -144,7 +147,7 @@ class DiffusionModel(keras.Model):
             lengths: Numbers of points of the sketches to draw, integers of shape (n,).
             steps: Number of DDIM steps, from 1 to T.
             sampler: `"ddim"` or `"ddpm"` (all timesteps).
-            eta: Noise of DDIM, 0 or more.
+            eta: Noise of DDIM, from 0 to 1.
             seed: Integer; the same seed gives the same samples, whatever the batch size
                 where eta is 0.
             batch_size: Samples that are generated at a time.
@@ -234,12 +237,13 @@ class DiffusionModel(keras.Model):
     def save_own_variables(self, store):
         super().save_own_variables(store)
         store["seed_state"] = ops.convert_to_numpy(self._seed_generator.state)
+        store["eval_seed_state"] = self._eval_seed
 
     def load_own_variables(self, store):
-        own = {key: store[key] for key in store.keys() if key != "seed_state"}
+        own = {key: store[key] for key in store.keys() if not key.endswith("seed_state")}
         super().load_own_variables(own)
-        if "seed_state" in store.keys():
-            self._seed_generator.state.assign(store["seed_state"])
+        self._seed_generator.state.assign(store["seed_state"])
+        self._eval_seed = np.array(store["eval_seed_state"])
 
     def get_config(self):
         return {

@@ -34,7 +34,11 @@ class NoiseSchedule:
             raise ValueError(
                 f"`timesteps` must be a whole number, 1 or more; received {self.timesteps!r}."
             )
-        if self.kind != "cosine" and not 0.0 < self.beta_start <= self.beta_end < 1.0:
+        object.__setattr__(self, "timesteps", int(self.timesteps))
+        betas = (self.beta_start, self.beta_end)
+        if self.kind != "cosine" and not (
+            None not in betas and 0.0 < self.beta_start <= self.beta_end < 1.0
+        ):
             raise ValueError(
                 "`beta_start` and `beta_end` must satisfy 0 < beta_start <= beta_end < 1; "
                 f"received {self.beta_start} and {self.beta_end}."

@@ -6,8 +6,6 @@ predicts the noise: `denoise(x, t, *context) -> epsilon`, with `t` an integer te
 lambda, and what changes between calls (lengths, conditions) as `context`.
 """
 
-from functools import lru_cache
-
 import keras
 import numpy as np
 from keras import ops
@@ -21,7 +19,7 @@ def ddim(denoise, noise_schedule, x_T, steps, eta=0.0, seed=None, context=()):
         noise_schedule: The `NoiseSchedule` that the denoiser was trained with.
         x_T: Noise to start from, float tensor of shape (batch_size, ...).
         steps: Number of steps, from 1 to the schedule's T.
-        eta: 0 for the deterministic sampler, 1 for as much noise as DDPM; 0 or more.
+        eta: From 0, the deterministic sampler, to 1, as much noise as DDPM.
         seed: Integer for the noise that `eta > 0` adds; None for a random one.
         context: Tuple of tensors handed to `denoise` unchanged.
 
@@ -29,10 +27,10 @@ def ddim(denoise, noise_schedule, x_T, steps, eta=0.0, seed=None, context=()):
         Float tensor of the shape of `x_T`.
 
     Raises:
-        ValueError: for steps outside 1..T or a negative eta.
+        ValueError: for steps outside 1..T or eta outside [0, 1].
     """
-    if not eta >= 0.0:
-        raise ValueError(f"`eta` must be 0 or more; received {eta}.")
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"`eta` must be in [0, 1]; received {eta}.")
     t = ddim_timesteps(noise_schedule.timesteps, steps)
     alpha = noise_schedule.alphas_cumprod[t]
     # The last step ends at the schedule's first alpha, not at 1, as in latent diffusion.
@@ -91,12 +89,13 @@ def ddim_timesteps(timesteps, steps):
 def _sample(denoise, timesteps, factors, x_T, seed, context):
     x_T = ops.convert_to_tensor(x_T)
     noisy = bool(np.any(factors[2]))
-    loop, generator = _sampling_loop(denoise, noisy)
+    context = tuple(ops.convert_to_tensor(tensor) for tensor in context)
+    ranks = tuple(len(tensor.shape) for tensor in (x_T, *context))
+    loop, generator = _sampling_loop(denoise, noisy, ranks)
     if noisy:
         if seed is None:
             seed = int(keras.random.randint((), 0, 2**31 - 1))
         generator.state.assign(np.array([seed, 0], dtype="int64"))
-    context = tuple(ops.convert_to_tensor(tensor) for tensor in context)
     return loop(
         x_T,
         ops.convert_to_tensor(timesteps, "int32"),
@@ -105,8 +104,20 @@ def _sample(denoise, timesteps, factors, x_T, seed, context):
     )
 
 
-@lru_cache(maxsize=32)
-def _sampling_loop(denoise, noisy):
+def _sampling_loop(denoise, noisy, ranks):
+    """The compiled loop for a denoiser and its seed generator, made at the first call.
+
+    Kept on the denoiser (for a method, on its object), so that it lives as long and no longer.
+    """
+    owner = getattr(denoise, "__self__", denoise)
+    loops = vars(owner).setdefault("_sampling_loops", {}) if hasattr(owner, "__dict__") else {}
+    key = (getattr(denoise, "__name__", ""), noisy, ranks)
+    if key not in loops:
+        loops[key] = _make_sampling_loop(denoise, noisy)
+    return loops[key]
+
+
+def _make_sampling_loop(denoise, noisy):
     generator = keras.random.SeedGenerator(0) if noisy else None
 
     def loop(x_T, timesteps, factors, context):

@@ -161,7 +161,7 @@ class RunSettings:
         _number("--spacing", d.spacing, 0, 1, closed_low=False)
         _number("--scale", d.scale, 0, math.inf, closed_low=False)
         _number("--time-scale", m.time_scale, 0, math.inf, closed_low=False)
-        _number("--sampling.eta", s.eta, 0, math.inf)
+        _number("--sampling.eta", s.eta, 0, 1)
         for option, value, low in (
             ("--update-every", t.update_every, 1),
             ("--epochs", t.epochs, 1),
