@@ -1,6 +1,8 @@
 """The command line: `sparse-dm train`, and `python train.py`, which is the same."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import sys
 from pathlib import Path
@@ -8,7 +10,12 @@ from pathlib import Path
 import tyro
 
 from keras_sparse_dm import __version__
-from keras_sparse_dm.experiments.settings import RunSettings, SettingsError, read_config
+from keras_sparse_dm.experiments.settings import (
+    CONFIG_FILE,
+    RunSettings,
+    SettingsError,
+    read_config,
+)
 from keras_sparse_dm.models.presets import PRESETS
 
 USAGE = f"""usage: sparse-dm {{train}} ...
@@ -59,12 +66,13 @@ def train_command(argv, prog="train.py"):
         if error.errno is None:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        return _fail(
-            prog,
-            f"cannot write the run: {error.strerror or error}{where}. What was written before is "
-            f"kept in {settings.folder}; once there is room, continue with --resume.",
-            1,
-        )
+        advice = f"Nothing was begun in {settings.folder}."
+        if (settings.folder / CONFIG_FILE).exists():
+            advice = (
+                f"What was written before is kept; continue with --output-dir {settings.folder} "
+                "--resume."
+            )
+        return _fail(prog, f"{error.strerror or error}{where}. {advice}", 1)
     except KeyboardInterrupt:
         return _fail(
             prog,
@@ -81,11 +89,14 @@ def parse_train_options(argv, prog="train.py"):
     """Parses the options of `train` over the settings of their preset, or of the run resumed.
 
     Raises:
-        SettingsError: for an unknown preset or a run that cannot be resumed.
-        SystemExit: after `--help`, and for options that do not parse.
+        SettingsError: for options that do not parse, an unknown preset, or a run that cannot
+            be resumed.
+        SystemExit: after `--help`.
     """
-    # The preset decides the defaults of all else, and may stand anywhere: a first pass finds it.
-    named = next((argument for argument in argv if argument in PRESETS), "quickstart")
+    # The preset decides the defaults of all else and may stand anywhere: a first pass finds it.
+    named = "quickstart"
+    if {"-h", "--help"} & set(argv):
+        named = next((argument for argument in argv if argument in PRESETS), named)
     settings = _parse(argv, RunSettings.from_preset(named), prog)
     if settings.preset != named:
         settings = _parse(argv, RunSettings.from_preset(settings.preset), prog)
@@ -100,12 +111,23 @@ def parse_train_options(argv, prog="train.py"):
 
 
 def _parse(argv, default, prog):
-    return tyro.cli(
-        RunSettings,
-        default=default,
-        args=argv,
-        prog=prog,
-    )
+    # tyro frames what is wrong in a box of many lines; a terminal's user needs the first.
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(RunSettings, default=default, args=argv, prog=prog)
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        message = []
+        for line in errors.getvalue().splitlines():
+            text = line.strip("│╭╮╰╯ ")
+            if message and not text.strip("─"):
+                break
+            if line.startswith("│"):
+                message.append(text)
+        message = " ".join(message) or errors.getvalue().strip()
+        raise SettingsError(f"{message}; see {prog} --help.") from None
 
 
 def _fail(prog, message, code):

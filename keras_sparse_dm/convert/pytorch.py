@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 
+from keras_sparse_dm.layers.masked import guard_pruned
 from keras_sparse_dm.models.chirodiff import ChiroDiff
 
 
@@ -37,8 +38,11 @@ def load_pytorch(model, source):
     for name, (variable, index, convert) in plan.items():
         if name not in tensors:
             continue
-        value = convert(tensors[name])
         expected = tuple(variable.shape) if index is None else tuple(variable.shape[1:])
+        try:
+            value = convert(tensors[name])
+        except ValueError:  # not to be split into gates
+            value = np.empty(0)
         if value.shape != expected:
             problems.append(
                 f"{name} of shape {tensors[name].shape} does not fit {variable.path} {expected}"
@@ -51,8 +55,9 @@ def load_pytorch(model, source):
         whole = parts[None] if None in parts else np.stack([parts[i] for i in sorted(parts)])
         variable.assign(whole)
     for layer in model._flatten_layers():
-        for _, mask in getattr(layer, "masks", ()):
+        for kernel, mask in getattr(layer, "masks", ()):
             mask.assign(np.ones(mask.shape, "bool"))
+            guard_pruned(kernel, mask)
 
 
 def _chirodiff_plan(model):

@@ -51,8 +51,11 @@ def draw(sketches, path=None, columns=8, titles=(), cell=1.1):
     if path is not None:
         path = Path(path)
         temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-        figure.savefig(temporary, dpi=100)
-        temporary.replace(path)
+        try:
+            figure.savefig(temporary, dpi=100)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return figure
 
 

@@ -228,7 +228,7 @@ def _prepare_files(
         total=len(files),
         desc="Preparing KanjiVG",
         unit=" files",
-        disable=None if progress else True,
+        disable=not progress,
     ) as bar:
         results = (
             (work(chunk) for chunk in chunks)

@@ -1,6 +1,7 @@
 """`DiffusionModel`: trains a denoiser with `fit`."""
 
 import contextlib
+import functools
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ from keras import ops
 
 from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule
 from keras_sparse_dm.diffusion.samplers import ddim, ddpm
-from keras_sparse_dm.sparsity.masking import innermost_sparse_optimizer, masked_kernels
+from keras_sparse_dm.seeds import seed_generator
 
 SAMPLERS = ("ddim", "ddpm")
 
@@ -33,7 +34,11 @@ class DiffusionModel(keras.Model):
     Data for `fit` and `evaluate`: float tensors `x` of shape (batch_size, ...), or for
     sequences dictionaries of `"points"` (batch_size, max_length, features) and `"lengths"`
     (batch_size,). `evaluate` makes the same draws at every call, so that its losses can be
-    compared from epoch to epoch, given the same data in the same order.
+    compared from epoch to epoch, given the same data in the same order; it uses averaged
+    (EMA) weights where the optimizer keeps them, as `generate` does.
+
+    Raises:
+        ValueError: if the denoiser was made for another number of timesteps.
 
     Example:
 
@@ -49,8 +54,13 @@ class DiffusionModel(keras.Model):
         self.denoiser = denoiser
         self.noise_schedule = noise_schedule
         self.seed = seed
-        self._seed_generator = keras.random.SeedGenerator(seed)
-        self._eval_seed_generator = keras.random.SeedGenerator(seed)
+        if getattr(denoiser, "timesteps", noise_schedule.timesteps) != noise_schedule.timesteps:
+            raise ValueError(
+                "`noise_schedule` must have as many timesteps as the denoiser was made for, "
+                f"{denoiser.timesteps}; received {noise_schedule.timesteps}."
+            )
+        self._seed_generator = seed_generator(seed, "training")
+        self._eval_seed_generator = seed_generator(seed, "evaluation")
         self._eval_seed = ops.convert_to_numpy(self._eval_seed_generator.state)
         alphas_cumprod = noise_schedule.alphas_cumprod
         self._signal_scale = np.sqrt(alphas_cumprod).astype("float32")
@@ -90,6 +100,19 @@ class DiffusionModel(keras.Model):
         self._loss_tracker.update_state(loss, sample_weight=ops.shape(x)[0])
         return self.get_metrics_result()
 
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        self._averages_final = False
+        history = super().fit(*args, **kwargs)
+        # Keras ends training by moving the averages into the weights.
+        self._averages_final = True
+        return history
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args, **kwargs):
+        with self.averaged_weights():
+            return super().evaluate(*args, **kwargs)
+
     def reset_metrics(self):
         super().reset_metrics()
         # Every evaluation starts here, and so makes the draws of the one before.
@@ -114,17 +137,6 @@ class DiffusionModel(keras.Model):
         per_sketch = ops.sum(per_point * ops.cast(valid, "float32"), axis=1)
         per_sketch = per_sketch / ops.cast(lengths, "float32")
         return ops.mean(per_sketch)
-
-    def make_train_function(self, force=False):
-        if innermost_sparse_optimizer(self) is None and not all(
-            bool(ops.all(k.mask)) for k in masked_kernels(self)
-        ):
-            raise ValueError(
-                f"Model {self.name!r} is sparse, and training it with this optimizer would make "
-                "it dense: pass the callback `keras_sparse_dm.DynamicSparsity` to `fit` "
-                "(method 'static' keeps the masks as they are)."
-            )
-        return super().make_train_function(force)
 
     def denoise(self, x, t, *context):
         """Predicted noise, as the samplers call it: `denoise(x, t)` or `(x, t, lengths)`."""
@@ -217,9 +229,9 @@ class DiffusionModel(keras.Model):
         while getattr(optimizer, "inner_optimizer", None) is not None:
             optimizer = optimizer.inner_optimizer
         averages = getattr(optimizer, "_model_variables_moving_average", None)
-        # Before the first step there are no averages yet; after `fit` Keras has moved them
-        # into the weights.
-        if not averages or int(optimizer.iterations) == 0 or self._averages_in_use:
+        # Before the first step there are none yet.
+        unavailable = not averages or int(optimizer.iterations) == 0
+        if unavailable or self._averages_final or self._averages_in_use:
             yield
             return
         trained = [ops.convert_to_numpy(v) for v in self.trainable_variables]
@@ -233,6 +245,7 @@ class DiffusionModel(keras.Model):
                 variable.assign(value)
 
     _averages_in_use = False
+    _averages_final = False
 
     def save_own_variables(self, store):
         super().save_own_variables(store)

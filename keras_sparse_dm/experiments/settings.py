@@ -106,7 +106,7 @@ class RunSettings:
     def to_dict(self):
         """Plain values, as written to `config.json`; what does not shape the run is left out."""
         values = dataclasses.asdict(self)
-        for name in ("output_dir", "cache_dir", "resume", "verbose", "samples", "samples_every"):
+        for name in ("output_dir", "cache_dir", "resume", "verbose"):
             del values[name]
         values["data_dir"] = None if self.data_dir is None else str(self.data_dir)
         return values
@@ -120,6 +120,8 @@ class RunSettings:
                 self,
                 preset=preset.name,
                 seed=stored["seed"],
+                samples=stored["samples"],
+                samples_every=stored["samples_every"],
                 data_dir=None if data_dir is None else Path(data_dir),
                 training=preset.training,
                 model=preset.model,
@@ -129,7 +131,7 @@ class RunSettings:
             )
         except (KeyError, TypeError) as error:
             raise SettingsError(
-                f"{self.folder / CONFIG_FILE} is not a configuration of this version: {error}"
+                f"{self.folder / CONFIG_FILE} is not a configuration of this version: {error!r}"
             ) from None
 
     def check(self):
@@ -205,15 +207,36 @@ def read_config(folder):
     """Reads a run's `config.json`; None where there is none.
 
     Raises:
-        SettingsError: if it cannot be read.
+        SettingsError: if it cannot be read or is not a run's configuration.
     """
-    path = Path(folder) / CONFIG_FILE
+    return read_json(Path(folder) / CONFIG_FILE, {"settings": dict})
+
+
+def read_json(path, keys):
+    """Reads a JSON file that a run wrote; None where there is none.
+
+    Args:
+        path: The file.
+        keys: `{key: type}` of what it must hold.
+
+    Raises:
+        SettingsError: if it cannot be read or holds something else.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        raise SettingsError(
+            f"--output-dir {path.parent} cannot be used: it is a file or lies below one; name "
+            "another folder."
+        ) from None
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}") from None
+        raise SettingsError(f"{path} is damaged and cannot be read: {error}.") from None
+    for key, kind in keys.items():
+        if not isinstance(values, dict) or not isinstance(values.get(key), kind):
+            raise SettingsError(f"{path} is damaged: it holds no {key!r}.")
+    return values
 
 
 def write_json(path, values):

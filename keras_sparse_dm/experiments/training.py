@@ -1,7 +1,6 @@
 """One run of the study: data, sparse model, training, samples, report."""
 
 import csv
-import json
 import os
 import platform
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from keras import ops
 
 import keras_sparse_dm
 from keras_sparse_dm.data import (
@@ -30,6 +30,7 @@ from keras_sparse_dm.experiments.settings import (
     CONFIG_FILE,
     SettingsError,
     read_config,
+    read_json,
     write_json,
 )
 from keras_sparse_dm.metrics import cost
@@ -42,6 +43,7 @@ from keras_sparse_dm.sparsity import (
     sparsity_report,
 )
 from keras_sparse_dm.sparsity.masking import innermost_sparse_optimizer
+from keras_sparse_dm.sparsity.schedules import serialize_schedule
 
 CHECKPOINT = Path("checkpoints") / "last.keras"
 STATE_FILE = "state.json"
@@ -73,30 +75,36 @@ def train(settings):
     """
     settings.check()
     folder = settings.folder
-    _claim_folder(settings, folder)
+    preset = settings.to_preset()
+    _check_folder(settings, folder)
     train_data, validation_data = _load_data(settings)
     steps = _steps_per_epoch(train_data, settings)
-    preset = settings.to_preset()
     verbose = settings.verbose
     if verbose == -1:
         verbose = 1 if sys.stdout.isatty() else 2
 
     keras.utils.set_random_seed(settings.seed)
     checkpoint = folder / CHECKPOINT
+    model = _new_model(preset, settings.seed, steps)
     if settings.resume and checkpoint.exists():
-        model = _load_checkpoint(checkpoint)
-        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        model = _load_checkpoint(checkpoint, model, preset, steps)
+        state = read_json(folder / STATE_FILE, {"untrained_validation_loss": float})
+        if state is None:
+            raise SettingsError(f"--resume: {folder / STATE_FILE} is missing.")
         epochs_done = _iterations(model) // steps
         print(f"Resuming {folder} after epoch {epochs_done} of {preset.training.epochs}.")
+        _check_disk_space(folder, model)
     else:
-        model = _new_model(preset, settings.seed, steps)
         epochs_done = 0
+        if preset.training.method != "dense":
+            print(sparsity_report(model))
         print(_data_summary(train_data, validation_data, preset.training.batch_size, steps))
+        _check_disk_space(folder, model)
+        _claim_folder(settings, folder)
         validation = eval_batches(validation_data, EVAL_BATCH_SIZE)
         untrained = model.evaluate(validation, verbose=0, return_dict=True)["loss"]
         state = {"untrained_validation_loss": untrained}
         write_json(folder / STATE_FILE, state)
-    _check_disk_space(folder, model)
     _trim_metrics(folder / METRICS_FILE, epochs_done)
 
     lengths = sample_lengths(train_data, settings.samples, settings.seed)
@@ -104,9 +112,6 @@ def train(settings):
     callbacks = [_StopOnDivergence(checkpoint), _EpochFigures()]
     if preset.training.method != "dense":
         callbacks.append(_dynamic_sparsity(preset.training, settings.seed, steps, folder))
-    if preset.training.ema_momentum:
-        # Validation loss is that of the averaged weights, which sampling uses.
-        callbacks.append(keras.callbacks.SwapEMAWeights())
     callbacks += [
         keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
         keras.callbacks.CSVLogger(folder / METRICS_FILE, append=True),
@@ -142,10 +147,9 @@ def train(settings):
     return folder
 
 
-def _claim_folder(settings, folder):
-    """Makes the run's folder, or checks that it holds the run that is to be resumed."""
+def _check_folder(settings, folder):
+    """Checks, before any work, that the folder is free or holds the run to be resumed."""
     stored = read_config(folder)
-    mine = settings.to_dict()
     if stored is not None:
         if not settings.resume:
             raise SettingsError(
@@ -154,7 +158,8 @@ def _claim_folder(settings, folder):
             )
         different = [
             f"{name} is {here!r} but was {there!r}"
-            for name, here, there in _differences(mine, stored["settings"])
+            for name, here, there in _differences(settings.to_dict(), stored["settings"])
+            if name not in ("samples", "samples_every")
         ]
         if different:
             raise SettingsError(
@@ -164,27 +169,35 @@ def _claim_folder(settings, folder):
     if settings.resume:
         raise SettingsError(f"--resume: {folder} holds no run; leave out --resume to start one.")
     try:
-        if folder.exists() and any(folder.iterdir()):
+        # What a start that failed has left is no reason to refuse the next one.
+        if folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
             raise SettingsError(
                 f"--output-dir {folder} is not empty and holds no run; name another folder."
             )
-        (folder / CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingsError(
-            f"--output-dir {folder} cannot be used: {error.strerror}; name a folder that can "
-            "be written."
-        ) from None
+        raise _unusable(folder, error) from None
+
+
+def _claim_folder(settings, folder):
+    """Makes the run's folder and writes its configuration."""
     packages = ("keras", "tensorflow", "tensorflow-model-optimization", "numpy", "kanjivg")
-    write_json(
-        folder / CONFIG_FILE,
-        {
-            "settings": mine,
-            "versions": {
-                "keras_sparse_dm": keras_sparse_dm.__version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in packages},
-            },
-        },
+    versions = {
+        "keras_sparse_dm": keras_sparse_dm.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(folder, error) from None
+    write_json(folder / CONFIG_FILE, {"settings": settings.to_dict(), "versions": versions})
+    (folder / CHECKPOINT).parent.mkdir(exist_ok=True)
+
+
+def _unusable(folder, error):
+    return SettingsError(
+        f"--output-dir {folder} cannot be used: {error.strerror}; name a folder that can be "
+        "written."
     )
 
 
@@ -239,7 +252,7 @@ def _new_model(preset, seed, steps):
     denoiser = ChiroDiff(**preset.denoiser_arguments(), seed=seed)
     model = DiffusionModel(denoiser, noise_schedule, seed=seed)
     if t.method != "dense":
-        print(sparsify(model, t.sparsity, t.distribution, seed=seed))
+        sparsify(model, t.sparsity, t.distribution, seed=seed)
     learning_rate = t.learning_rate
     if t.learning_rate_schedule == "cosine":
         total = t.epochs * steps
@@ -274,12 +287,48 @@ def _dynamic_sparsity(training, seed, steps, folder):
     )
 
 
-def _load_checkpoint(path):
+def _load_checkpoint(path, expected, preset, steps):
+    """Loads a checkpoint, which must be of the configuration that `expected` is made of."""
     try:
-        return keras.saving.load_model(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        model = keras.saving.load_model(path)
+    except Exception as error:  # a damaged file fails in any way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SettingsError(f"--resume: checkpoint {path} cannot be read: {reason}") from None
+    here, there = _description(expected), _description(model)
+    if preset.training.method != "dense" and there is not None:
+        # What the callback will install in the model that is not trained yet.
+        sparse = innermost_sparse_optimizer(model)
+        callback = _dynamic_sparsity(preset.training, None, steps, path.parent)
+        here["method"] = callback.method.name
+        here["schedule"] = serialize_schedule(callback.schedule)
+        there["method"] = sparse.method.name if sparse is not None else "dense"
+        there["schedule"] = sparse.get_config()["schedule"] if sparse is not None else None
+    if here != there:
+        names = "a model of another kind"
+        if there is not None:
+            names = ", ".join(name for name, value in here.items() if there.get(name) != value)
+        raise SettingsError(
+            f"--resume: checkpoint {path} is of another configuration than {CONFIG_FILE} beside "
+            f"it ({names})."
+        )
+    return model
+
+
+def _description(model):
+    """What tells configurations apart in a model; None for what is no DiffusionModel."""
+    if not isinstance(model, DiffusionModel) or not isinstance(model.denoiser, ChiroDiff):
+        return None
+    optimizer = model.optimizer
+    while getattr(optimizer, "inner_optimizer", None) is not None:
+        optimizer = optimizer.inner_optimizer
+    optimizer_config = optimizer.get_config() if optimizer is not None else {}
+    return {
+        "denoiser": model.denoiser.get_config(),
+        "noise schedule": model.noise_schedule.get_config(),
+        "seed": model.seed,
+        "optimizer": {k: v for k, v in optimizer_config.items() if k != "name"},
+        "masks": [int(ops.sum(ops.cast(k.mask, "int32"))) for k in masked_kernels(model)],
+    }
 
 
 def _save_model(model, path):
@@ -302,7 +351,8 @@ def _check_disk_space(folder, model):
     state = sum(int(np.prod(v.shape)) * 4 for v in (*model.variables, *model.optimizer.variables))
     # Two checkpoints at once while one replaces the other, and the final model.
     needed = 4 * max(state, 10_000_000)
-    free = shutil.disk_usage(folder).free
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise SettingsError(
             f"--output-dir {folder} has {free / 1e6:.0f} MB of free space; "

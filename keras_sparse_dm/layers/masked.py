@@ -1,5 +1,6 @@
 """What every sparse layer shares: one boolean mask beside each kernel."""
 
+import keras
 import numpy as np
 
 
@@ -89,3 +90,41 @@ class MaskedKernels:
         super().load_own_variables(stored)
         for key, mask in masks.items():
             mask.assign(stored[key])
+        for kernel, mask in self.masks:
+            guard_pruned(kernel, mask)
+
+
+class SparseTrainingOnly(keras.constraints.Constraint):
+    """Stands on a kernel with pruned weights, and stops an optimizer that would train them.
+
+    Keras calls a variable's constraint after an optimizer's update. `SparseOptimizer` puts
+    the kernel's own constraint in its place while it works; any other optimizer meets this
+    one, which raises, before the first step wherever steps are compiled.
+
+    Args:
+        constraint: The kernel's own constraint, or None.
+    """
+
+    def __init__(self, constraint=None):
+        self.constraint = constraint
+
+    def __call__(self, w):
+        raise ValueError(
+            "This model is sparse, and this optimizer would train its pruned weights too: pass "
+            "the callback `keras_sparse_dm.DynamicSparsity` to `fit` (method 'static' keeps the "
+            "masks as they are), or use `keras_sparse_dm.sparsity.SparseOptimizer` in a loop of "
+            "your own."
+        )
+
+    def get_config(self):
+        return {"constraint": keras.constraints.serialize(self.constraint)}
+
+
+def guard_pruned(kernel, mask):
+    """Puts `SparseTrainingOnly` on a kernel with pruned weights, and takes it off another."""
+    guarded = isinstance(kernel.constraint, SparseTrainingOnly)
+    pruned = not np.all(keras.ops.convert_to_numpy(mask))
+    if pruned and not guarded:
+        kernel.constraint = SparseTrainingOnly(kernel.constraint)
+    elif guarded and not pruned:
+        kernel.constraint = kernel.constraint.constraint

@@ -62,6 +62,7 @@ class DynamicSparsity(keras.callbacks.Callback):
         self._writer = None
         self._seen_updates = 0
         self._sparsity = None
+        self._verified = False
 
     def set_model(self, model):
         super().set_model(model)
@@ -80,6 +81,8 @@ class DynamicSparsity(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if logs is not None:
             logs["sparsity"] = self._sparsity
+        if not self._verified:
+            self._verify()
         if self.method.name == "static":
             return
         updates = self._optimizer.topology_updates
@@ -88,6 +91,7 @@ class DynamicSparsity(keras.callbacks.Callback):
             self._log_update()
 
     def on_epoch_end(self, epoch, logs=None):
+        self._verify()
         report = sparsity_report(self.model)
         self._sparsity = report.sparsity
         if logs is not None:
@@ -104,6 +108,18 @@ class DynamicSparsity(keras.callbacks.Callback):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+    def _verify(self):
+        """Stops training by an optimizer that moves pruned weights although it is given none."""
+        for k in self._optimizer.kernels:
+            pruned = keras.ops.where(k.mask, keras.ops.zeros_like(k.kernel), k.kernel)
+            if bool(keras.ops.any(pruned != 0)):
+                raise ValueError(
+                    f"Optimizer {type(self._optimizer.inner_optimizer).__name__} changes pruned "
+                    f"weights ({k.name}) although their gradients are zero; sparse training "
+                    "needs one that updates each weight from its own gradient and state."
+                )
+        self._verified = True
 
     def _log_update(self):
         if self._writer is None:

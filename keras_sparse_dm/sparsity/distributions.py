@@ -57,7 +57,7 @@ def densities(shapes, sparsity, distribution="erk"):
     {'a': 0.08852040816326531, 'b': 1.0}
     """
     sparsity = check_sparsity_value(sparsity)
-    if distribution not in DISTRIBUTIONS:
+    if not isinstance(distribution, str) or distribution not in DISTRIBUTIONS:
         raise ValueError(
             f"`distribution` must be one of {', '.join(map(repr, DISTRIBUTIONS))}; "
             f"received {distribution!r}."

@@ -26,14 +26,13 @@ def check_invariant(model, mask_ones=None):
     if not kernels:
         raise ValueError(f"`model` {model.name!r} has no sparse kernel to check.")
     optimizer = innermost_sparse_optimizer(model)
-    attached = {k.name for k in optimizer.kernels} if optimizer is not None else set()
     if mask_ones is None:
-        mask_ones = optimizer.mask_ones() if attached else {}
+        mask_ones = optimizer.mask_ones(kernels) if optimizer is not None else {}
     problems = []
     for k in kernels:
         mask = ops.convert_to_numpy(k.mask)
         state = {"weight": k.kernel}
-        if k.name in attached:
+        if optimizer is not None:
             state |= {v.name: v for v in optimizer.state_of(k.kernel)}
         for name, variable in state.items():
             nonzero = int(np.count_nonzero(ops.convert_to_numpy(variable)[~mask]))

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 import keras
 from keras import ops
 
+from keras_sparse_dm.layers.masked import guard_pruned
+from keras_sparse_dm.seeds import seed_generator
 from keras_sparse_dm.sparsity.distributions import check_sparsity_value, densities
 from keras_sparse_dm.sparsity.topology import random_mask
 
 
 @dataclass(frozen=True, eq=False)
 class MaskedKernel:
-    """One sparse kernel of a model: its name (the variable's path), kernel and mask."""
+    """One sparse kernel of a model: its name (the variable's path, made unique), and mask."""
 
     name: str
     kernel: keras.Variable
@@ -32,7 +34,16 @@ def masked_kernels(model):
         for kernel, mask in getattr(layer, "masks", ()):
             found.setdefault(id(kernel), MaskedKernel(kernel.path, kernel, mask))
     order = {id(variable): i for i, variable in enumerate(model.variables)}
-    return sorted(found.values(), key=lambda k: order[id(k.kernel)])
+    kernels, taken = [], set()
+    for k in sorted(found.values(), key=lambda k: order[id(k.kernel)]):
+        # Keras gives two layers of one name the same path.
+        name, number = k.name, 0
+        while name in taken:
+            number += 1
+            name = f"{k.name}_{number}"
+        taken.add(name)
+        kernels.append(MaskedKernel(name, k.kernel, k.mask))
+    return kernels
 
 
 def sparsify(model, sparsity, distribution="erk", seed=None, exclude=()):
@@ -62,7 +73,7 @@ def sparsify(model, sparsity, distribution="erk", seed=None, exclude=()):
     """
     from keras_sparse_dm.sparsity.report import sparsity_report
 
-    check_sparsity_value(sparsity)
+    sparsity = check_sparsity_value(sparsity)
     if not model.built:
         raise ValueError(
             f"`model` must be built before it is made sparse; {model.name!r} is not. Call it on "
@@ -77,10 +88,10 @@ def sparsify(model, sparsity, distribution="erk", seed=None, exclude=()):
     excluded = _excluded(model, kernels, exclude)
     total = sum(_size(k.kernel) for k in kernels)
     free = total - sum(_size(k.kernel) for k in kernels if k.name in excluded)
-    if sparsity * total > free:
+    if excluded and sparsity and sparsity * total >= free:
         raise ValueError(
             f"`sparsity` of {sparsity} cannot be reached with {len(excluded)} kernels excluded: "
-            f"the others hold {free / total:.4f} of the weights, and that is the most."
+            f"the others hold {free / total:.4f} of the weights, and it must be below that."
         )
     shares = {}
     if free:
@@ -89,10 +100,11 @@ def sparsify(model, sparsity, distribution="erk", seed=None, exclude=()):
             sparsity * total / free,
             distribution,
         )
-    generator = keras.random.SeedGenerator(seed)
+    generator = seed_generator(seed, "masks")
     for k in kernels:
         k.mask.assign(random_mask(tuple(k.kernel.shape), shares.get(k.name, 1.0), generator))
         k.kernel.assign(ops.where(k.mask, k.kernel, ops.zeros_like(k.kernel)))
+        guard_pruned(k.kernel, k.mask)
     optimizer = innermost_sparse_optimizer(model)
     if optimizer is not None:
         optimizer.attach(model, masks_changed=True)
@@ -123,8 +135,8 @@ def _excluded(model, kernels, exclude):
     names = set()
     for item in exclude:
         matches = [layer for layer in layers if item is layer or item == layer.name]
-        found = {k.name for layer in matches for k in masked_kernels(layer)}
-        found |= {k.name for k in kernels if item == k.name}
+        inside = {id(k.kernel) for layer in matches for k in masked_kernels(layer)}
+        found = {k.name for k in kernels if item == k.name or id(k.kernel) in inside}
         if not found:
             raise ValueError(
                 f"`exclude` must list sparse layers of the model, or names of its layers or "

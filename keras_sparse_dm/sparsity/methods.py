@@ -76,7 +76,7 @@ def get_method(method):
         return method
     if isinstance(method, type) and issubclass(method, SparsityMethod):
         return method()
-    if method in METHODS:
+    if isinstance(method, str) and method in METHODS:
         return METHODS[method]()
     raise ValueError(
         f"`method` must be one of {', '.join(map(repr, METHODS))} or a SparsityMethod; "

@@ -1,11 +1,20 @@
 """`SparseOptimizer`: the one place where training becomes sparse training."""
 
+import contextlib
+import warnings
+
 import keras
 from keras import ops
 
+from keras_sparse_dm.layers.masked import SparseTrainingOnly
+from keras_sparse_dm.seeds import seed_generator
 from keras_sparse_dm.sparsity.masking import masked_kernels
 from keras_sparse_dm.sparsity.methods import get_method
 from keras_sparse_dm.sparsity.topology import update_mask
+
+# Muon mixes a kernel's entries, Ftrl divides by state that is zero where weights are pruned,
+# Adafactor's state is not zero there, and MultiOptimizer keeps state where it is not found.
+UNSUPPORTED = ("Adafactor", "Ftrl", "Muon", "MultiOptimizer")
 
 
 @keras.saving.register_keras_serializable(package="keras_sparse_dm")
@@ -35,10 +44,17 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         name: Optional name.
 
     Raises:
-        ValueError: for an unknown method, or a dynamic method without a schedule.
+        ValueError: for an unknown method, a dynamic method without a schedule, or an
+            optimizer whose update is not per weight (Adafactor, Ftrl, Muon, MultiOptimizer).
     """
 
     def __init__(self, inner_optimizer, method="rigl", schedule=None, seed=None, name=None):
+        if type(inner_optimizer).__name__ in UNSUPPORTED:
+            raise ValueError(
+                f"`inner_optimizer` must update each weight from its own gradient and state; "
+                f"{type(inner_optimizer).__name__} does not, and would let pruned weights change. "
+                "Use AdamW, Adam, SGD, RMSprop, Lion or another."
+            )
         super().__init__(learning_rate=0.0, name=name or "sparse_optimizer")
         self.inner_optimizer = inner_optimizer
         self._method = get_method(method)
@@ -46,7 +62,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         if schedule is None and self._method.name != "static":
             raise ValueError(f"`schedule` must be given for method {self._method.name!r}.")
         self._seed = seed
-        self._seed_generator = keras.random.SeedGenerator(seed)
+        self._seed_generator = seed_generator(seed, "growth")
         self._track_variable(self._seed_generator.state)
         self._updates = self.add_variable((), dtype="int", name="topology_updates")
         self._kernels = ()
@@ -72,6 +88,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         )
         self._exchanged = self.add_variable(shape, dtype="int32", name="exchanged")
         super().build(variables)
+        self._index = {self._var_key(v): i for i, v in enumerate(variables)}
 
     def attach(self, model, masks_changed=False):
         """Tells the optimizer which variables of a built model have masks.
@@ -82,9 +99,9 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 was made; the state of pruned weights is then cleared.
 
         Raises:
-            ValueError: if the model has no sparse kernel, or nothing in it is pruned, or the
-                optimizer was built for other variables, or a mask does not have as many
-                ones as when this optimizer first met it.
+            ValueError: if the model has no trainable sparse kernel or nothing in it is pruned,
+                or the optimizer was built for other variables, or a mask does not have as
+                many ones as when this optimizer first met it.
         """
         kernels = [k for k in masked_kernels(model) if k.kernel.trainable]
         if not kernels:
@@ -92,7 +109,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 f"Model {model.name!r} has no trainable sparse kernel: build it from "
                 "`keras_sparse_dm.layers` and call `keras_sparse_dm.sparsify(model, sparsity)`."
             )
-        if all(bool(ops.all(k.mask)) for k in kernels):
+        if not masks_changed and all(bool(ops.all(k.mask)) for k in kernels):
             raise ValueError(
                 f"Nothing is pruned in model {model.name!r}: call "
                 "`keras_sparse_dm.sparsify(model, sparsity)` with a sparsity above 0 first."
@@ -100,7 +117,6 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         fresh = not self.built
         if fresh:
             self.build(model.trainable_variables)
-        self._index = {self._var_key(v): i for i, v in enumerate(self._trainable_variables)}
         unknown = [k.name for k in kernels if self._var_key(k.kernel) not in self._index]
         if unknown:
             raise ValueError(
@@ -140,7 +156,8 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         masked = [
             _where(masks[self._var_key(v)], g) if self._var_key(v) in masks else g for v, g in pairs
         ]
-        self.inner_optimizer.apply(masked, trainable_variables)
+        with self._own_constraints():
+            self.inner_optimizer.apply(masked, trainable_variables)
         if self._method.name == "static":
             return
         due, prune_rate = self._schedule(ops.cast(self.inner_optimizer._iterations, "int32"))
@@ -169,6 +186,19 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             ops.stack([exchanged.get(i, zero) for i in range(len(self._trainable_variables))])
         )
         self._updates.assign_add(1)
+
+    @contextlib.contextmanager
+    def _own_constraints(self):
+        """Context in which kernels have their own constraints, not `SparseTrainingOnly`."""
+        guards = [(k.kernel, k.kernel.constraint) for k in self._kernels]
+        for kernel, guard in guards:
+            if isinstance(guard, SparseTrainingOnly):
+                kernel.constraint = guard.constraint
+        try:
+            yield
+        finally:
+            for kernel, guard in guards:
+                kernel.constraint = guard
 
     def _slots(self, kernel):
         """Yields the wrapped optimizer's per-weight state of a kernel, its EMA included."""
@@ -202,14 +232,42 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         counts = ops.convert_to_numpy(self._exchanged)
         return {k.name: int(counts[self._index[self._var_key(k.kernel)]]) for k in self._kernels}
 
-    def mask_ones(self):
-        """Returns `{kernel name: number of ones that its mask must have}`."""
+    def mask_ones(self, kernels=None):
+        """Returns `{kernel name: number of ones that its mask must have}`.
+
+        Args:
+            kernels: `MaskedKernel`s to answer for, where this optimizer knows them; the
+                attached ones by default.
+        """
+        if not self.built:
+            return {}
         counts = ops.convert_to_numpy(self._mask_ones)
-        return {k.name: int(counts[self._index[self._var_key(k.kernel)]]) for k in self._kernels}
+        answers = {
+            k.name: int(counts[self._index[key]])
+            for k in (self._kernels if kernels is None else kernels)
+            if (key := self._var_key(k.kernel)) in self._index
+        }
+        return {name: ones for name, ones in answers.items() if ones >= 0}
 
     def state_of(self, kernel):
-        """Lists the wrapped optimizer's per-weight variables of a kernel."""
+        """Lists the wrapped optimizer's per-weight variables of a kernel; none if unknown."""
+        if not self.built or self._var_key(kernel) not in self._index:
+            return []
         return list(self._slots(kernel))
+
+    # Keras's SwapEMAWeights looks one wrapper deep, and finds this one below loss scaling.
+    @property
+    def use_ema(self):
+        # Not while this wrapper is built: it keeps no averages of its own.
+        return self.built and self.inner_optimizer.use_ema
+
+    @use_ema.setter
+    def use_ema(self, value):
+        pass
+
+    @property
+    def _model_variables_moving_average(self):
+        return self.inner_optimizer._model_variables_moving_average
 
     @property
     def variables(self):
@@ -240,10 +298,15 @@ class SparseOptimizer(keras.optimizers.Optimizer):
 
     def load_own_variables(self, store):
         if len(store.keys()) != len(self._variables):
-            raise ValueError(
-                f"The file holds {len(store.keys())} variables of a SparseOptimizer, and this one "
-                f"has {len(self._variables)}."
+            # As Keras does: without state the optimizer starts anew, and so does its record.
+            warnings.warn(
+                f"Skipping variable loading for optimizer {self.name!r}: the file holds "
+                f"{len(store.keys())} of its {len(self._variables)} variables.",
+                stacklevel=2,
             )
+            if self.built:
+                self._mask_ones.assign(ops.full_like(self._mask_ones, -1))
+            return
         for i, variable in enumerate(self._variables):
             variable.assign(store[str(i)])
 
@@ -252,9 +315,16 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             "name": self.name,
             "inner_optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
             "method": keras.saving.serialize_keras_object(self._method),
-            "schedule": None if self._schedule is None else self._schedule.get_config(),
+            "schedule": self._schedule_config(),
             "seed": self._seed,
         }
+
+    def _schedule_config(self):
+        if self._schedule is None:
+            return None
+        from keras_sparse_dm.sparsity.schedules import serialize_schedule
+
+        return serialize_schedule(self._schedule)
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

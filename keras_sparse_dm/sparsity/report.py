@@ -10,13 +10,17 @@ from keras_sparse_dm.sparsity.masking import masked_kernels
 
 @dataclass(frozen=True)
 class KernelReport:
-    """One sparse kernel: name, shape, size, active weights by mask, and nonzero weights."""
+    """One sparse kernel: name, shape, size, active weights by mask, nonzero weights.
+
+    `trainable` is False for the kernel of a frozen layer.
+    """
 
     name: str
     shape: tuple
     size: int
     active: int
     nonzeros: int
+    trainable: bool = True
 
     @property
     def density(self):
@@ -53,7 +57,7 @@ class SparsityReport:
     @property
     def active_parameters(self):
         """Trainable parameters that are not pruned, biases and the like included."""
-        return self.parameters - self.size + self.active
+        return self.parameters - sum(k.size - k.active for k in self.kernels if k.trainable)
 
     def to_dict(self):
         """Returns the report as a dictionary of plain numbers, strings and lists."""
@@ -120,6 +124,7 @@ def sparsity_report(model):
                 size=int(mask.size),
                 active=int(mask.sum()),
                 nonzeros=int((values != 0).sum()),
+                trainable=k.kernel.trainable,
             )
         )
     parameters = sum(int(ops.size(v)) for v in model.trainable_variables)

@@ -6,6 +6,8 @@ weights that is exchanged. So the toolkit's own `ConstantSparsity` and `Polynomi
 accepted beside the two of this module.
 """
 
+import numbers
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -22,6 +24,9 @@ class _UpdateSchedule(PruningSchedule):
     def __init__(self, prune_rate, update_every, start_step=0, stop_step=-1):
         self.prune_rate = check_prune_rate(prune_rate)
         self.update_every = check_update_every(update_every)
+        for name, step in (("start_step", start_step), ("stop_step", stop_step)):
+            if not isinstance(step, numbers.Real) or int(step) != step:
+                raise ValueError(f"`{name}` must be a whole number of steps; received {step!r}.")
         self.start_step = int(start_step)
         self.stop_step = int(stop_step)
         if self.start_step < 0:
@@ -122,8 +127,20 @@ def make_schedule(schedule, prune_rate, update_every, start_step=0, stop_step=-1
     return named[schedule](prune_rate, update_every, start_step, stop_step)
 
 
+def serialize_schedule(schedule):
+    """Describes a schedule so that `deserialize_schedule` can rebuild it, a user's own too."""
+    config = schedule.get_config()
+    # The toolkit nests the arguments.
+    config = config.get("config", config)
+    return {"class_name": keras.saving.get_registered_name(type(schedule)), "config": config}
+
+
 def deserialize_schedule(config):
-    """Rebuilds a schedule from what its `get_config` returned."""
+    """Rebuilds a schedule from what `serialize_schedule` returned.
+
+    Raises:
+        ValueError: for a class that is not registered with Keras.
+    """
     name = config["class_name"]
     cls = _SCHEDULES.get(name) or keras.saving.get_registered_object(name)
     if cls is None:
@@ -147,8 +164,9 @@ def check_prune_rate(prune_rate):
 
 def check_update_every(update_every):
     """Returns `update_every` as an integer of at least 1, or raises a ValueError."""
-    if isinstance(update_every, bool) or int(update_every) != update_every or update_every < 1:
-        raise ValueError(
-            f"`update_every` must be a whole number of steps, 1 or more; received {update_every!r}."
-        )
-    return int(update_every)
+    if isinstance(update_every, numbers.Real) and not isinstance(update_every, bool):
+        if update_every >= 1 and float(update_every).is_integer():
+            return int(update_every)
+    raise ValueError(
+        f"`update_every` must be a whole number of steps, 1 or more; received {update_every!r}."
+    )

@@ -22,9 +22,9 @@ def top_k_mask(scores, k, eligible=None):
         in row-major order.
     """
     scores = ops.convert_to_tensor(scores)
-    # The bits of floats that are not negative sort like the floats themselves. Adding zero
-    # turns -0.0 into 0.0, whose bits would sort below everything.
-    bits = ops.view(ops.cast(scores, "float32") + 0.0, "int32")
+    # The bits of floats that are not negative sort like the floats themselves; without the
+    # sign's bit this holds for -0.0 too.
+    bits = ops.bitwise_and(ops.view(ops.cast(scores, "float32"), "int32"), 0x7FFFFFFF)
     if eligible is not None:
         bits = ops.where(eligible, bits, -1)
     k = ops.cast(k, "int32")

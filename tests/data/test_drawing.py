@@ -58,7 +58,9 @@ def test_strokes_of_one_point_are_drawn_without_failing(cross):
     assert len(lines_of(figure)) == 2
 
 
-@pytest.mark.parametrize("ending, magic", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+@pytest.mark.parametrize(
+    "ending, magic", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+)
 def test_saves_in_the_format_of_the_ending(cross, tmp_path, ending, magic):
     path = tmp_path / f"picture.{ending}"
     draw([cross], path)

@@ -308,8 +308,7 @@ def test_generated_sketches_follow_the_seed_and_the_length(sketch_model):
 @pytest.mark.parametrize("arguments", [{"eta": 1.0}, {"sampler": "ddpm"}])
 def test_stochastic_sampling_follows_the_seed(sketch_model, arguments):
     first, again, other = (
-        sketch_model.generate(lengths=[3, 5], steps=5, seed=seed, **arguments)
-        for seed in (1, 1, 2)
+        sketch_model.generate(lengths=[3, 5], steps=5, seed=seed, **arguments) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-2
@@ -339,9 +338,7 @@ def test_generate_says_what_is_wrong(sketch_model, arguments, received):
 
 def test_generating_uses_averaged_weights_and_then_restores_the_trained_ones():
     momentum = 0.8
-    model = compiled(
-        optimizer=keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=momentum)
-    )
+    model = compiled(optimizer=keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=momentum))
     untrained = model.generate(shape=(3, 6), steps=4, seed=0)
     averages = None
     for _ in range(4):
@@ -363,9 +360,7 @@ def test_generating_uses_averaged_weights_and_then_restores_the_trained_ones():
         variable.assign(value)
     for variable, value in zip(raw.trainable_variables, now, strict=True):
         variable.assign(value)
-    np.testing.assert_allclose(
-        samples, averaged.generate(shape=(3, 6), steps=4, seed=0), atol=1e-4
-    )
+    np.testing.assert_allclose(samples, averaged.generate(shape=(3, 6), steps=4, seed=0), atol=1e-4)
     assert np.abs(samples - raw.generate(shape=(3, 6), steps=4, seed=0)).max() > 1e-3
     assert np.abs(samples - untrained).max() > 1e-3
 

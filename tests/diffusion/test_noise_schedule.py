@@ -47,9 +47,7 @@ def test_linear_is_linear_in_beta_and_scaled_linear_in_its_root():
     np.testing.assert_allclose(linear.betas, [0.01 + i * step for i in range(7)], rtol=1e-12)
     scaled = NoiseSchedule.scaled_linear(7, 0.01, 0.4)
     step = (math.sqrt(0.4) - 0.1) / 6
-    np.testing.assert_allclose(
-        scaled.betas, [(0.1 + i * step) ** 2 for i in range(7)], rtol=1e-12
-    )
+    np.testing.assert_allclose(scaled.betas, [(0.1 + i * step) ** 2 for i in range(7)], rtol=1e-12)
 
 
 @pytest.mark.parametrize("T", [1, 2, 10, 1000])

@@ -180,9 +180,7 @@ def test_ddim_samples_have_the_mean_and_variance_of_its_equation(eta):
     denoise = gaussian_denoiser(SHORT)
     x_T = np.random.default_rng(1).standard_normal((40_000, 1)).astype("float32")
     samples = ddim(denoise, SHORT, x_T, 25, eta=eta, seed=3)
-    assert_distributed(
-        samples, *follow(ddim_step(SHORT, ddim_timesteps(50, 25), eta), range(25))
-    )
+    assert_distributed(samples, *follow(ddim_step(SHORT, ddim_timesteps(50, 25), eta), range(25)))
 
 
 def test_ddpm_samples_have_the_mean_and_variance_of_the_data():

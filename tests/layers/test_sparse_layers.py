@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from keras.ops import convert_to_numpy as numpy
 
 import keras_sparse_dm as ksd
 from keras_sparse_dm.layers import SparseDense, SparseGRU
@@ -43,7 +44,7 @@ def assert_same_bits(ours, theirs):
     ours, theirs = tf.nest.flatten(ours), tf.nest.flatten(theirs)
     assert len(ours) == len(theirs) > 0
     for a, b in zip(ours, theirs, strict=True):
-        a, b = np.asarray(a), np.asarray(b)
+        a, b = numpy(a), numpy(b)
         assert a.dtype == b.dtype and a.shape == b.shape
         assert a.tobytes() == b.tobytes()
 
@@ -116,15 +117,15 @@ def test_dropout_of_gru_is_that_of_the_keras_layer():
     copy_trainable(*twins)
     theirs, ours = (twin(X3, training=True) for twin in twins)
     assert_same_bits(ours, theirs)
-    assert np.any(np.asarray(ours) != np.asarray(twins[1](X3)))
+    assert np.any(numpy(ours) != numpy(twins[1](X3)))
 
 
 def test_output_ignores_padding():
     model = keras.Sequential([layers.Masking(), bidirectional(SparseGRU)])
     x = np.where(PADDING[..., None], X3, 0).astype("float32")
-    full = np.asarray(model(x))
+    full = numpy(model(x))
     for i, length in enumerate(PADDING.sum(axis=1)):
-        alone = np.asarray(model(x[i : i + 1, :length]))
+        alone = numpy(model(x[i : i + 1, :length]))
         np.testing.assert_allclose(full[i : i + 1, :length], alone, atol=1e-6)
 
 
@@ -138,21 +139,21 @@ def test_output_ignores_padding():
 def test_masks_are_boolean_variables_beside_their_kernels(layer, x, shapes):
     layer = layer()
     assert list(layer.masks) == []
-    trainable = type(layer).__mro__[2](**layer.get_config())
-    trainable(x)
+    plain = {SparseDense: layers.Dense, SparseGRU: layers.GRU}[type(layer)](layer.units)
+    plain(x)
     layer(x)
     assert [tuple(kernel.shape) for kernel, _ in layer.masks] == list(shapes.values())
     assert [kernel.name for kernel, _ in layer.masks] == list(shapes)
     for kernel, mask in layer.masks:
         assert isinstance(mask, keras.Variable)
         assert mask.dtype == "bool" and not mask.trainable and mask.shape == kernel.shape
-        assert np.asarray(mask).all()
+        assert numpy(mask).all()
         assert any(kernel is v for v in layer.trainable_variables)
         assert sum(mask is v for v in layer.non_trainable_variables) == 1
         assert sum(mask is v for v in layer.weights) == 1
         assert sum(kernel is v for v in layer.weights) == 1
     size = sum(np.prod(shape) for shape in shapes.values())
-    assert layer.count_params() == trainable.count_params() + size
+    assert layer.count_params() == plain.count_params() + size
     layer.trainable = False
     assert len(layer.trainable_variables) == 0 and len(layer.masks) == len(shapes)
 
@@ -223,7 +224,7 @@ def small_model():
 
 
 def weights_and_masks(model):
-    return [np.asarray(v) for v in model.weights]
+    return [numpy(v) for v in model.weights]
 
 
 def test_keras_file_restores_masks(tmp_path):
@@ -247,22 +248,46 @@ def test_weights_file_restores_masks(tmp_path):
     assert_same_bits(weights_and_masks(other), weights_and_masks(model))
 
 
+class Network(keras.Model):
+    def __init__(self, dense, gru, use_bias):
+        super().__init__()
+        self.both = layers.Bidirectional(gru(3, return_sequences=True, use_bias=use_bias))
+        self.gru = gru(4, use_bias=use_bias)
+        self.dense = dense(2, use_bias=use_bias)
+
+    def call(self, x):
+        return self.dense(self.gru(self.both(x)))
+
+
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_weights_of_the_dense_twin_fill_the_masks(tmp_path, use_bias):
-    def twin(dense, gru):
-        inputs = keras.Input((6, 4))
-        x = layers.Bidirectional(gru(3, return_sequences=True, use_bias=use_bias))(inputs)
-        x = gru(4, use_bias=use_bias)(x)
-        return keras.Model(inputs, dense(2, use_bias=use_bias)(x))
-
-    plain, sparse = twin(layers.Dense, layers.GRU), twin(SparseDense, SparseGRU)
+    plain = Network(layers.Dense, layers.GRU, use_bias)
+    sparse = Network(SparseDense, SparseGRU, use_bias)
+    plain(X3), sparse(X3)
     ksd.sparsify(sparse, 0.6, seed=0)
     plain.save_weights(tmp_path / "m.weights.h5")
     sparse.load_weights(tmp_path / "m.weights.h5")
     assert_same_bits(sparse.trainable_variables, plain.trainable_variables)
-    masks = [np.asarray(v) for v in sparse.non_trainable_variables if v.dtype == "bool"]
+    masks = [numpy(v) for v in sparse.non_trainable_variables if v.dtype == "bool"]
     assert len(masks) == 7 and all(mask.all() for mask in masks)
     assert_same_bits(sparse(X3), plain(X3))
+
+
+def test_functional_dense_twin_is_loaded_or_refused_but_never_passed_over(tmp_path):
+    """Keras files hold a functional model's layers under the names of their classes."""
+    plain, sparse = (
+        keras.Sequential([keras.Input((4,)), dense(3), dense(2)])
+        for dense in (layers.Dense, SparseDense)
+    )
+    ksd.sparsify(sparse, 0.6, seed=0)
+    plain.save_weights(tmp_path / "m.weights.h5")
+    try:
+        sparse.load_weights(tmp_path / "m.weights.h5")
+    except ValueError as error:
+        assert "could not be loaded" in str(error)
+    else:
+        assert_same_bits(sparse.trainable_variables, plain.trainable_variables)
+        assert ksd.sparsity_report(sparse).sparsity == 0.0
 
 
 def test_weights_of_another_shape_are_refused(tmp_path):
@@ -309,7 +334,7 @@ def test_dtype_policies(policy):
         copy_trainable(theirs, ours)
         y = ours(x)
         assert keras.backend.standardize_dtype(y.dtype) == ours.compute_dtype
-        assert_same_bits(np.asarray(y).view("uint8"), np.asarray(theirs(x)).view("uint8"))
+        assert_same_bits(numpy(y).view("uint8"), numpy(theirs(x)).view("uint8"))
         for kernel, mask in ours.masks:
             assert mask.dtype == "bool" and kernel.dtype == ours.variable_dtype
 

@@ -122,7 +122,7 @@ def test_what_lies_in_the_padding_is_never_read(small, garbage):
     lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4),
     seed=st.integers(0, 100),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_longer_padding_changes_nothing(extra, lengths, seed):
     keras.utils.set_random_seed(0)
     model = ChiroDiff(3, 1, timesteps=50, seed=0)
@@ -152,14 +152,19 @@ def test_representations_say_the_same_of_the_same_sketch():
     for representation in ("absolute", "delta"):
         keras.utils.set_random_seed(0)
         models.append(ChiroDiff(4, 1, representation=representation, timesteps=50, seed=0))
-    for mine, theirs in zip(models[0].weights, models[1].weights, strict=True):
+    absolute, delta = models
+    for mine, theirs in zip(delta.weights, absolute.weights, strict=True):
         mine.assign(theirs)
+    # As in the original, the pen bit comes before the velocities in one and after in the other.
+    for direction in ("forward_layer", "backward_layer"):
+        kernel = getattr(delta.recurrent[0], direction).cell.kernel
+        kernel.assign(ops.convert_to_numpy(kernel)[[0, 1, 3, 4, 2, *range(5, 13)]])
     deltas = np.random.default_rng(0).standard_normal((2, 7, 3))
     positions = deltas.copy()
     positions[..., :2] = np.cumsum(deltas[..., :2], axis=1)
     np.testing.assert_allclose(
-        predict(models[0], positions, [3, 4], [7, 7]),
-        predict(models[1], deltas, [3, 4], [7, 7]),
+        predict(absolute, positions, [3, 4], [7, 7]),
+        predict(delta, deltas, [3, 4], [7, 7]),
         atol=1e-5,
     )
 

@@ -1,0 +1,134 @@
+import importlib.metadata
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import keras_sparse_dm as ksd
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = (
+    *("tensorflow", "keras", "tensorflow_datasets", "tensorflow_model_optimization"),
+    "matplotlib",
+)
+
+
+def python(*argv, **arguments):
+    return subprocess.run(
+        [sys.executable, *argv], capture_output=True, text=True, cwd=ROOT, timeout=120, **arguments
+    )
+
+
+def test_importing_the_package_and_its_command_line_loads_nothing_heavy():
+    code = (
+        "import sys, keras_sparse_dm as ksd\n"
+        "assert 'keras_sparse_dm.cli' not in sys.modules\n"
+        "import keras_sparse_dm.cli, keras_sparse_dm.experiments.settings\n"
+        "from keras_sparse_dm.models import get_preset, PRESETS\n"
+        "ksd.data, ksd.diffusion, ksd.metrics, ksd.convert, ksd.models\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules])\n"
+    )
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
+def test_using_the_library_loads_neither_the_toolkit_nor_the_command_line():
+    code = (
+        "import sys\n"
+        # The submodule first: the function of the same name must not be hidden by it.
+        "import keras_sparse_dm.metrics.cost\n"
+        "import keras_sparse_dm as ksd\n"
+        "from keras_sparse_dm.metrics import cost\n"
+        "assert callable(cost) and callable(ksd.metrics.cost)\n"
+        "model = ksd.models.ChiroDiff(4, 1)\n"
+        "ksd.sparsify(model, 0.5)\n"
+        "ksd.diffusion.DiffusionModel(model, ksd.diffusion.NoiseSchedule.linear(1000))\n"
+        # Keras itself loads matplotlib where it is installed.
+        "heavy = ('tensorflow_datasets', 'tensorflow_model_optimization', 'keras_sparse_dm.cli',"
+        " 'torch')\n"
+        "print([m for m in heavy if m in sys.modules])\n"
+    )
+    result = python("-c", code, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("argv", [["train.py", "--help"], ["-m", "keras_sparse_dm.cli", "--help"]])
+def test_help_answers_at_once(argv):
+    seconds = []
+    for _ in range(3):  # other work on the machine may slow one of them
+        begin = time.perf_counter()
+        result = python(*argv)
+        seconds.append(time.perf_counter() - begin)
+        assert result.returncode == 0 and result.stderr == ""
+        assert "train" in result.stdout
+        if seconds[-1] < 2:
+            return
+    pytest.fail(f"--help took {seconds} seconds")
+
+
+def test_train_py_reports_a_bad_value_as_the_command_does(tmp_path):
+    result = python("train.py", "--sparsity", "1.5", "--output-dir", str(tmp_path / "run"))
+    assert result.returncode == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("train.py: error: --sparsity") and "received 1.5" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layers.SparseDense",
+        "layers.SparseGRU",
+        "sparsity.densities",
+        "sparsity.prune_and_grow",
+        "sparsity.check_invariant",
+        "sparsify",
+        "DynamicSparsity",
+        "sparsity_report",
+        "diffusion.NoiseSchedule.linear",
+        "diffusion.NoiseSchedule.scaled_linear",
+        "diffusion.NoiseSchedule.cosine",
+        "diffusion.ddim",
+        "diffusion.ddpm",
+        "diffusion.DiffusionModel",
+        "models.ChiroDiff.from_preset",
+        "convert.load_pytorch",
+        "data.read_sketches",
+        "metrics.cost",
+    ],
+)
+def test_the_public_surface_is_reachable_and_documented(name):
+    value = ksd
+    for part in name.split("."):
+        value = getattr(value, part)
+    assert callable(value)
+    assert value.__doc__ and len(value.__doc__.split()) > 4
+
+
+def test_everything_that_is_announced_exists():
+    for module in (ksd, ksd.data, ksd.diffusion, ksd.experiments, ksd.metrics, ksd.models):
+        for name in module.__all__:
+            assert getattr(module, name) is not None
+            assert name in dir(module) or name == "__version__"
+    with pytest.raises(AttributeError, match="nonsense"):
+        ksd.nonsense  # noqa: B018
+
+
+def test_metadata_and_console_script():
+    metadata = importlib.metadata.metadata("keras_sparse_dm")
+    assert metadata["Version"] == ksd.__version__
+    assert "Apache-2.0" in str(metadata.get("License-Expression") or metadata.get("License"))
+    (script,) = [
+        entry
+        for entry in importlib.metadata.entry_points(group="console_scripts")
+        if entry.name == "sparse-dm"
+    ]
+    assert script.load()(["--version"]) == 0
+    extras = metadata.get_all("Provides-Extra")
+    assert {"test", "dev", "gpu", "convert"} <= set(extras)
