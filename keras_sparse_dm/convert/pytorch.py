@@ -4,7 +4,6 @@ import os
 
 import numpy as np
 
-from keras_sparse_dm.layers.masked import guard_pruned
 from keras_sparse_dm.models.chirodiff import ChiroDiff
 
 
@@ -55,9 +54,8 @@ def load_pytorch(model, source):
         whole = parts[None] if None in parts else np.stack([parts[i] for i in sorted(parts)])
         variable.assign(whole)
     for layer in model._flatten_layers():
-        for kernel, mask in getattr(layer, "masks", ()):
+        for _, mask in getattr(layer, "masks", ()):
             mask.assign(np.ones(mask.shape, "bool"))
-            guard_pruned(kernel, mask)
 
 
 def _chirodiff_plan(model):

@@ -38,7 +38,8 @@ class DiffusionModel(keras.Model):
     (EMA) weights where the optimizer keeps them, as `generate` does.
 
     Raises:
-        ValueError: if the denoiser was made for another number of timesteps.
+        ValueError: if the denoiser is not built or was made for another number of timesteps;
+            from `fit` and `evaluate` for targets, sample weights, or a compiled loss.
 
     Example:
 
@@ -59,13 +60,17 @@ class DiffusionModel(keras.Model):
                 "`noise_schedule` must have as many timesteps as the denoiser was made for, "
                 f"{denoiser.timesteps}; received {noise_schedule.timesteps}."
             )
+        if not denoiser.built:
+            raise ValueError(
+                f"`denoiser` {denoiser.name!r} must be built: call it once on inputs `(x, t)`."
+            )
         self._seed_generator = seed_generator(seed, "training")
         self._eval_seed_generator = seed_generator(seed, "evaluation")
         self._eval_seed = ops.convert_to_numpy(self._eval_seed_generator.state)
         alphas_cumprod = noise_schedule.alphas_cumprod
         self._signal_scale = np.sqrt(alphas_cumprod).astype("float32")
         self._noise_scale = np.sqrt(1.0 - alphas_cumprod).astype("float32")
-        self.built = denoiser.built
+        self.built = True
 
     def call(self, inputs, training=False):
         """Predicts the noise: `model((x, t))` or `model((x, t, lengths))`."""
@@ -88,7 +93,9 @@ class DiffusionModel(keras.Model):
         x, lengths = _unpack(data)
         with tf.GradientTape() as tape:
             loss = self._noise_prediction_loss(x, lengths, self._seed_generator, training=True)
-            scaled_loss = self.optimizer.scale_loss(loss)
+            # Regularizers of the denoiser's layers.
+            total_loss = sum(self.losses, loss)
+            scaled_loss = self.optimizer.scale_loss(total_loss)
         gradients = tape.gradient(scaled_loss, self.trainable_variables)
         self.optimizer.apply(gradients, self.trainable_variables)
         self._loss_tracker.update_state(loss, sample_weight=ops.shape(x)[0])
@@ -108,6 +115,11 @@ class DiffusionModel(keras.Model):
         self._averages_final = True
         return history
 
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args, **kwargs):
+        self._averages_final = False
+        return super().train_on_batch(*args, **kwargs)
+
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, **kwargs):
         with self.averaged_weights():
@@ -119,6 +131,12 @@ class DiffusionModel(keras.Model):
         self._eval_seed_generator.state.assign(self._eval_seed)
 
     def _noise_prediction_loss(self, x, lengths, seed, training):
+        if self._compile_loss is not None or self._compile_metrics is not None:
+            raise ValueError(
+                "A DiffusionModel has its own loss: compile it with an optimizer alone, without "
+                "`loss` and `metrics`."
+            )
+        x = ops.cast(x, "float32")
         if lengths is not None:
             # Whatever fills up the shorter sketches, the loss must not see it.
             valid = ops.arange(ops.shape(x)[1])[None] < ops.cast(lengths, "int32")[:, None]
@@ -137,10 +155,6 @@ class DiffusionModel(keras.Model):
         per_sketch = ops.sum(per_point * ops.cast(valid, "float32"), axis=1)
         per_sketch = per_sketch / ops.cast(lengths, "float32")
         return ops.mean(per_sketch)
-
-    def denoise(self, x, t, *context):
-        """Predicted noise, as the samplers call it: `denoise(x, t)` or `(x, t, lengths)`."""
-        return self.denoiser((x, t, *context), training=False)
 
     def generate(
         self,
@@ -181,11 +195,18 @@ class DiffusionModel(keras.Model):
             if lengths.ndim != 1 or not len(lengths) or lengths.min() < 1:
                 raise ValueError(f"`lengths` must be numbers of points, 1 or more; got {lengths}.")
             lengths = lengths.astype("int32")
-            shape = (len(lengths), int(lengths.max()), self.denoiser.point_features)
+            features = getattr(self.denoiser, "point_features", None)
+            if features is None:
+                raise ValueError(
+                    "`lengths` need a denoiser of sequences, whose attribute `point_features` "
+                    f"says how many numbers a point has; {type(self.denoiser).__name__} has none."
+                )
+            shape = (len(lengths), int(lengths.max()), features)
         if seed is None:
             seed = int(keras.random.randint((), 0, 2**31 - 1))
         noise = ops.convert_to_numpy(keras.random.normal(shape, seed=seed))
         samples = np.zeros(shape, "float32")
+        denoise = _denoise_function(self.denoiser)
         # Sketches of like length share a batch, which is no longer than its longest.
         order = np.arange(shape[0]) if lengths is None else np.argsort(lengths, kind="stable")
         with self.averaged_weights():
@@ -197,7 +218,7 @@ class DiffusionModel(keras.Model):
                     context = (lengths[chosen],)
                 if sampler == "ddim":
                     part = ddim(
-                        self.denoise,
+                        denoise,
                         self.noise_schedule,
                         part,
                         steps,
@@ -207,7 +228,7 @@ class DiffusionModel(keras.Model):
                     )
                 else:
                     part = ddpm(
-                        self.denoise,
+                        denoise,
                         self.noise_schedule,
                         part,
                         seed=seed + 1 + begin,
@@ -257,6 +278,7 @@ class DiffusionModel(keras.Model):
         super().load_own_variables(own)
         self._seed_generator.state.assign(store["seed_state"])
         self._eval_seed = np.array(store["eval_seed_state"])
+        self._averages_final = False
 
     def get_config(self):
         return {
@@ -276,9 +298,23 @@ class DiffusionModel(keras.Model):
         return cls(**config)
 
 
+def _denoise_function(denoiser):
+    """A denoiser as the samplers call it, always the same one, which keeps compiled loops."""
+
+    def denoise(x, t, *context):
+        return denoiser((x, t, *context), training=False)
+
+    return vars(denoiser).setdefault("_denoise_function", denoise)
+
+
 def _unpack(data):
     """Splits a batch into `(x, lengths)`; lengths are None for data without them."""
-    x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    if y is not None or sample_weight is not None:
+        raise ValueError(
+            "A DiffusionModel is trained on `x` alone; received targets or sample weights too. "
+            "For sequences give a dictionary of 'points' and 'lengths'."
+        )
     if isinstance(x, dict):
         return x["points"], x["lengths"]
     return x, None

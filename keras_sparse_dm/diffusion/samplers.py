@@ -87,7 +87,8 @@ def ddim_timesteps(timesteps, steps):
 
 
 def _sample(denoise, timesteps, factors, x_T, seed, context):
-    x_T = ops.convert_to_tensor(x_T)
+    # Whatever the denoiser computes in, the samples are kept in full precision.
+    x_T = ops.cast(ops.convert_to_tensor(x_T), "float32")
     noisy = bool(np.any(factors[2]))
     context = tuple(ops.convert_to_tensor(tensor) for tensor in context)
     ranks = tuple(len(tensor.shape) for tensor in (x_T, *context))
@@ -126,7 +127,7 @@ def _make_sampling_loop(denoise, noisy):
         def step(i, x):
             i = steps - 1 - i
             t = ops.broadcast_to(timesteps[i], (ops.shape(x)[0],))
-            epsilon = denoise(x, t, *context)
+            epsilon = ops.cast(denoise(x, t, *context), x.dtype)
             next_x = factors[0, i] * x + factors[1, i] * epsilon
             if noisy:
                 noise = keras.random.normal(ops.shape(x), dtype=x.dtype, seed=generator)

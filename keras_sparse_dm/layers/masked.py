@@ -57,6 +57,8 @@ class MaskedKernels:
             )
             for name, kernel in self._kernels().items()
         ]
+        for kernel, mask in self.masks:
+            kernel.constraint = SparseTrainingOnly(mask, kernel.constraint)
 
     @property
     def masks(self):
@@ -84,47 +86,50 @@ class MaskedKernels:
     def load_own_variables(self, store):
         masks = self._mask_keys()
         stored = {key: store[key] for key in store.keys()}
-        if masks and not masks.keys() & stored.keys():
+        own = len(self._trainable_variables + self._non_trainable_variables)
+        if len(stored) + len(masks) == own:
             # Weights of the plain Keras layer: nothing in them is pruned.
             stored |= {key: np.ones(mask.shape, "bool") for key, mask in masks.items()}
         super().load_own_variables(stored)
         for key, mask in masks.items():
             mask.assign(stored[key])
-        for kernel, mask in self.masks:
-            guard_pruned(kernel, mask)
 
 
 class SparseTrainingOnly(keras.constraints.Constraint):
-    """Stands on a kernel with pruned weights, and stops an optimizer that would train them.
+    """Stands on every sparse kernel, so that no optimizer trains its pruned weights.
 
-    Keras calls a variable's constraint after an optimizer's update. `SparseOptimizer` puts
-    the kernel's own constraint in its place while it works; any other optimizer meets this
-    one, which raises, before the first step wherever steps are compiled.
+    Keras applies a variable's constraint after an optimizer's update. `SparseOptimizer` puts
+    the kernel's own constraint in its place while it works. Any other optimizer meets this
+    one: where the mask prunes, it raises, before the first step wherever steps are compiled.
+    A step that was compiled while the mask was still full keeps the pruned weights at zero.
 
     Args:
+        mask: The kernel's mask variable.
         constraint: The kernel's own constraint, or None.
     """
 
-    def __init__(self, constraint=None):
+    def __init__(self, mask, constraint=None):
+        self.mask = mask
         self.constraint = constraint
 
     def __call__(self, w):
-        raise ValueError(
-            "This model is sparse, and this optimizer would train its pruned weights too: pass "
-            "the callback `keras_sparse_dm.DynamicSparsity` to `fit` (method 'static' keeps the "
-            "masks as they are), or use `keras_sparse_dm.sparsity.SparseOptimizer` in a loop of "
-            "your own."
-        )
+        if _prunes(self.mask):
+            raise ValueError(
+                "This model is sparse, and this optimizer would train its pruned weights too: "
+                "pass the callback `keras_sparse_dm.DynamicSparsity` to `fit` (method 'static' "
+                "keeps the masks as they are), or use `keras_sparse_dm.sparsity.SparseOptimizer` "
+                "in a loop of your own."
+            )
+        if self.constraint is not None:
+            w = self.constraint(w)
+        return keras.ops.where(self.mask, w, keras.ops.zeros_like(w))
 
-    def get_config(self):
-        return {"constraint": keras.constraints.serialize(self.constraint)}
 
+def _prunes(mask):
+    """Whether a mask prunes anything now, also while a TensorFlow function is traced."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
 
-def guard_pruned(kernel, mask):
-    """Puts `SparseTrainingOnly` on a kernel with pruned weights, and takes it off another."""
-    guarded = isinstance(kernel.constraint, SparseTrainingOnly)
-    pruned = not np.all(keras.ops.convert_to_numpy(mask))
-    if pruned and not guarded:
-        kernel.constraint = SparseTrainingOnly(kernel.constraint)
-    elif guarded and not pruned:
-        kernel.constraint = kernel.constraint.constraint
+        with tf.init_scope():
+            return not np.all(keras.ops.convert_to_numpy(mask))
+    return not np.all(keras.ops.convert_to_numpy(mask))

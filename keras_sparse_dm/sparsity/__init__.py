@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "methods": ["METHODS", "MagRan", "RigL", "Static", "SparsityMethod"],
         "optimizer": ["SparseOptimizer"],
         "report": ["SparsityReport", "sparsity_report"],
+        "schedules": ["ConstantPruneRate", "CosinePruneRate"],
         "topology": ["prune_and_grow", "top_k_mask"],
     },
 )

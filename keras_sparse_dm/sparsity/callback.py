@@ -29,6 +29,9 @@ class DynamicSparsity(keras.callbacks.Callback):
         log_dir: Optional folder for TensorBoard scalars: each kernel's density, and the share
             of its active weights exchanged at each update.
 
+    Callbacks that read `sparsity` in the logs or restore earlier weights (EarlyStopping) go
+    before or after it as lists go: loggers after, restorers before.
+
     Raises:
         ValueError: for an unknown method or schedule or a value outside its range; and from
             `fit`, before the first step, where the callback could not do its work: the model
@@ -83,7 +86,7 @@ class DynamicSparsity(keras.callbacks.Callback):
             logs["sparsity"] = self._sparsity
         if not self._verified:
             self._verify()
-        if self.method.name == "static":
+        if self._writer is None or self.method.name == "static":
             return
         updates = self._optimizer.topology_updates
         if updates != self._seen_updates:
@@ -105,6 +108,8 @@ class DynamicSparsity(keras.callbacks.Callback):
             self._writer.flush()
 
     def on_train_end(self, logs=None):
+        # A callback before this one may have put back the weights and masks of an epoch before.
+        self._optimizer.clear_pruned()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -122,8 +127,6 @@ class DynamicSparsity(keras.callbacks.Callback):
         self._verified = True
 
     def _log_update(self):
-        if self._writer is None:
-            return
         import tensorflow as tf
 
         ones = self._optimizer.mask_ones()

@@ -1,11 +1,11 @@
 """Finding a model's sparse kernels, and making them sparse."""
 
+import warnings
 from dataclasses import dataclass
 
 import keras
 from keras import ops
 
-from keras_sparse_dm.layers.masked import guard_pruned
 from keras_sparse_dm.seeds import seed_generator
 from keras_sparse_dm.sparsity.distributions import check_sparsity_value, densities
 from keras_sparse_dm.sparsity.topology import random_mask
@@ -100,11 +100,17 @@ def sparsify(model, sparsity, distribution="erk", seed=None, exclude=()):
             sparsity * total / free,
             distribution,
         )
+    empty = [k.name for k in kernels if not round(shares.get(k.name, 1.0) * _size(k.kernel))]
+    if empty:
+        warnings.warn(
+            f"At sparsity {sparsity} with distribution {distribution!r} no weight is left in "
+            f"{', '.join(empty)}, and none will grow there; exclude them, or use 'erk'.",
+            stacklevel=2,
+        )
     generator = seed_generator(seed, "masks")
     for k in kernels:
         k.mask.assign(random_mask(tuple(k.kernel.shape), shares.get(k.name, 1.0), generator))
         k.kernel.assign(ops.where(k.mask, k.kernel, ops.zeros_like(k.kernel)))
-        guard_pruned(k.kernel, k.mask)
     optimizer = innermost_sparse_optimizer(model)
     if optimizer is not None:
         optimizer.attach(model, masks_changed=True)

@@ -29,7 +29,8 @@ class SparseOptimizer(keras.optimizers.Optimizer):
     `DynamicSparsity` installs it for `fit`. A custom training loop uses it directly:
 
     ```python
-    optimizer = SparseOptimizer(keras.optimizers.AdamW(1e-3), method="rigl", seed=0)
+    schedule = ConstantPruneRate(prune_rate=0.05, update_every=800)
+    optimizer = SparseOptimizer(keras.optimizers.AdamW(1e-3), "rigl", schedule, seed=0)
     optimizer.attach(model)
     ...
     optimizer.apply(gradients, model.trainable_variables)
@@ -49,7 +50,12 @@ class SparseOptimizer(keras.optimizers.Optimizer):
     """
 
     def __init__(self, inner_optimizer, method="rigl", schedule=None, seed=None, name=None):
-        if type(inner_optimizer).__name__ in UNSUPPORTED:
+        if getattr(inner_optimizer, "inner_optimizer", None) is not None:
+            raise ValueError(
+                f"`inner_optimizer` must not wrap another; received {inner_optimizer!r}. Put "
+                "loss scaling outside: LossScaleOptimizer(SparseOptimizer(...))."
+            )
+        if {cls.__name__ for cls in type(inner_optimizer).__mro__} & set(UNSUPPORTED):
             raise ValueError(
                 f"`inner_optimizer` must update each weight from its own gradient and state; "
                 f"{type(inner_optimizer).__name__} does not, and would let pruned weights change. "
@@ -126,14 +132,21 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         self._kernels = tuple(kernels)
         ones = {self._var_key(k.kernel): int(ops.sum(ops.cast(k.mask, "int32"))) for k in kernels}
         now = [ones.get(key, -1) for key in self._index]
-        if fresh or masks_changed or bool(ops.all(self._mask_ones == -1)):
-            self._mask_ones.assign(now)
-        elif now != ops.convert_to_numpy(self._mask_ones).tolist():
+        before = ops.convert_to_numpy(self._mask_ones).tolist()
+        if fresh or masks_changed:
+            before = [-1] * len(now)
+        # A kernel that is frozen, or trains for the first time, is in one record only.
+        if any(n != b for n, b in zip(now, before, strict=True) if n >= 0 and b >= 0):
             raise ValueError(
                 "The masks of the model do not have as many ones as those that this optimizer's "
                 "state belongs to. Call `sparsify` after loading, or compile again."
             )
-        for k in kernels:
+        self._mask_ones.assign([n if n >= 0 else b for n, b in zip(now, before, strict=True)])
+        self.clear_pruned()
+
+    def clear_pruned(self):
+        """Zeroes pruned weights and their state, after something else has written to them."""
+        for k in self._kernels:
             for variable in (k.kernel, *self._slots(k.kernel)):
                 variable.assign(_where(k.mask, variable))
 

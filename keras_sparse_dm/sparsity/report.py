@@ -50,6 +50,11 @@ class SparsityReport:
         return sum(k.active for k in self.kernels)
 
     @property
+    def nonzeros(self):
+        """Weights in sparse kernels that differ from zero; one just grown does not yet."""
+        return sum(k.nonzeros for k in self.kernels)
+
+    @property
     def sparsity(self):
         """Share of the weights in sparse kernels that is pruned."""
         return 1.0 - self.active / self.size
@@ -65,6 +70,8 @@ class SparsityReport:
             "parameters": self.parameters,
             "active_parameters": self.active_parameters,
             "sparsity": self.sparsity,
+            "active": self.active,
+            "nonzeros": self.nonzeros,
             "kernels": [
                 {**asdict(k), "shape": list(k.shape), "density": k.density} for k in self.kernels
             ],
@@ -75,12 +82,11 @@ class SparsityReport:
         from rich.table import Table
 
         table = Table(show_footer=True)
-        total_nonzeros = sum(k.nonzeros for k in self.kernels)
         table.add_column("kernel", "total", overflow="fold")
         table.add_column("shape", f"{len(self.kernels)} kernels")
         table.add_column("density", f"{self.active / self.size:.4f}", justify="right")
         table.add_column("active", f"{self.active:,} of {self.size:,}", justify="right")
-        table.add_column("nonzero", f"{total_nonzeros:,}", justify="right")
+        table.add_column("nonzero", f"{self.nonzeros:,}", justify="right")
         for k in self.kernels:
             table.add_row(
                 k.name,
