@@ -14,6 +14,8 @@ from keras_sparse_dm.experiments.settings import (
     CONFIG_FILE,
     RunSettings,
     SettingsError,
+    TrainingDiverged,
+    check_folder,
     read_config,
 )
 from keras_sparse_dm.models.presets import PRESETS
@@ -49,14 +51,12 @@ def train_command(argv, prog="train.py"):
     try:
         settings = parse_train_options(argv, prog)
         settings.check()
+        check_folder(settings)
     except SettingsError as error:
         return _fail(prog, error, 2)
-
-    # TensorFlow's start-up messages are not for the person who trains.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from keras_sparse_dm.experiments.training import TrainingDiverged, train
-
     try:
+        with _quiet_start():
+            from keras_sparse_dm.experiments.training import train
         folder = train(settings)
     except SettingsError as error:
         return _fail(prog, error, 2)
@@ -66,23 +66,35 @@ def train_command(argv, prog="train.py"):
         if error.errno is None:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        advice = f"Nothing was begun in {settings.folder}."
-        if (settings.folder / CONFIG_FILE).exists():
-            advice = (
-                f"What was written before is kept; continue with --output-dir {settings.folder} "
-                "--resume."
-            )
-        return _fail(prog, f"{error.strerror or error}{where}. {advice}", 1)
+        return _fail(prog, f"{error.strerror or error}{where}. {_advice(settings)}", 1)
     except KeyboardInterrupt:
-        return _fail(
-            prog,
-            f"interrupted. Finished epochs are kept; continue with --output-dir "
-            f"{settings.folder} --resume.",
-            130,
-        )
+        return _fail(prog, f"interrupted. {_advice(settings)}", 130)
     print((folder / "report.md").read_text(encoding="utf-8"))
     print(f"Samples: {folder / 'samples.png'}   Report: {folder / 'report.md'}")
     return 0
+
+
+def _advice(settings):
+    if not (settings.folder / CONFIG_FILE).exists():
+        return f"Nothing was begun in {settings.folder}."
+    return (
+        f"What was written before is kept; continue with --output-dir {settings.folder} --resume."
+    )
+
+
+@contextlib.contextmanager
+def _quiet_start():
+    """Keeps TensorFlow's start-up messages, which no setting silences, off the terminal."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def parse_train_options(argv, prog="train.py"):

@@ -67,7 +67,7 @@ def copy_sketches(folder, n=12):
         (["--prune-rate", "0"], ["--prune-rate", "(0, 1]", "received 0"]),
         (["--prune-rate", "1.5"], ["(0, 1]", "received 1.5"]),
         (["--method", "snip"], ["rigl, magran, static, dense", "'snip'"]),
-        (["--distribution", "erkk"], ["erk, er, uniform", "'erkk'"]),
+        (["--distribution", "erkk"], ["uniform, er, erk", "'erkk'"]),
         (["--prune-schedule", "linear"], ["constant, cosine", "'linear'"]),
         (["--learning-rate-schedule", "x"], ["constant, cosine", "'x'"]),
         (["--noise.schedule", "sigmoid"], ["linear, scaled_linear, cosine", "'sigmoid'"]),
@@ -205,10 +205,10 @@ def test_resume_inherits_the_settings_of_the_run(stored):
 @pytest.mark.parametrize(
     "argv, text",
     [
-        (["--sparsity", "0.4"], "training.sparsity is 0.4 but was 0.3"),
-        (["--method", "static"], "training.method is 'static' but was 'rigl'"),
-        (["--seed", "1"], "seed is 1 but was 0"),
-        (["--units", "7"], "model.units is 7 but was 5"),
+        (["--sparsity", "0.4"], "--sparsity is 0.4 but was 0.3"),
+        (["--method", "static"], "--method is 'static' but was 'rigl'"),
+        (["--seed", "1"], "--seed is 1 but was 0"),
+        (["--units", "7"], "--units is 7 but was 5"),
         (["chirodiff_kanjivg"], "preset is 'chirodiff_kanjivg' but was 'quickstart'"),
     ],
 )

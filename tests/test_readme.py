@@ -13,11 +13,20 @@ BLOCKS = re.findall(
 
 
 def test_own_model_example(capsys):
-    (block,) = [b for b in BLOCKS if "Sequential" in b]
+    (block,) = [b for b in BLOCKS if "model.compile" in b and "ChiroDiff" not in b]
     names = {}
     exec(block, names)
     assert abs(ksd.sparsity_report(names["model"]).sparsity - 0.9) < 1e-3
     assert "total" in capsys.readouterr().out
+
+
+def test_own_loop_example():
+    (block,) = [b for b in BLOCKS if "SparseOptimizer" in b]
+    names = {"__name__": "readme"}
+    exec(compile(block, "readme.py", "exec"), names)
+    names["model"].optimizer = names["optimizer"]
+    ksd.sparsity.check_invariant(names["model"])
+    assert names["optimizer"].topology_updates == 2
 
 
 def test_chirodiff_example(monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
         "report": ["write_report"],
-        "settings": ["RunSettings", "SettingsError"],
-        "training": ["TrainingDiverged", "train"],
+        "settings": ["RunSettings", "SettingsError", "TrainingDiverged"],
+        "training": ["train"],
     },
 )

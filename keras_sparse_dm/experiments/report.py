@@ -13,8 +13,11 @@ def write_report(folder, results):
         results: Dictionary of plain values, as `train` collects them.
     """
     folder = Path(folder)
-    table = results.pop("sparsity_table")
-    write_json(folder / "report.json", results)
+    table = results["sparsity_table"]
+    write_json(
+        folder / "report.json",
+        {name: value for name, value in results.items() if name != "sparsity_table"},
+    )
     temporary = folder / ".report.md.partial"
     temporary.write_text(_markdown(results, table), encoding="utf-8")
     temporary.replace(folder / "report.md")
@@ -28,11 +31,14 @@ def _markdown(r, table):
         for name in ("flops", "sampling_flops", "training_flops")
     }
     exchanged = sum(r["last_update_exchanged"].values())
-    active = sum(k["active"] for k in sparsity["kernels"])
+    size = sum(k["size"] for k in sparsity["kernels"])
     updates = f"{r['topology_updates']}"
     if r["topology_updates"]:
-        updates += f", the last exchanged {exchanged / active:.2%} of the active weights"
+        share = exchanged / sparsity["active"]
+        updates += f", the last exchanged {share:.2%} of the active weights"
     rows = [
+        ("Nonzero weights in kernels", f"{size:,}", f"{sparsity['nonzeros']:,}",
+         sparsity["nonzeros"] / size),
         ("Parameters", f"{c['parameters']:,}", f"{c['active_parameters']:,}",
          c["active_parameters"] / c["parameters"]),
         (f"FLOPs, one pass over {r['flops_points']} points", f"{c['dense_flops']:.3e}",
@@ -64,7 +70,8 @@ def _markdown(r, table):
         f"| Sketches for training, validation | {r['training_sketches']:,}, "
         f"{r['validation_sketches']:,} |",
         f"| Padding in training batches | {r['padding_waste']:.1%} |",
-        f"| Training time | {r['training_seconds']:.0f} s |",
+        f"| Wall time: training | {r['training_seconds']:.0f} s |",
+        f"| Wall time: everything since the (re)start | {r['session_seconds']:.0f} s |",
         "",
         "```",
         table,

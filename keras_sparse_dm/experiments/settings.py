@@ -13,6 +13,7 @@ from typing import Annotated
 
 import tyro
 
+from keras_sparse_dm.diffusion.noise_schedule import KINDS as NOISE_SCHEDULES
 from keras_sparse_dm.models.presets import (
     DataSettings,
     ModelSettings,
@@ -22,6 +23,7 @@ from keras_sparse_dm.models.presets import (
     TrainingSettings,
     get_preset,
 )
+from keras_sparse_dm.sparsity.distributions import DISTRIBUTIONS
 
 CONFIG_FILE = "config.json"
 METHODS = ("rigl", "magran", "static", "dense")
@@ -32,6 +34,10 @@ _Flat = tyro.conf.OmitArgPrefixes
 
 class SettingsError(ValueError):
     """Settings that no run can be made of; the message is for the person who gave them."""
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a number; the message says what is kept."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +148,12 @@ class RunSettings:
         """
         t, m, d, n, s = self.training, self.model, self.data, self.noise, self.sampling
         _one_of("--method", t.method, METHODS)
-        _one_of("--distribution", t.distribution, ("erk", "er", "uniform"))
+        _one_of("--distribution", t.distribution, DISTRIBUTIONS)
+        _one_of("--characters", d.characters, ("kanji", "kanji+variants", "all"))
         _one_of("--prune-schedule", t.prune_schedule, ("constant", "cosine"))
         _one_of("--learning-rate-schedule", t.learning_rate_schedule, ("constant", "cosine"))
         _one_of("--representation", d.representation, ("absolute", "delta"))
-        _one_of("--noise.schedule", n.schedule, ("linear", "scaled_linear", "cosine"))
+        _one_of("--noise.schedule", n.schedule, NOISE_SCHEDULES)
         _one_of("--sampling.sampler", s.sampler, ("ddim", "ddpm"))
         _one_of("--kind", m.kind, ("chirodiff",))
         _number("--sparsity", t.sparsity, 0, 1, closed_high=False)
@@ -210,6 +217,63 @@ def read_config(folder):
         SettingsError: if it cannot be read or is not a run's configuration.
     """
     return read_json(Path(folder) / CONFIG_FILE, {"settings": dict})
+
+
+def check_folder(settings):
+    """Checks, before any work, that the folder is free or holds the run to be resumed.
+
+    Raises:
+        SettingsError: if it is not or does not, or holds a run of another configuration.
+    """
+    folder = settings.folder
+    stored = read_config(folder)
+    if stored is not None:
+        if not settings.resume:
+            raise SettingsError(
+                f"--output-dir {folder} already holds a run; continue it with --resume, or name "
+                "another folder."
+            )
+        different = [
+            f"{name} is {here!r} but was {there!r}"
+            for name, here, there in _differences(settings.to_dict(), stored["settings"])
+            if name not in ("--samples", "--samples-every")
+        ]
+        if different:
+            raise SettingsError(
+                f"--resume: the run in {folder} has another configuration: {'; '.join(different)}. "
+                "Leave these options out, or begin another run."
+            )
+        return
+    if settings.resume:
+        raise SettingsError(f"--resume: {folder} holds no run; leave out --resume to start one.")
+    try:
+        # What a start that failed has left is no reason to refuse the next one.
+        if folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
+            raise SettingsError(
+                f"--output-dir {folder} is not empty and holds no run; name another folder."
+            )
+    except OSError as error:
+        raise unusable_folder(folder, error) from None
+
+
+def unusable_folder(folder, error):
+    """The error for a folder that cannot be made or read."""
+    return SettingsError(
+        f"--output-dir {folder} cannot be used: {error.strerror}; name a folder that can be "
+        "written."
+    )
+
+
+def _differences(mine, theirs, prefix=""):
+    """Yields `(option, value here, value there)` for what differs."""
+    for name, value in mine.items():
+        other = theirs.get(name) if isinstance(theirs, dict) else None
+        if isinstance(value, dict):
+            flat = name in ("training", "model", "data")
+            yield from _differences(value, other, prefix if flat else f"{prefix}{name}.")
+        elif value != other:
+            option = f"--{prefix}{name}".replace("_", "-")
+            yield "preset" if name == "preset" else option, value, other
 
 
 def read_json(path, keys):

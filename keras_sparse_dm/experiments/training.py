@@ -6,6 +6,7 @@ import platform
 import shutil
 import sys
 import time
+import zlib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,8 +30,10 @@ from keras_sparse_dm.experiments.report import write_report
 from keras_sparse_dm.experiments.settings import (
     CONFIG_FILE,
     SettingsError,
-    read_config,
+    TrainingDiverged,
+    check_folder,
     read_json,
+    unusable_folder,
     write_json,
 )
 from keras_sparse_dm.metrics import cost
@@ -51,10 +54,6 @@ METRICS_FILE = "metrics.csv"
 EVAL_BATCH_SIZE = 256
 
 
-class TrainingDiverged(RuntimeError):
-    """The loss is no longer a number; the message says what is kept."""
-
-
 def train(settings):
     """Trains what the settings describe and leaves everything in the run's folder.
 
@@ -73,10 +72,11 @@ def train(settings):
         TrainingDiverged: if the loss becomes NaN or infinite; the last checkpoint is kept.
         OSError: if something cannot be written; what was written before is kept.
     """
+    begin = time.perf_counter()
     settings.check()
     folder = settings.folder
     preset = settings.to_preset()
-    _check_folder(settings, folder)
+    check_folder(settings)
     train_data, validation_data = _load_data(settings)
     steps = _steps_per_epoch(train_data, settings)
     verbose = settings.verbose
@@ -88,9 +88,16 @@ def train(settings):
     model = _new_model(preset, settings.seed, steps)
     if settings.resume and checkpoint.exists():
         model = _load_checkpoint(checkpoint, model, preset, steps)
-        state = read_json(folder / STATE_FILE, {"untrained_validation_loss": float})
+        state = read_json(
+            folder / STATE_FILE, {"untrained_validation_loss": float, "data_checksum": int}
+        )
         if state is None:
             raise SettingsError(f"--resume: {folder / STATE_FILE} is missing.")
+        if state["data_checksum"] != _checksum(train_data):
+            raise SettingsError(
+                f"--resume: the run in {folder} was begun with other training data: the files, or "
+                "the version of the package kanjivg, have changed since."
+            )
         epochs_done = _iterations(model) // steps
         print(f"Resuming {folder} after epoch {epochs_done} of {preset.training.epochs}.")
         _check_disk_space(folder, model)
@@ -103,7 +110,10 @@ def train(settings):
         _claim_folder(settings, folder)
         validation = eval_batches(validation_data, EVAL_BATCH_SIZE)
         untrained = model.evaluate(validation, verbose=0, return_dict=True)["loss"]
-        state = {"untrained_validation_loss": untrained}
+        state = {
+            "untrained_validation_loss": untrained,
+            "data_checksum": _checksum(train_data),
+        }
         write_json(folder / STATE_FILE, state)
     _trim_metrics(folder / METRICS_FILE, epochs_done)
 
@@ -138,44 +148,13 @@ def train(settings):
     _save_model(model, folder / "model.keras")
     sketches = _generate(model, preset, lengths, settings.seed)
     _draw_beside_real(folder / "samples.png", sketches, train_data, preset, settings.seed)
-    write_report(
-        folder,
-        _results(
-            model, preset, settings, steps, state, trained, train_data, validation_data, folder
-        ),
-    )
+    losses = {
+        "validation_loss_untrained": state["untrained_validation_loss"],
+        "validation_loss_trained": trained,
+    }
+    results = _results(model, settings, steps, train_data, validation_data)
+    write_report(folder, results | losses | {"session_seconds": time.perf_counter() - begin})
     return folder
-
-
-def _check_folder(settings, folder):
-    """Checks, before any work, that the folder is free or holds the run to be resumed."""
-    stored = read_config(folder)
-    if stored is not None:
-        if not settings.resume:
-            raise SettingsError(
-                f"--output-dir {folder} already holds a run; continue it with --resume, or name "
-                "another folder."
-            )
-        different = [
-            f"{name} is {here!r} but was {there!r}"
-            for name, here, there in _differences(settings.to_dict(), stored["settings"])
-            if name not in ("samples", "samples_every")
-        ]
-        if different:
-            raise SettingsError(
-                f"--resume: the run in {folder} has another configuration: {'; '.join(different)}."
-            )
-        return
-    if settings.resume:
-        raise SettingsError(f"--resume: {folder} holds no run; leave out --resume to start one.")
-    try:
-        # What a start that failed has left is no reason to refuse the next one.
-        if folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
-            raise SettingsError(
-                f"--output-dir {folder} is not empty and holds no run; name another folder."
-            )
-    except OSError as error:
-        raise _unusable(folder, error) from None
 
 
 def _claim_folder(settings, folder):
@@ -189,25 +168,9 @@ def _claim_folder(settings, folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unusable(folder, error) from None
+        raise unusable_folder(folder, error) from None
     write_json(folder / CONFIG_FILE, {"settings": settings.to_dict(), "versions": versions})
     (folder / CHECKPOINT).parent.mkdir(exist_ok=True)
-
-
-def _unusable(folder, error):
-    return SettingsError(
-        f"--output-dir {folder} cannot be used: {error.strerror}; name a folder that can be "
-        "written."
-    )
-
-
-def _differences(mine, theirs, prefix=""):
-    for name, value in mine.items():
-        other = theirs.get(name) if isinstance(theirs, dict) else None
-        if isinstance(value, dict):
-            yield from _differences(value, other, f"{prefix}{name}.")
-        elif value != other:
-            yield f"{prefix}{name}", value, other
 
 
 def _load_data(settings):
@@ -220,6 +183,7 @@ def _load_data(settings):
             spacing=d.spacing,
             scale=d.scale,
             max_points=d.max_points,
+            characters=d.characters,
         )
     except (ValueError, FileNotFoundError) as error:
         raise SettingsError(f"--data-dir: {error}") from None
@@ -230,6 +194,10 @@ def _steps_per_epoch(train_data, settings):
         return steps_per_epoch(train_data, settings.training.batch_size)
     except ValueError as error:
         raise SettingsError(f"--batch-size: {error}") from None
+
+
+def _checksum(data):
+    return zlib.crc32(data.points.tobytes())
 
 
 def _data_summary(train_data, validation_data, batch_size, steps):
@@ -381,10 +349,13 @@ def _generate(model, preset, lengths, seed):
         eta=preset.sampling.eta,
         seed=seed,
     )
-    representation = preset.data.representation
+    broken = ~np.isfinite(points).all(axis=(1, 2))
+    if broken.any():
+        print(f"{broken.sum()} of {len(points)} samples are not finite and are drawn empty.")
+        points[broken] = 0.0
     return [
-        from_points(np.nan_to_num(p[:n]), representation)
-        for p, n in zip(points, lengths, strict=True)
+        from_points(sketch[:length], preset.data.representation)
+        for sketch, length in zip(points, lengths, strict=True)
     ]
 
 
@@ -394,7 +365,8 @@ def _draw_beside_real(path, sketches, train_data, preset, seed):
     draw([sketches, real], path, titles=("generated", "real"))
 
 
-def _results(model, preset, settings, steps, state, trained, train_data, validation_data, folder):
+def _results(model, settings, steps, train_data, validation_data):
+    preset = settings.to_preset()
     t = preset.training
     mean_length = round(float(train_data.lengths.mean()))
     example = (
@@ -415,7 +387,7 @@ def _results(model, preset, settings, steps, state, trained, train_data, validat
     )
     report = sparsity_report(model)
     optimizer = innermost_sparse_optimizer(model)
-    with open(folder / METRICS_FILE, newline="", encoding="utf-8") as file:
+    with open(settings.folder / METRICS_FILE, newline="", encoding="utf-8") as file:
         seconds = sum(float(row["seconds"]) for row in csv.DictReader(file))
     return {
         "preset": preset.name,
@@ -431,15 +403,12 @@ def _results(model, preset, settings, steps, state, trained, train_data, validat
         "padding_waste": padding_waste(train_data, t.batch_size),
         "sampler": preset.sampling.sampler,
         "sampling_steps": sampler_steps,
-        "validation_loss_untrained": state["untrained_validation_loss"],
-        "validation_loss_trained": trained,
         "training_seconds": seconds,
         "topology_updates": optimizer.topology_updates if optimizer is not None else 0,
         "last_update_exchanged": optimizer.exchanged() if optimizer is not None else {},
         "cost": costs.to_dict(),
         "sparsity": report.to_dict(),
         "sparsity_table": str(report),
-        "kernels": len(masked_kernels(model)),
     }
 
 

@@ -44,6 +44,8 @@ class DataSettings:
 
     dataset: str
     """Data set: kanjivg."""
+    characters: str = "kanji"
+    """KanjiVG's drawings: kanji (one of each), kanji+variants, or all."""
     representation: str = "absolute"
     """Points as positions (absolute) or as differences (delta)."""
     spacing: float = 0.05

@@ -399,3 +399,77 @@ def test_images_train_and_sample_with_a_convolutional_denoiser(tmp_path):
 def test_the_sparse_kernels_of_the_denoiser_are_found():
     model = compiled()
     assert sum(int(np.prod(k.kernel.shape)) for k in masked_kernels(model)) == 10 * 16 + 16 * 6
+
+
+# What users do besides ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_trains_and_generates(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = DiffusionModel(
+            ChiroDiff(4, 1, timesteps=50, seed=0), NoiseSchedule.linear(50), seed=0
+        )
+    finally:
+        keras.config.set_dtype_policy("float32")
+    sparsify(model, 0.5, seed=0)
+    model.compile("adam")
+    data = {
+        "points": np.random.default_rng(0).normal(size=(8, 6, 3)).astype("float32"),
+        "lengths": np.full(8, 6),
+    }
+    model.fit(data, verbose=0, callbacks=[DynamicSparsity("rigl", update_every=1, seed=0)])
+    check_invariant(model)
+    samples = model.generate(lengths=[6, 4], steps=3, eta=1.0, seed=0)
+    assert samples.dtype == np.float32 and np.isfinite(samples).all()
+
+
+def test_weights_loaded_after_fit_bring_their_averages(tmp_path):
+    model = compiled(optimizer=keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.9))
+    path = tmp_path / "epoch.weights.h5"
+    checkpoint = keras.callbacks.ModelCheckpoint(str(path), save_weights_only=True)
+    history = model.fit(
+        batches(), validation_data=batches(), epochs=2, verbose=0, callbacks=[checkpoint]
+    )
+    model.load_weights(path)
+    assert model.evaluate(batches(), verbose=0) == history.history["val_loss"][-1]
+
+
+def test_regularizers_of_the_denoiser_count():
+    def trained(regularizer):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((6,)), keras.Input((), dtype="int32")
+        outputs = keras.layers.Dense(6, kernel_regularizer=regularizer)(inputs[0])
+        model = DiffusionModel(keras.Model(inputs, outputs), NoiseSchedule.linear(20), seed=0)
+        model.compile(keras.optimizers.SGD(0.1))
+        model.fit(batches(), verbose=0)
+        return np.linalg.norm(np.asarray(model.trainable_variables[0]))
+
+    assert trained("l2") < trained(None)
+
+
+@pytest.mark.parametrize(
+    "use, message",
+    [
+        (lambda m: (m.compile("adam", loss="mae"), m.fit(vectors())), "optimizer alone"),
+        (lambda m: m.fit(vectors(), vectors()), "targets or sample weights"),
+        (lambda m: m.generate(lengths=[3]), "`point_features`"),
+    ],
+    ids=["loss", "targets", "no sequences"],
+)
+def test_what_would_be_ignored_is_refused(use, message):
+    with pytest.raises(ValueError, match=message):
+        use(compiled())
+
+
+def test_a_denoiser_that_is_not_built_is_refused():
+    with pytest.raises(ValueError, match="must be built"):
+        DiffusionModel(keras.Sequential([keras.layers.Dense(3)]), NoiseSchedule.linear(20))
+
+
+def test_another_denoiser_samples_at_once():
+    model = compiled()
+    first = model.generate(shape=(4, 6), steps=3, seed=0)
+    model.denoiser = vector_denoiser()
+    assert np.any(model.generate(shape=(4, 6), steps=3, seed=0) != first)
