@@ -1,8 +1,8 @@
 """Pictures of sketches: strokes with pen lifts."""
 
-from pathlib import Path
-
 import numpy as np
+
+from keras_sparse_dm.files import whole_file
 
 
 def draw(sketches, path=None, columns=8, titles=(), cell=1.1):
@@ -49,13 +49,8 @@ def draw(sketches, path=None, columns=8, titles=(), cell=1.1):
     for panel, title in zip(figure.subfigs, titles, strict=False):
         panel.suptitle(title, fontsize=11)
     if path is not None:
-        path = Path(path)
-        temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-        try:
+        with whole_file(path) as temporary:
             figure.savefig(temporary, dpi=100)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     return figure
 
 

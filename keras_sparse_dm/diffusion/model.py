@@ -11,6 +11,7 @@ from keras import ops
 from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule
 from keras_sparse_dm.diffusion.samplers import ddim, ddpm
 from keras_sparse_dm.seeds import seed_generator
+from keras_sparse_dm.sparsity.masking import innermost_optimizer
 
 SAMPLERS = ("ddim", "ddpm")
 
@@ -207,6 +208,7 @@ class DiffusionModel(keras.Model):
         noise = ops.convert_to_numpy(keras.random.normal(shape, seed=seed))
         samples = np.zeros(shape, "float32")
         denoise = _denoise_function(self.denoiser)
+        sample = functools.partial(ddim, steps=steps, eta=eta) if sampler == "ddim" else ddpm
         # Sketches of like length share a batch, which is no longer than its longest.
         order = np.arange(shape[0]) if lengths is None else np.argsort(lengths, kind="stable")
         with self.averaged_weights():
@@ -216,24 +218,13 @@ class DiffusionModel(keras.Model):
                 if lengths is not None:
                     part = part[:, : lengths[chosen].max()]
                     context = (lengths[chosen],)
-                if sampler == "ddim":
-                    part = ddim(
-                        denoise,
-                        self.noise_schedule,
-                        part,
-                        steps,
-                        eta=eta,
-                        seed=seed + 1 + begin,
-                        context=context,
-                    )
-                else:
-                    part = ddpm(
-                        denoise,
-                        self.noise_schedule,
-                        part,
-                        seed=seed + 1 + begin,
-                        context=context,
-                    )
+                part = sample(
+                    denoise,
+                    self.noise_schedule,
+                    part,
+                    seed=seed + 1 + begin,
+                    context=context,
+                )
                 part = ops.convert_to_numpy(part)
                 if lengths is None:
                     samples[chosen] = part
@@ -246,9 +237,7 @@ class DiffusionModel(keras.Model):
     @contextlib.contextmanager
     def averaged_weights(self):
         """Context in which the weights are the optimizer's averages (EMA), if it keeps any."""
-        optimizer = getattr(self, "optimizer", None)
-        while getattr(optimizer, "inner_optimizer", None) is not None:
-            optimizer = optimizer.inner_optimizer
+        optimizer = innermost_optimizer(self)
         averages = getattr(optimizer, "_model_variables_moving_average", None)
         # Before the first step there are none yet.
         unavailable = not averages or int(optimizer.iterations) == 0

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from keras_sparse_dm.experiments.settings import write_json
+from keras_sparse_dm.files import whole_file
 
 
 def write_report(folder, results):
@@ -18,9 +19,8 @@ def write_report(folder, results):
         folder / "report.json",
         {name: value for name, value in results.items() if name != "sparsity_table"},
     )
-    temporary = folder / ".report.md.partial"
-    temporary.write_text(_markdown(results, table), encoding="utf-8")
-    temporary.replace(folder / "report.md")
+    with whole_file(folder / "report.md") as temporary:
+        temporary.write_text(_markdown(results, table), encoding="utf-8")
 
 
 def _markdown(r, table):

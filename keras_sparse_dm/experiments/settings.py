@@ -6,7 +6,6 @@ Nothing here needs Keras, so that the command line answers at once.
 import dataclasses
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from keras_sparse_dm.diffusion.noise_schedule import KINDS as NOISE_SCHEDULES
+from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.models.presets import (
     DataSettings,
     ModelSettings,
@@ -304,15 +304,9 @@ def read_json(path, keys):
 
 
 def write_json(path, values):
-    """Writes a JSON file under a temporary name and renames it."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Writes a JSON file, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _one_of(option, value, choices):

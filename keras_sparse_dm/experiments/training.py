@@ -1,7 +1,6 @@
 """One run of the study: data, sparse model, training, samples, report."""
 
 import csv
-import os
 import platform
 import shutil
 import sys
@@ -36,6 +35,7 @@ from keras_sparse_dm.experiments.settings import (
     unusable_folder,
     write_json,
 )
+from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.metrics import cost
 from keras_sparse_dm.models import ChiroDiff
 from keras_sparse_dm.sparsity import (
@@ -45,7 +45,7 @@ from keras_sparse_dm.sparsity import (
     sparsify,
     sparsity_report,
 )
-from keras_sparse_dm.sparsity.masking import innermost_sparse_optimizer
+from keras_sparse_dm.sparsity.masking import innermost_optimizer, innermost_sparse_optimizer
 from keras_sparse_dm.sparsity.schedules import serialize_schedule
 
 CHECKPOINT = Path("checkpoints") / "last.keras"
@@ -79,6 +79,7 @@ def train(settings):
     check_folder(settings)
     train_data, validation_data = _load_data(settings)
     steps = _steps_per_epoch(train_data, settings)
+    validation = eval_batches(validation_data, EVAL_BATCH_SIZE)
     verbose = settings.verbose
     if verbose == -1:
         verbose = 1 if sys.stdout.isatty() else 2
@@ -108,7 +109,6 @@ def train(settings):
         print(_data_summary(train_data, validation_data, preset.training.batch_size, steps))
         _check_disk_space(folder, model)
         _claim_folder(settings, folder)
-        validation = eval_batches(validation_data, EVAL_BATCH_SIZE)
         untrained = model.evaluate(validation, verbose=0, return_dict=True)["loss"]
         state = {
             "untrained_validation_loss": untrained,
@@ -136,13 +136,12 @@ def train(settings):
         epochs=preset.training.epochs,
         initial_epoch=epochs_done,
         steps_per_epoch=steps,
-        validation_data=eval_batches(validation_data, EVAL_BATCH_SIZE),
+        validation_data=validation,
         callbacks=callbacks,
         shuffle=False,
         verbose=verbose,
     )
 
-    validation = eval_batches(validation_data, EVAL_BATCH_SIZE)
     trained = model.evaluate(validation, verbose=0, return_dict=True)["loss"]
     check_invariant(model)
     _save_model(model, folder / "model.keras")
@@ -286,9 +285,7 @@ def _description(model):
     """What tells configurations apart in a model; None for what is no DiffusionModel."""
     if not isinstance(model, DiffusionModel) or not isinstance(model.denoiser, ChiroDiff):
         return None
-    optimizer = model.optimizer
-    while getattr(optimizer, "inner_optimizer", None) is not None:
-        optimizer = optimizer.inner_optimizer
+    optimizer = innermost_optimizer(model)
     optimizer_config = optimizer.get_config() if optimizer is not None else {}
     return {
         "denoiser": model.denoiser.get_config(),
@@ -300,15 +297,8 @@ def _description(model):
 
 
 def _save_model(model, path):
-    """Saves under a temporary name, syncs and renames: never half a file under `path`."""
-    temporary = path.with_name(f".partial-{path.name}")
-    try:
+    with whole_file(path) as temporary:
         model.save(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _iterations(model):
@@ -335,10 +325,11 @@ def _trim_metrics(path, epochs_done):
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     kept = rows[:1] + [row for row in rows[1:] if row and int(row[0]) < epochs_done]
-    temporary = path.with_name(f".partial-{path.name}")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        whole_file(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
         csv.writer(file).writerows(kept if len(kept) > 1 else [])
-    temporary.replace(path)
 
 
 def _generate(model, preset, lengths, seed):

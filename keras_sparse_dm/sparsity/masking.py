@@ -1,5 +1,6 @@
 """Finding a model's sparse kernels, and making them sparse."""
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -117,6 +118,14 @@ def sparsify(model, sparsity, distribution="erk", seed=None, exclude=()):
     return sparsity_report(model)
 
 
+def innermost_optimizer(model):
+    """Returns the optimizer of a model that does the updates, below all that wrap it, or None."""
+    optimizer = getattr(model, "optimizer", None)
+    while getattr(optimizer, "inner_optimizer", None) is not None:
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
 def innermost_sparse_optimizer(model):
     """Returns the model's `SparseOptimizer`, under loss scaling too, or None."""
     from keras_sparse_dm.sparsity.optimizer import SparseOptimizer
@@ -128,10 +137,7 @@ def innermost_sparse_optimizer(model):
 
 
 def _size(variable):
-    size = 1
-    for dimension in variable.shape:
-        size *= dimension
-    return size
+    return math.prod(variable.shape)
 
 
 def _excluded(model, kernels, exclude):

@@ -6,6 +6,8 @@ lowest position in row-major order), as with the sort of the original RigL progr
 done by searching the threshold on counts, which costs a small part of a sort.
 """
 
+import math
+
 from keras import ops
 
 
@@ -58,10 +60,7 @@ def random_mask(shape, density, seed):
     """
     from keras import random
 
-    size = 1
-    for dimension in shape:
-        size *= int(dimension)
-    return top_k_mask(random.uniform(shape, seed=seed), round(density * size))
+    return top_k_mask(random.uniform(shape, seed=seed), round(density * math.prod(shape)))
 
 
 def update_mask(mask, drop_score, growth_score, prune_rate):
