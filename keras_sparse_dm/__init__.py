@@ -22,7 +22,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "sparsity",
     },
     submod_attrs={
-        "sparsity": ["DynamicSparsity", "sparsify", "sparsity_report"],
+        "sparsity": ["DynamicSparsity", "sparse_optimizer", "sparsify", "sparsity_report"],
     },
 )
 __all__ = [*__all__, "__version__"]

@@ -66,7 +66,7 @@ def copy_sketches(folder, n=12):
         (["--sparsity", "0"], ["--sparsity", "--method dense"]),
         (["--prune-rate", "0"], ["--prune-rate", "(0, 1]", "received 0"]),
         (["--prune-rate", "1.5"], ["(0, 1]", "received 1.5"]),
-        (["--method", "snip"], ["rigl, magran, static, dense", "'snip'"]),
+        (["--method", "snip"], ["rigl, magran, set, snfs, gmp, static, dense", "'snip'"]),
         (["--distribution", "erkk"], ["uniform, er, erk", "'erkk'"]),
         (["--prune-schedule", "linear"], ["constant, cosine", "'linear'"]),
         (["--learning-rate-schedule", "x"], ["constant, cosine", "'x'"]),

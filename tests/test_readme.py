@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+import keras
+import numpy as np
+
 import keras_sparse_dm as ksd
 
 BLOCKS = re.findall(
@@ -12,18 +15,75 @@ BLOCKS = re.findall(
 )
 
 
-def test_own_model_example(capsys):
-    (block,) = [b for b in BLOCKS if "model.compile" in b and "ChiroDiff" not in b]
+def block_with(*words):
+    (block,) = [b for b in BLOCKS if all(word in b for word in words)]
+    return block
+
+
+def test_own_model_example(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {}
-    exec(block, names)
-    assert abs(ksd.sparsity_report(names["model"]).sparsity - 0.9) < 1e-3
+    exec(block_with("sparse.keras"), names)
+    model = names["model"]
+    assert abs(ksd.sparsity_report(model).sparsity - 0.9) < 1e-3
     assert "total" in capsys.readouterr().out
+    loaded = keras.saving.load_model("sparse.keras")
+    np.testing.assert_array_equal(loaded(names["x"]), model(names["x"]))
+
+
+def attention_model():
+    inputs = keras.Input((6, 8))
+    x = keras.layers.Dense(16, name="stem")(inputs)
+    x = keras.layers.MultiHeadAttention(2, 4)(x, x)
+    x = keras.layers.Dense(128, name="middle")(x)
+    return keras.Model(inputs, keras.layers.Dense(8, name="decoder_1")(x))
+
+
+def test_ways_to_call_sparsify():
+    lines = [line for line in block_with("exclude=[").splitlines() if line]
+    assert len(lines) == 5
+    reports = []
+    for line in lines:
+        model = attention_model()
+        reports.append(eval(line.split("  #")[0], {"ksd": ksd, "model": model}))
+    density = [{k.name.split("/")[-2]: k.density for k in r.kernels} for r in reports]
+    assert density[0]["stem"] == density[0]["attention_output"] == 1 > density[0]["query"]
+    assert list(density[1]) == ["decoder_1"]
+    assert density[2]["stem"] == 0.5 and abs(density[2]["decoder_1"] - 0.1) < 0.01
+    assert set(density[3].values()) == {0.5}
+    assert all(k.active % 4 == 0 for k in reports[4].kernels)
+
+
+def test_gradual_magnitude_pruning_example():
+    model = attention_model()
+    model.compile("adam", "mse")
+    block = block_with("PolynomialDecay(").replace("end_step=8000", "end_step=20, frequency=4")
+    lines = block.splitlines()
+    names = {"ksd": ksd, "model": model}
+    exec("\n".join(lines[:-1]), names)
+    callback = eval(lines[-1], names)
+    x = keras.random.normal((40, 6, 8))
+    model.fit(x, x, batch_size=4, epochs=2, verbose=0, callbacks=[callback])
+    assert abs(ksd.sparsity_report(model).sparsity - 0.9) < 0.01
+    ksd.sparsity.check_invariant(model)
+
+
+def test_own_method_example():
+    names = {}
+    exec(block_with("RigLWithNoise"), names)
+    model = attention_model()
+    ksd.sparsify(model, 0.5, seed=0)
+    model.compile("adam", "mse")
+    callback = ksd.DynamicSparsity(names["RigLWithNoise"](), update_every=2, prune_rate=0.3)
+    x = keras.random.normal((16, 6, 8))
+    model.fit(x, x, batch_size=4, verbose=0, callbacks=[callback])
+    ksd.sparsity.check_invariant(model)
+    assert any(k.exchanged_since_start > 0 for k in ksd.sparsity_report(model).kernels)
 
 
 def test_own_loop_example():
-    (block,) = [b for b in BLOCKS if "SparseOptimizer" in b]
     names = {"__name__": "readme"}
-    exec(compile(block, "readme.py", "exec"), names)
+    exec(compile(block_with("GradientTape"), "readme.py", "exec"), names)
     names["model"].optimizer = names["optimizer"]
     ksd.sparsity.check_invariant(names["model"])
     assert names["optimizer"].topology_updates == 2
@@ -40,7 +100,7 @@ def test_chirodiff_example(monkeypatch, tmp_path):
     monkeypatch.setattr(
         ksd.data, "load_kanjivg", lambda: load(tmp_path, cache_dir=tmp_path / "cache")
     )
-    (block,) = [b for b in BLOCKS if "ChiroDiff" in b]
+    block = block_with("ChiroDiff")
     shortened = block.replace("epochs=5", "epochs=1").replace("batch_size=64", "batch_size=8")
     shortened = shortened.replace("(train, 64)", "(train, 8)").replace("units=96", "units=8")
     assert shortened.count("8") > block.count("8") and "epochs=1" in shortened

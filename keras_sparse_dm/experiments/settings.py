@@ -26,7 +26,8 @@ from keras_sparse_dm.models.presets import (
 from keras_sparse_dm.sparsity.distributions import DISTRIBUTIONS
 
 CONFIG_FILE = "config.json"
-METHODS = ("rigl", "magran", "static", "dense")
+# Those of `keras_sparse_dm.sparsity.METHODS`, which would load Keras, and none.
+METHODS = ("rigl", "magran", "set", "snfs", "gmp", "static", "dense")
 DATASETS = ("kanjivg",)
 
 _Flat = tyro.conf.OmitArgPrefixes

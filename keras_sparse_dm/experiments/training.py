@@ -11,7 +11,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from keras import ops
+from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
 
 import keras_sparse_dm
 from keras_sparse_dm.data import (
@@ -84,6 +84,7 @@ def train(settings):
     if verbose == -1:
         verbose = 1 if sys.stdout.isatty() else 2
 
+    sparsity = _dynamic_sparsity(preset.training, settings.seed, steps, folder)
     keras.utils.set_random_seed(settings.seed)
     checkpoint = folder / CHECKPOINT
     model = _new_model(preset, settings.seed, steps)
@@ -104,7 +105,7 @@ def train(settings):
         _check_disk_space(folder, model)
     else:
         epochs_done = 0
-        if preset.training.method != "dense":
+        if sparsity is not None:
             print(sparsity_report(model))
         print(_data_summary(train_data, validation_data, preset.training.batch_size, steps))
         _check_disk_space(folder, model)
@@ -120,8 +121,8 @@ def train(settings):
     lengths = sample_lengths(train_data, settings.samples, settings.seed)
     pictures = _SamplePictures(folder, preset, lengths, settings.seed, settings.samples_every)
     callbacks = [_StopOnDivergence(checkpoint), _EpochFigures()]
-    if preset.training.method != "dense":
-        callbacks.append(_dynamic_sparsity(preset.training, settings.seed, steps, folder))
+    if sparsity is not None:
+        callbacks.append(sparsity)
     callbacks += [
         keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
         keras.callbacks.CSVLogger(folder / METRICS_FILE, append=True),
@@ -151,7 +152,7 @@ def train(settings):
         "validation_loss_untrained": state["untrained_validation_loss"],
         "validation_loss_trained": trained,
     }
-    results = _results(model, settings, steps, train_data, validation_data)
+    results = _results(model, settings, steps, train_data, validation_data, sparsity)
     write_report(folder, results | losses | {"session_seconds": time.perf_counter() - begin})
     return folder
 
@@ -219,7 +220,8 @@ def _new_model(preset, seed, steps):
     denoiser = ChiroDiff(**preset.denoiser_arguments(), seed=seed)
     model = DiffusionModel(denoiser, noise_schedule, seed=seed)
     if t.method != "dense":
-        sparsify(model, t.sparsity, t.distribution, seed=seed)
+        dense_start = t.method == "gmp"
+        sparsify(model, t.sparsity, t.distribution, seed=seed, dense_start=dense_start)
     learning_rate = t.learning_rate
     if t.learning_rate_schedule == "cosine":
         total = t.epochs * steps
@@ -243,12 +245,31 @@ def _new_model(preset, seed, steps):
 
 
 def _dynamic_sparsity(training, seed, steps, folder):
+    """Returns the `DynamicSparsity` callback, or None for a dense network."""
+    if training.method == "dense":
+        return None
+    schedule = training.prune_schedule
+    total = training.epochs * steps
+    if training.method == "gmp":
+        updates = int(0.75 * total) // training.update_every
+        if not updates:
+            raise SettingsError(
+                f"--update-every must be at most three quarters of the {total} training steps for "
+                f"--method gmp, which prunes at every update; received {training.update_every}."
+            )
+        schedule = PolynomialDecay(
+            0.0,
+            training.sparsity,
+            begin_step=0,
+            end_step=updates * training.update_every,
+            frequency=training.update_every,
+        )
     return DynamicSparsity(
         training.method,
         update_every=training.update_every,
         prune_rate=training.prune_rate,
-        schedule=training.prune_schedule,
-        stop_step=training.epochs * steps if training.prune_schedule == "cosine" else -1,
+        schedule=schedule,
+        stop_step=total if schedule == "cosine" else -1,
         seed=seed,
         log_dir=folder / "tensorboard" / "sparsity",
     )
@@ -292,7 +313,7 @@ def _description(model):
         "noise schedule": model.noise_schedule.get_config(),
         "seed": model.seed,
         "optimizer": {k: v for k, v in optimizer_config.items() if k != "name"},
-        "masks": [int(ops.sum(ops.cast(k.mask, "int32"))) for k in masked_kernels(model)],
+        "masks": [(k.target.density, k.target.structure) for k in masked_kernels(model)],
     }
 
 
@@ -356,7 +377,7 @@ def _draw_beside_real(path, sketches, train_data, preset, seed):
     draw([sketches, real], path, titles=("generated", "real"))
 
 
-def _results(model, settings, steps, train_data, validation_data):
+def _results(model, settings, steps, train_data, validation_data, sparsity):
     preset = settings.to_preset()
     t = preset.training
     mean_length = round(float(train_data.lengths.mean()))
@@ -375,6 +396,7 @@ def _results(model, settings, steps, train_data, validation_data):
         iterations=steps * t.epochs,
         method=t.method,
         update_every=t.update_every,
+        schedule=None if sparsity is None else sparsity.schedule,
     )
     report = sparsity_report(model)
     optimizer = innermost_sparse_optimizer(model)

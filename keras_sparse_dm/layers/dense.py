@@ -1,10 +1,10 @@
-"""`SparseDense`: `keras.layers.Dense` with a mask on its kernel."""
+"""`SparseDense` and `SparseEinsumDense`: matrix kernels with a mask."""
 
 import math
 
 import keras
 
-from keras_sparse_dm.layers.masked import MaskedKernels
+from keras_sparse_dm.layers.masked import KernelAxes, MaskedKernels
 
 
 @keras.saving.register_keras_serializable(package="keras_sparse_dm")
@@ -31,12 +31,44 @@ class SparseDense(MaskedKernels, keras.layers.Dense):
     >>> [(kernel, mask)] = model.layers[0].masks
     """
 
-    def build(self, input_shape):
-        super().build(input_shape)
-        self._add_masks()
+    def _kernels(self):
+        return {"kernel": self._kernel}
+
+
+@keras.saving.register_keras_serializable(package="keras_sparse_dm")
+class SparseEinsumDense(MaskedKernels, keras.layers.EinsumDense):
+    """A `keras.layers.EinsumDense` whose kernel can be sparse.
+
+    Takes the arguments of `keras.layers.EinsumDense` and computes the same. The kernel is
+    counted as the matrix that it is: the axes that the equation sums over are its inputs, the
+    others its outputs.
+
+    Args:
+        equation: String, the einsum equation, as `"...x,xy->...y"`.
+        output_shape: Integer or tuple, the output shape without the batch axis.
+        *args, **kwargs: As in `keras.layers.EinsumDense`.
+
+    Example:
+
+    >>> layer = SparseEinsumDense("abc,cde->abde", output_shape=(None, 4, 16))
+    >>> layer(keras.random.normal((2, 5, 8))).shape
+    TensorShape([2, 5, 4, 16])
+    """
 
     def _kernels(self):
         return {"kernel": self._kernel}
 
+    def _kernel_axes(self, name):
+        inputs, kernel, output = self.equation.replace("->", ",").replace(" ", "").split(",")
+        axes = {label: i - len(kernel) for i, label in enumerate(kernel)}
+        return KernelAxes(
+            # An axis that input, kernel and output share connects each feature with itself.
+            inputs=tuple(axes[label] for label in kernel if label in inputs),
+            outputs=tuple(axes[label] for label in kernel if label in output),
+        )
+
     def kernel_applications(self, input_shape):
-        return [math.prod(input_shape[1:-1])]
+        # Once for each place along the axes that are not the kernel's; outputs have the same.
+        axes = self._kernel_axes("kernel")
+        inputs = math.prod(self._kernel.shape[axis] for axis in axes.inputs)
+        return [math.prod(input_shape[1:]) // inputs]

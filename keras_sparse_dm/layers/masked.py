@@ -1,7 +1,46 @@
 """What every sparse layer shares: one boolean mask beside each kernel."""
 
+import contextlib
+import functools
+import math
+from dataclasses import dataclass
+
 import keras
 import numpy as np
+
+from keras_sparse_dm.layers.restoring import restorable_class
+from keras_sparse_dm.sparsity.structures import Unstructured, structure_from_code
+
+# Keras layer class -> its sparse twin; filled by the definition of each twin.
+TWINS = {}
+
+
+@dataclass(frozen=True)
+class KernelAxes:
+    """What the axes of a kernel stand for; those named in neither are a convolution's window.
+
+    Attributes:
+        inputs: Axes of the input features, counted from the end (negative).
+        outputs: Axes of the output features, counted from the end. An axis named in both,
+            as of a depthwise kernel, connects each feature with itself only.
+        groups: Number of groups of a grouped convolution.
+    """
+
+    inputs: tuple = (-2,)
+    outputs: tuple = (-1,)
+    groups: int = 1
+
+    def as_matrix(self, shape):
+        """Returns `(*window, inputs, outputs)`: the kernel's shape as distributions weigh it."""
+        axes = {axis - len(shape) for axis in range(len(shape))}
+        window = [shape[axis] for axis in sorted(axes - {*self.inputs, *self.outputs})]
+        inputs = math.prod(shape[axis] for axis in set(self.inputs) - set(self.outputs))
+        return (*window, inputs, math.prod(shape[axis] for axis in set(self.outputs)))
+
+    @property
+    def structured(self):
+        """The axis along which blocks and N:M groups lie: the last pure input axis, or None."""
+        return max(set(self.inputs) - set(self.outputs), default=None)
 
 
 class MaskedKernels:
@@ -11,54 +50,95 @@ class MaskedKernels:
     pruned weights are zero in the kernel itself, so `call` is the parent's, unchanged, and a
     layer whose masks are full computes bit for bit what the Keras layer computes.
 
-    A subclass lists the mixin before the Keras layer, names its kernels in `_kernels` and
-    calls `_add_masks` at the end of `build`; `kernel_applications` is what FLOPs are counted
-    from:
+    The sparse twin of a Keras layer, or of a layer of your own, lists the mixin before it and
+    names its kernels; `keras_sparse_dm.sparsify` then also turns plain layers of that class
+    into their twin:
 
     ```python
-    @keras.saving.register_keras_serializable(package="keras_sparse_dm")
-    class SparseDense(MaskedKernels, keras.layers.Dense):
-        def build(self, input_shape):
-            super().build(input_shape)
-            self._add_masks()
-
+    @keras.saving.register_keras_serializable(package="my_package")
+    class SparseConv2D(MaskedKernels, keras.layers.Conv2D):
         def _kernels(self):
             return {"kernel": self._kernel}
-
-        def kernel_applications(self, input_shape):
-            return [math.prod(input_shape[1:-1])]
     ```
+
+    A kernel whose last two axes are not its inputs and outputs says so in `_kernel_axes`; a
+    layer that applies a kernel otherwise than once for each of its output positions says so
+    in `kernel_applications`, from which FLOPs are counted; a layer that is made of others
+    names these in `_parts`.
     """
 
     _mask_variables = ()
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if not issubclass(cls, keras.layers.Layer):
+            return
+        if issubclass(cls.__bases__[0], MaskedKernels) and len(cls.__bases__) == 2:
+            TWINS.setdefault(cls.__bases__[1], cls)
+        build = cls.build
+
+        # Keras reads the signature of `build`, which `wraps` keeps.
+        @functools.wraps(build)
+        def build_with_masks(self, *args, **kwargs):
+            build(self, *args, **kwargs)
+            self._add_masks()
+
+        cls.build = build_with_masks
+
     def _kernels(self):
         """Returns `{name: kernel variable}` of a built layer."""
-        raise TypeError(f"{type(self).__name__} must name its kernels in `_kernels()`.")
+        return {}
+
+    def _kernel_axes(self, name):
+        """Returns the `KernelAxes` of the kernel of that name."""
+        return KernelAxes()
+
+    def _parts(self):
+        """Returns the layers that a built layer is made of and whose kernels are its own."""
+        return []
 
     def kernel_applications(self, input_shape):
-        """How often each kernel is applied to one example, in the order of `masks`.
+        """How often each kernel is applied to one example, in the order of `_kernels`.
 
         Args:
             input_shape: Shape of the layer's input, the batch axis first.
         """
-        raise TypeError(f"{type(self).__name__} must say how often its kernels are applied.")
+        positions = math.prod(self.compute_output_shape(input_shape)[1:])
+        return [
+            positions // KernelAxes(outputs=axes.outputs).as_matrix(kernel.shape)[-1]
+            for kernel, axes in own_kernels(self).values()
+        ]
 
     def _add_masks(self):
-        # Only the masks are kept: a kernel held here too would be tracked twice where it
-        # belongs to a cell.
-        self._mask_variables = [
-            self.add_weight(
-                name=f"{name}_mask",
-                shape=kernel.shape,
-                dtype="bool",
-                initializer="ones",
-                trainable=False,
-            )
-            for name, kernel in self._kernels().items()
-        ]
-        for kernel, mask in self.masks:
-            kernel.constraint = SparseTrainingOnly(mask, kernel.constraint)
+        """Adds the masks that are missing, full, to a built layer and to its parts."""
+        kernels = list(self._kernels().items())[len(self._mask_variables) :]
+        if kernels:
+            masks = list(self._mask_variables)
+            locked = self._tracker.locked
+            self._tracker.unlock()
+            with strategy_of(kernels[0][1]):
+                for name, kernel in kernels:
+                    if isinstance(kernel.constraint, SparseTrainingOnly):
+                        # Another layer has the same kernel, and one mask serves both.
+                        masks.append(kernel.constraint.mask)
+                        continue
+                    mask = self.add_weight(
+                        name=f"{name}_mask",
+                        shape=kernel.shape,
+                        dtype="bool",
+                        initializer="ones",
+                        trainable=False,
+                    )
+                    # A mask added after `build` stands beside its kernel too.
+                    mask._path = f"{kernel.path}_mask"
+                    kernel.constraint = SparseTrainingOnly(mask, kernel.constraint)
+                    masks.append(mask)
+            # Only the masks are kept: a kernel held here too would be tracked twice.
+            self._mask_variables = masks
+            if locked:
+                self._tracker.lock()
+        for part in self._parts():
+            make_sparse(part)
 
     @property
     def masks(self):
@@ -66,33 +146,70 @@ class MaskedKernels:
 
         A mask is boolean, has its kernel's shape, and is True where a weight is active.
         """
-        if not self._mask_variables:
+        if not self.built:
             return []
-        return list(zip(self._kernels().values(), self._mask_variables, strict=True))
+        own = list(zip(self._kernels().values(), self._mask_variables, strict=True))
+        return own + [pair for part in self._parts() for pair in part.masks]
 
-    def _mask_keys(self):
+    def _stored_masks(self):
+        """Yields `(key in a weights file, kernel variable, mask variable)`."""
         # Keras stores a layer's variables under their position among all of them.
         own = [id(v) for v in self._trainable_variables + self._non_trainable_variables]
-        return {str(own.index(id(mask))): mask for mask in self._mask_variables}
+        for kernel, mask in zip(self._kernels().values(), self._mask_variables, strict=True):
+            yield str(own.index(id(mask))), kernel, mask
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
+        if not self.built:
+            return
         # Some Keras layers (Dense among them) list what they save, and leave the masks out.
         saved = set(store.keys())
-        for key, mask in self._mask_keys().items():
+        for key, kernel, mask in self._stored_masks():
             if key not in saved:
                 store[key] = mask
+            # What the mask was asked to be goes with it.
+            store[f"{key}_target"] = kernel.constraint.target.to_array()
 
     def load_own_variables(self, store):
-        masks = self._mask_keys()
+        if not self.built:
+            return super().load_own_variables(store)
+        masks = list(self._stored_masks())
         stored = {key: store[key] for key in store.keys()}
+        targets = {
+            key: KernelTarget.from_array(np.asarray(stored.pop(f"{key}_target")))
+            for key, _, _ in masks
+            if f"{key}_target" in stored
+        }
         own = len(self._trainable_variables + self._non_trainable_variables)
         if len(stored) + len(masks) == own:
             # Weights of the plain Keras layer: nothing in them is pruned.
-            stored |= {key: np.ones(mask.shape, "bool") for key, mask in masks.items()}
+            stored |= {key: np.ones(mask.shape, "bool") for key, _, mask in masks}
         super().load_own_variables(stored)
-        for key, mask in masks.items():
+        for key, kernel, mask in masks:
             mask.assign(stored[key])
+            kernel.constraint.target = targets.get(key, KernelTarget())
+
+
+@dataclass(frozen=True)
+class KernelTarget:
+    """What a kernel's mask was asked to be.
+
+    Attributes:
+        density: Share of active weights, in (0, 1]; None if nobody has asked.
+        structure: `Unstructured`, `Blocks` or `NM`.
+    """
+
+    density: float | None = None
+    structure: Unstructured = Unstructured()
+
+    def to_array(self):
+        density = math.nan if self.density is None else self.density
+        return np.array([density, *self.structure.code], "float64")
+
+    @classmethod
+    def from_array(cls, array):
+        density, *code = array.tolist()
+        return cls(None if math.isnan(density) else density, structure_from_code(code))
 
 
 class SparseTrainingOnly(keras.constraints.Constraint):
@@ -111,18 +228,86 @@ class SparseTrainingOnly(keras.constraints.Constraint):
     def __init__(self, mask, constraint=None):
         self.mask = mask
         self.constraint = constraint
+        self.target = KernelTarget()
 
     def __call__(self, w):
         if _prunes(self.mask):
             raise ValueError(
                 "This model is sparse, and this optimizer would train its pruned weights too: "
                 "pass the callback `keras_sparse_dm.DynamicSparsity` to `fit` (method 'static' "
-                "keeps the masks as they are), or use `keras_sparse_dm.sparsity.SparseOptimizer` "
-                "in a loop of your own."
+                "keeps the masks as they are), or wrap the optimizer by "
+                "`keras_sparse_dm.sparsity.sparse_optimizer` in a loop of your own."
             )
         if self.constraint is not None:
             w = self.constraint(w)
-        return keras.ops.where(self.mask, w, keras.ops.zeros_like(w))
+        return keras.ops.where(self.mask, w, keras.ops.zeros((), w.dtype))
+
+
+def own_kernels(layer):
+    """Returns `{name: (kernel variable, KernelAxes)}` of a built layer without its parts.
+
+    Args:
+        layer: A Keras layer, sparse or one that has a sparse twin; any other has none.
+    """
+    twin = twin_class(type(layer))
+    if twin is None or not layer.built:
+        return {}
+    try:
+        # A twin reads only what the plain layer has too.
+        kernels = twin._kernels(layer)
+    except AttributeError:
+        if isinstance(layer, MaskedKernels):
+            raise
+        # A class derived from one with a twin, which keeps its weights otherwise.
+        return {}
+    return {name: (kernel, twin._kernel_axes(layer, name)) for name, kernel in kernels.items()}
+
+
+def has_sparse_kernel(layer):
+    """Whether a layer, sparse or not, has a kernel with a mask, which may be another's too."""
+    return any(isinstance(k.constraint, SparseTrainingOnly) for k, _ in own_kernels(layer).values())
+
+
+def parts(layer):
+    """Returns the layers that a built layer, sparse or with a sparse twin, is made of."""
+    twin = twin_class(type(layer))
+    return twin._parts(layer) if twin is not None and layer.built else []
+
+
+def twin_class(cls):
+    """Returns the sparse class that a layer class is or derives its twin from, or None."""
+    if issubclass(cls, MaskedKernels):
+        return cls
+    return next((TWINS[base] for base in cls.__mro__ if base in TWINS), None)
+
+
+def make_sparse(layer):
+    """Turns a built layer into its sparse twin where it stands, with full masks.
+
+    The object stays the same, and so do its variables: whatever refers to it (a shared layer,
+    an attribute, the graph of a functional model) refers to the sparse layer from then on.
+
+    Args:
+        layer: A built layer whose class, or one that it derives from, has a twin.
+    """
+    if not isinstance(layer, MaskedKernels):
+        # Not through the layer's own `__setattr__`, which tracks what is set.
+        object.__setattr__(layer, "__class__", _sparse_class(type(layer)))
+    layer._add_masks()
+
+
+@functools.cache
+def _sparse_class(cls):
+    if cls in TWINS:
+        return TWINS[cls]
+    # A class derived from one with a twin: its own methods come before the twin's.
+    return restorable_class(cls, (cls, twin_class(cls)))
+
+
+def strategy_of(variable):
+    """Returns the scope of the `tf.distribute` strategy that a variable lives under."""
+    strategy = getattr(variable.value, "distribute_strategy", None)
+    return strategy.scope() if strategy is not None else contextlib.nullcontext()
 
 
 def _prunes(mask):

@@ -3,9 +3,13 @@
 import contextlib
 from dataclasses import asdict, dataclass
 
+import keras
+import numpy as np
 from keras import ops
 
+from keras_sparse_dm.layers.masked import own_kernels
 from keras_sparse_dm.sparsity.masking import masked_kernels
+from keras_sparse_dm.sparsity.methods import get_method
 from keras_sparse_dm.sparsity.report import sparsity_report
 
 
@@ -35,7 +39,15 @@ class Cost:
         return asdict(self)
 
 
-def cost(model, inputs, sampling_steps=1, iterations=0, method="static", update_every=None):
+def cost(
+    model,
+    inputs,
+    sampling_steps=1,
+    iterations=0,
+    method="static",
+    update_every=None,
+    schedule=None,
+):
     """Counts what a model costs to run, to sample from and to train.
 
     Only sparse kernels are counted, as in the paper's tables: normalization, activations and
@@ -46,39 +58,48 @@ def cost(model, inputs, sampling_steps=1, iterations=0, method="static", update_
         inputs: One example input (batch size 1) of the size to count for.
         sampling_steps: Network evaluations per sample.
         iterations: Training iterations.
-        method: `"static"`, `"magran"`, `"rigl"` or `"dense"`; RigL's dense gradient at every
-            update is charged to it.
-        update_every: Steps between RigL's updates; needed for `"rigl"`.
+        method: Name of a method, a `SparsityMethod`, or `"dense"`. One that grows by the
+            dense gradient is charged with it: at every update, or, as SNFS, at every step.
+        update_every: Steps between topology updates; needed where these take the dense
+            gradient, as RigL's.
+        schedule: The `PruningSchedule` of a method that prunes while it trains, as `"gmp"`:
+            each step costs what the sparsity of that step does.
 
     Returns:
         A `Cost`.
 
     Raises:
-        ValueError: for an unknown method, RigL without `update_every`, or a model without
-            sparse kernels.
+        ValueError: for an unknown method, a missing `update_every` or `schedule`, or a model
+            without sparse kernels.
     """
-    if method not in ("static", "magran", "rigl", "dense"):
-        raise ValueError(
-            f"`method` must be 'static', 'magran', 'rigl' or 'dense'; received {method!r}."
-        )
-    if method == "rigl" and not update_every:
-        raise ValueError("`update_every` must be given for method 'rigl'.")
+    if method != "dense":
+        method = get_method(method)
+        if method.dense_to_sparse and schedule is None:
+            raise ValueError(f"`schedule` must be given for method {method.name!r}.")
+        if method.gradient == "step" and not update_every:
+            raise ValueError(f"`update_every` must be given for method {method.name!r}.")
     report = sparsity_report(model)
-    active = {k.name: (k.size, k.active) for k in report.kernels}
+    kernels = {k.name: k for k in report.kernels}
     names = {id(k.kernel): k.name for k in masked_kernels(model)}
-    dense = sparse = 0
+    dense = sparse = asked = 0
     with _recorded_calls(model) as calls:
         model(inputs)
-    for layer, shape in calls:
-        for (kernel, _), times in zip(layer.masks, layer.kernel_applications(shape), strict=True):
-            size, ones = active[names[id(kernel)]]
-            dense += 2 * size * times
-            sparse += 2 * ones * times
-    training = 3 * sparse
-    if method == "rigl":
-        training = (3 * sparse * update_every + 2 * sparse + dense) / (update_every + 1)
-    elif method == "dense":
+    for kernel, times in calls:
+        k = kernels[names[id(kernel)]]
+        dense += 2 * k.size * times
+        sparse += 2 * k.active * times
+        asked += 2 * (k.active if k.asked is None else round(k.asked * k.size)) * times
+    if method == "dense":
         training = 3 * dense
+    elif method.dense_to_sparse:
+        pruned = _mean_share_pruned(schedule, iterations)
+        training = 3 * (dense - pruned * (dense - asked))
+    elif method.gradient == "momentum":
+        training = 2 * sparse + dense
+    elif method.gradient == "step":
+        training = (3 * sparse * update_every + 2 * sparse + dense) / (update_every + 1)
+    else:
+        training = 3 * sparse
     return Cost(
         parameters=report.parameters,
         active_parameters=report.active_parameters,
@@ -91,25 +112,50 @@ def cost(model, inputs, sampling_steps=1, iterations=0, method="static", update_
     )
 
 
+def _mean_share_pruned(schedule, iterations):
+    """Mean over the iterations of what is pruned, as a share of what is in the end."""
+    if not iterations:
+        return 1.0
+    final = getattr(schedule, "final_sparsity", None)
+    final = getattr(schedule, "target_sparsity", final)
+    due, sparsity = schedule(ops.arange(1, iterations + 1, dtype="int32"))
+    sparsity = np.broadcast_to(ops.convert_to_numpy(sparsity), iterations)
+    reached = np.maximum.accumulate(np.where(ops.convert_to_numpy(due), sparsity, 0.0))
+    return float(np.mean(reached) / (final or max(reached[-1], 1e-12)))
+
+
 @contextlib.contextmanager
 def _recorded_calls(model):
-    """Context that records `(layer, input shape)` for every call of a sparse layer."""
+    """Context that records `(kernel, times)` for every call of a layer with sparse kernels."""
     calls = []
-    layers = [layer for layer in model._flatten_layers() if getattr(layer, "masks", None)]
+    layers = model._flatten_layers()
+    # What calls a cell in a loop, or for it, is what knows how often.
+    recurrent = [layer for layer in layers if isinstance(layer, keras.layers.RNN)]
+    cells = {id(cell) for layer in recurrent for cell in layer.cell._flatten_layers()}
+    applied = [layer for layer in layers if getattr(layer, "masks", None) and own_kernels(layer)]
+    applied = [layer for layer in applied if id(layer) not in cells] + recurrent
+
+    def kernels_of(layer, shape):
+        if isinstance(layer, keras.layers.RNN):
+            return [(k.kernel, shape[1]) for k in masked_kernels(layer.cell)]
+        kernels = [kernel for kernel, _ in own_kernels(layer).values()]
+        return zip(kernels, layer.kernel_applications(shape), strict=True)
 
     def record(layer):
         call = layer.call
 
-        def recording_call(inputs, *args, **kwargs):
-            calls.append((layer, tuple(ops.shape(inputs))))
-            return call(inputs, *args, **kwargs)
+        def recording_call(*args, **kwargs):
+            # The first argument, whatever its name.
+            inputs = (*args, *kwargs.values())[0]
+            calls.extend(kernels_of(layer, tuple(ops.shape(inputs))))
+            return call(*args, **kwargs)
 
         return recording_call
 
-    for layer in layers:
+    for layer in applied:
         layer.call = record(layer)
     try:
         yield calls
     finally:
-        for layer in layers:
+        for layer in applied:
             del layer.call

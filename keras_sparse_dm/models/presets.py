@@ -63,7 +63,8 @@ class TrainingSettings:
     epochs: int
     """Epochs to train for."""
     method: str = "rigl"
-    """Sparse training method: rigl, magran, static, or dense."""
+    """Sparse training method: rigl, magran, set, snfs, static; gmp, which prunes from dense
+    over the first three quarters of training; or dense."""
     sparsity: float = 0.5
     """Share of the weights in kernels that is pruned, in [0, 1)."""
     distribution: str = "erk"

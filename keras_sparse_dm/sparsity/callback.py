@@ -1,6 +1,9 @@
 """`DynamicSparsity`: sparse training in `fit`, by one callback."""
 
+import contextlib
+
 import keras
+import numpy as np
 
 from keras_sparse_dm.sparsity.masking import innermost_sparse_optimizer, masked_kernels
 from keras_sparse_dm.sparsity.methods import get_method
@@ -16,18 +19,28 @@ class DynamicSparsity(keras.callbacks.Callback):
     logs, and so the progress bar and every other logger, gain `sparsity`.
 
     Args:
-        method: `"rigl"`, `"magran"`, `"static"` or a `SparsityMethod`.
+        method: `"rigl"`, `"magran"`, `"set"`, `"snfs"`, `"gmp"`, `"static"` or a
+            `SparsityMethod`.
         update_every: Training steps between topology updates (the paper's exploration
-            frequency), 1 or more. Updates come at its multiples.
+            frequency), 1 or more. Updates come at its multiples. Steps are the optimizer's
+            updates: with gradient accumulation, one for several batches.
         prune_rate: Share of each kernel's active weights that an update exchanges, in (0, 1].
         start_step: First training step at which an update may come.
         stop_step: Last such step; -1 for the whole run, as in the paper.
         schedule: `"constant"`, `"cosine"` (falls to zero at `stop_step`) or a
             `PruningSchedule` of tensorflow_model_optimization, which then alone says when
-            and how much.
-        seed: Integer seed of the methods that draw.
-        log_dir: Optional folder for TensorBoard scalars: each kernel's density, and the share
-            of its active weights exchanged at each update.
+            and how much. `"gmp"` needs its `PolynomialDecay`, of the sparsity.
+        seed: Integer seed of the methods that draw. A model that was trained sparsely before
+            goes on with the draws that it has begun.
+        competition: `"kernel"`: every kernel grows as many weights as it dropped. `"global"`:
+            all kernels compete for what all have dropped.
+        grow_init: What grown weights start from: `"zeros"`, as in RigL, or `"normal"`, drawn
+            with the standard deviation of the kernel's active weights.
+        gradient_steps: Over how many optimizer steps, up to the update's, the dense gradient is
+            averaged; 1, as in the paper, or more, up to those between two updates.
+        log_dir: Optional folder for TensorBoard: scalars of each kernel's density, the share
+            of its active weights exchanged at each update and the share of its weights ever
+            active; and a picture of each mask after every epoch.
 
     Callbacks that read `sparsity` in the logs or restore earlier weights (EarlyStopping) go
     before or after it as lists go: loggers after, restorers before.
@@ -53,14 +66,20 @@ class DynamicSparsity(keras.callbacks.Callback):
         stop_step=-1,
         schedule="constant",
         seed=None,
+        competition="kernel",
+        grow_init="zeros",
+        gradient_steps=1,
         log_dir=None,
     ):
         super().__init__()
         self.method = get_method(method)
-        from keras_sparse_dm.sparsity.schedules import make_schedule
-
-        self.schedule = make_schedule(schedule, prune_rate, update_every, start_step, stop_step)
+        self.schedule = _schedule(
+            self.method, schedule, prune_rate, update_every, start_step, stop_step
+        )
         self.seed = seed
+        self.competition = competition
+        self.grow_init = grow_init
+        self.gradient_steps = gradient_steps
         self.log_dir = log_dir
         self._writer = None
         self._seen_updates = 0
@@ -71,7 +90,15 @@ class DynamicSparsity(keras.callbacks.Callback):
         super().set_model(model)
         # Keras calls this before it makes the train function, which then contains the
         # masked step.
-        self._optimizer = install(model, self.method, self.schedule, self.seed)
+        self._optimizer = _install(
+            model,
+            self.method,
+            self.schedule,
+            self.seed,
+            competition=self.competition,
+            grow_init=self.grow_init,
+            gradient_steps=self.gradient_steps,
+        )
 
     def on_train_begin(self, logs=None):
         if self.log_dir is not None and self._writer is None:
@@ -86,7 +113,7 @@ class DynamicSparsity(keras.callbacks.Callback):
             logs["sparsity"] = self._sparsity
         if not self._verified:
             self._verify()
-        if self._writer is None or self.method.name == "static":
+        if self._writer is None or not self.method.dynamic:
             return
         updates = self._optimizer.topology_updates
         if updates != self._seen_updates:
@@ -102,9 +129,13 @@ class DynamicSparsity(keras.callbacks.Callback):
         if self._writer is not None:
             import tensorflow as tf
 
-            with self._writer.as_default(step=int(self._optimizer.iterations)):
+            with self._writer.as_default(step=self._optimizer.steps):
                 for k in report.kernels:
                     tf.summary.scalar(f"density/{k.name}", k.density)
+                    if k.ever_active is not None:
+                        tf.summary.scalar(f"ever_active/{k.name}", k.ever_active)
+                for k in self._optimizer.kernels:
+                    tf.summary.image(f"mask/{k.name}", _picture(k)[None, :, :, None])
             self._writer.flush()
 
     def on_train_end(self, logs=None):
@@ -130,58 +161,156 @@ class DynamicSparsity(keras.callbacks.Callback):
         import tensorflow as tf
 
         ones = self._optimizer.mask_ones()
-        with self._writer.as_default(step=int(self._optimizer.iterations)):
+        with self._writer.as_default(step=self._optimizer.steps):
             for name, count in self._optimizer.exchanged().items():
                 tf.summary.scalar(f"exchanged/{name}", count / max(1, ones[name]))
 
 
-def install(model, method, schedule=None, seed=None):
-    """Makes a compiled model's optimizer a `SparseOptimizer`, once.
+def sparse_optimizer(
+    model,
+    optimizer=None,
+    method="rigl",
+    update_every=1100,
+    prune_rate=0.05,
+    start_step=0,
+    stop_step=-1,
+    schedule="constant",
+    seed=None,
+    **options,
+):
+    """Sparse training without `fit`: a custom training loop, or `train_on_batch`.
 
-    A model that has one already (it was loaded, or `fit` is called again) keeps it with all
-    its state; its method and schedule become those given.
+    ```python
+    sparsify(model, sparsity=0.9)
+    optimizer = sparse_optimizer(model, keras.optimizers.AdamW(1e-3), "rigl", update_every=800)
+    for batch in data:
+        with tf.GradientTape() as tape:
+            loss = loss_of(model, batch)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+    ```
+
+    The gradients must be the dense ones, as automatic differentiation returns them. With
+    `optimizer=None` the optimizer of the compiled model is replaced, after which
+    `train_on_batch`, `fit` and a loop of your own train sparsely, callback or not. At the end
+    of a loop of your own with averaged weights (`use_ema`) call
+    `optimizer.finalize_variable_values(model.trainable_variables)`, as `fit` does.
 
     Args:
-        model: A built and compiled `keras.Model` that was made sparse.
-        method, schedule, seed: As in `SparseOptimizer`.
+        model: A built `keras.Model` that was made sparse.
+        optimizer: The `keras.optimizers.Optimizer` to train with; under `mixed_float16` a
+            `LossScaleOptimizer`. None for that of the compiled model.
+        method, update_every, prune_rate, start_step, stop_step, schedule, seed, **options: As
+            in `DynamicSparsity`.
 
     Returns:
-        The `SparseOptimizer`.
+        The optimizer to call: a `SparseOptimizer`, within a `LossScaleOptimizer` if given one.
 
     Raises:
-        ValueError: if the model is not compiled, has nothing sparse, or is compiled under a
-            distribution strategy of several replicas.
+        ValueError: as `DynamicSparsity` does.
+    """
+    method = get_method(method)
+    schedule = _schedule(method, schedule, prune_rate, update_every, start_step, stop_step)
+    if optimizer is None:
+        _install(model, method, schedule, seed, **options)
+        return model.optimizer
+    _check_sparse(model)
+    _check_strategy(getattr(model, "distribute_strategy", None), optimizer)
+    return _wrapped(optimizer, model, method, schedule, seed, **options)[0]
+
+
+def _install(model, method, schedule, seed, **options):
+    """Makes a compiled model's optimizer a `SparseOptimizer`, once, and returns it.
+
+    A model that has one already (it was loaded, or `fit` is called again) keeps it with all
+    its state; its method, schedule and options become those given.
     """
     if getattr(model, "optimizer", None) is None:
         raise ValueError(f"Compile model {model.name!r} with an optimizer before training it.")
+    _check_sparse(model)
+    strategy = getattr(model, "distribute_strategy", None)
+    _check_strategy(strategy, model.optimizer)
+    with strategy.scope() if strategy is not None else contextlib.nullcontext():
+        optimizer = innermost_sparse_optimizer(model)
+        if optimizer is None:
+            model.optimizer, optimizer = _wrapped(
+                model.optimizer, model, method, schedule, seed, **options
+            )
+            # What `compile` recorded for saving, and the functions that hold the old optimizer.
+            model._compile_config.config["optimizer"] = model.optimizer
+            model.train_function = None
+        else:
+            changed = optimizer.configure(method, schedule, **options)
+            optimizer.attach(model)
+            if changed:
+                model.train_function = None
+    return optimizer
+
+
+def _wrapped(optimizer, model, *arguments, **options):
+    """Returns the optimizer to call, and the `SparseOptimizer` that it is or holds."""
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    inner = optimizer.inner_optimizer if scales else optimizer
+    sparse = SparseOptimizer(inner, *arguments, **options)
+    sparse.attach(model)
+    if not scales:
+        return sparse, sparse
+    # Below loss scaling, so that gradients come unscaled and only when they are finite.
+    optimizer.inner_optimizer = sparse
+    return optimizer, sparse
+
+
+def _schedule(method, schedule, prune_rate, update_every, start_step, stop_step):
+    from keras_sparse_dm.sparsity.schedules import make_schedule
+
+    if method.dense_to_sparse and isinstance(schedule, str):
+        raise ValueError(
+            f"`schedule` must give the sparsity at each step for method {method.name!r}: a "
+            "PolynomialDecay of tensorflow_model_optimization.sparsity.keras; received "
+            f"{schedule!r}."
+        )
+    return make_schedule(schedule, prune_rate, update_every, start_step, stop_step)
+
+
+def _check_sparse(model):
     if not model.built or not masked_kernels(model):
         raise ValueError(
-            f"Model {model.name!r} was never made sparse: build it from "
-            "`keras_sparse_dm.layers` and call `keras_sparse_dm.sparsify(model, sparsity)`."
+            f"Model {model.name!r} was never made sparse: call "
+            "`keras_sparse_dm.sparsify(model, sparsity)` first."
         )
-    strategy = getattr(model, "distribute_strategy", None)
-    if strategy is not None and strategy.num_replicas_in_sync > 1:
+
+
+def _check_strategy(strategy, optimizer):
+    if strategy is None or strategy.num_replicas_in_sync == 1:
+        return
+    import tensorflow as tf
+
+    if not isinstance(strategy, tf.distribute.MirroredStrategy):
         raise ValueError(
-            "Sparse training runs on one replica only for now; the model was compiled under "
-            f"{type(strategy).__name__} with {strategy.num_replicas_in_sync}."
+            "Sparse training on several replicas needs tf.distribute.MirroredStrategy; the model "
+            f"was compiled under {type(strategy).__name__}."
         )
-    optimizer = innermost_sparse_optimizer(model)
-    if optimizer is None:
-        # Below loss scaling, so that gradients come unscaled and only when they are finite.
-        outer = model.optimizer
-        if isinstance(outer, keras.optimizers.LossScaleOptimizer):
-            optimizer = SparseOptimizer(outer.inner_optimizer, method, schedule, seed)
-            outer.inner_optimizer = optimizer
-        else:
-            optimizer = SparseOptimizer(outer, method, schedule, seed)
-            model.optimizer = optimizer
-        optimizer.attach(model)
-        # What `compile` recorded for saving, and the functions that hold the old optimizer.
-        model._compile_config.config["optimizer"] = model.optimizer
-        model.train_function = None
-    else:
-        changed = optimizer.configure(method, schedule)
-        optimizer.attach(model)
-        if changed:
-            model.train_function = None
-    return optimizer
+    while optimizer is not None:
+        if optimizer.gradient_accumulation_steps:
+            raise ValueError(
+                "Keras accumulates no gradients on several replicas: "
+                f"{type(optimizer).__name__} has gradient_accumulation_steps="
+                f"{optimizer.gradient_accumulation_steps}. Use larger batches."
+            )
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+
+
+def _picture(k, side=256):
+    """Returns a mask as a picture `(rows, columns)` of densities in [0, 1], at most `side` wide."""
+    mask = keras.ops.convert_to_numpy(k.mask).astype("float32")
+    outputs = [axis % mask.ndim for axis in k.axes.outputs]
+    inputs = [axis for axis in range(mask.ndim) if axis not in outputs]
+    rows = int(np.prod([mask.shape[axis] for axis in inputs], dtype=int))
+    matrix = mask.transpose(inputs + outputs).reshape(rows, -1)
+    for axis in (0, 1):
+        if matrix.shape[axis] > side:
+            starts = np.linspace(0, matrix.shape[axis], side, endpoint=False).astype(int)
+            sizes = np.diff([*starts, matrix.shape[axis]])
+            sums = np.add.reduceat(matrix, starts, axis=axis)
+            matrix = sums / np.expand_dims(sizes, 1 - axis)
+    return matrix

@@ -42,7 +42,8 @@ def densities(shapes, sparsity, distribution="erk"):
         shapes: `{name: shape}` of the kernels, in Keras layout (the last two axes are inputs
             and outputs).
         sparsity: Share of all these weights that is pruned, in [0, 1).
-        distribution: `"uniform"`, `"er"` or `"erk"`.
+        distribution: `"uniform"`, `"er"`, `"erk"`, or a function that takes a kernel's shape
+            and returns its density up to a factor common to all.
 
     Returns:
         `{name: density}`, densities in (0, 1], in the order of `shapes`.
@@ -57,20 +58,28 @@ def densities(shapes, sparsity, distribution="erk"):
     {'a': 0.08852040816326531, 'b': 1.0}
     """
     sparsity = check_sparsity_value(sparsity)
-    if not isinstance(distribution, str) or distribution not in DISTRIBUTIONS:
+    weigh = distribution if callable(distribution) else None
+    if isinstance(distribution, str):
+        weigh = DISTRIBUTIONS.get(distribution)
+    if weigh is None:
         raise ValueError(
-            f"`distribution` must be one of {', '.join(map(repr, DISTRIBUTIONS))}; "
-            f"received {distribution!r}."
+            f"`distribution` must be one of {', '.join(map(repr, DISTRIBUTIONS))}, or a function "
+            f"of a kernel's shape; received {distribution!r}."
         )
     if not shapes:
         raise ValueError("`shapes` must name at least one kernel; received none.")
     sizes = np.array([np.prod(shape, dtype="float64") for shape in shapes.values()])
     if not np.all(sizes > 0):
         raise ValueError(f"`shapes` must have positive dimensions only; received {dict(shapes)}.")
-    raw = np.array([DISTRIBUTIONS[distribution](tuple(shape)) for shape in shapes.values()])
-
-    if distribution == "uniform":
+    if weigh is uniform:
+        # Exactly, without the rounding of the budget.
         return dict.fromkeys(shapes, 1.0 - sparsity)
+    raw = np.array([weigh(tuple(shape)) for shape in shapes.values()], "float64")
+    if not np.all((raw > 0) & np.isfinite(raw)):
+        raise ValueError(
+            f"`distribution` must give every kernel a positive number; {distribution!r} gave "
+            f"{dict(zip(shapes, raw.tolist(), strict=True))}."
+        )
 
     dense = np.zeros(len(sizes), bool)
     budget = np.sum(sizes - np.floor(sparsity * sizes))

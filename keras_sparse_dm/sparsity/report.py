@@ -1,18 +1,34 @@
 """How sparse a model is, kernel by kernel."""
 
+import html
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
+import numpy as np
 from keras import ops
 
-from keras_sparse_dm.sparsity.masking import masked_kernels
+from keras_sparse_dm.sparsity.masking import innermost_sparse_optimizer, masked_kernels
 
 
 @dataclass(frozen=True)
 class KernelReport:
-    """One sparse kernel: name, shape, size, active weights by mask, nonzero weights.
+    """One sparse kernel.
 
-    `trainable` is False for the kernel of a frozen layer.
+    Attributes:
+        name, shape, size: Of the kernel; the size counts pruned weights too.
+        active: Active weights, by the mask.
+        nonzeros: Weights that differ from zero; one just grown does not yet.
+        trainable: False for the kernel of a frozen layer.
+        asked: Density that `sparsify` asked for; None if the mask was made otherwise.
+        structure: What is dropped and grown together, as `"blocks of 4"` or `"2:4"`; None for
+            single weights.
+        dead_outputs: Output features that no active weight leads to.
+        unused_inputs: Input features from which no active weight leads on.
+        exchanged: Weights that the last topology update grew.
+        exchanged_since_start: Share of the weights active at the start that are not any more;
+            None if the model has not been trained sparsely.
+        ever_active: Share of all weights that have ever been active (in-time
+            over-parameterization rate, Liu et al. 2021); None likewise.
     """
 
     name: str
@@ -21,6 +37,13 @@ class KernelReport:
     active: int
     nonzeros: int
     trainable: bool = True
+    asked: float | None = None
+    structure: str | None = None
+    dead_outputs: int = 0
+    unused_inputs: int = 0
+    exchanged: int = 0
+    exchanged_since_start: float | None = None
+    ever_active: float | None = None
 
     @property
     def density(self):
@@ -29,15 +52,18 @@ class KernelReport:
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """The sparse kernels of a model; prints as a table.
+    """The sparse kernels of a model; prints as a table, in a notebook as HTML.
 
     Attributes:
         kernels: Tuple of `KernelReport`.
         parameters: Number of trainable parameters of the model, pruned ones included.
+        left_alone: `{kernel name: reason}` of what `sparsify` could not make sparse or was
+            told not to; not counted in the totals.
     """
 
     kernels: tuple
     parameters: int
+    left_alone: dict = field(default_factory=dict)
 
     @property
     def size(self):
@@ -64,6 +90,19 @@ class SparsityReport:
         """Trainable parameters that are not pruned, biases and the like included."""
         return self.parameters - sum(k.size - k.active for k in self.kernels if k.trainable)
 
+    @property
+    def exchanged(self):
+        """Share of the active weights that the last topology update grew."""
+        return sum(k.exchanged for k in self.kernels) / max(1, self.active)
+
+    @property
+    def ever_active(self):
+        """Share of the weights in sparse kernels that have ever been active, or None."""
+        known = [k for k in self.kernels if k.ever_active is not None]
+        if not known:
+            return None
+        return sum(k.ever_active * k.size for k in known) / sum(k.size for k in known)
+
     def to_dict(self):
         """Returns the report as a dictionary of plain numbers, strings and lists."""
         return {
@@ -72,42 +111,110 @@ class SparsityReport:
             "sparsity": self.sparsity,
             "active": self.active,
             "nonzeros": self.nonzeros,
+            "exchanged": self.exchanged,
+            "ever_active": self.ever_active,
+            "left_alone": dict(self.left_alone),
             "kernels": [
                 {**asdict(k), "shape": list(k.shape), "density": k.density} for k in self.kernels
             ],
         }
 
+    def _columns(self):
+        """Returns `[(header, total, cells)]`; columns that would say nothing are left out."""
+        kernels = self.kernels
+        columns = [
+            ("kernel", "total", [k.name for k in kernels]),
+            ("shape", f"{len(kernels)} kernels", [" x ".join(map(str, k.shape)) for k in kernels]),
+            (
+                "density",
+                f"{self.active / self.size:.4f}",
+                [f"{k.density:.4f}" for k in kernels],
+            ),
+        ]
+        if any(k.asked is not None and abs(k.asked - k.density) > 5e-5 for k in kernels):
+            asked = [f"{k.asked:.4f}" if k.asked is not None else "" for k in kernels]
+            columns.append(("asked", "", asked))
+        columns += [
+            (
+                "active",
+                f"{self.active:,} of {self.size:,}",
+                [f"{k.active:,} of {k.size:,}" for k in kernels],
+            ),
+            ("nonzero", f"{self.nonzeros:,}", [f"{k.nonzeros:,}" for k in kernels]),
+        ]
+        if any(k.structure for k in kernels):
+            columns.append(("structure", "", [k.structure or "" for k in kernels]))
+        for header, name in (("dead outputs", "dead_outputs"), ("unused inputs", "unused_inputs")):
+            counts = [getattr(k, name) for k in kernels]
+            if any(counts):
+                columns.append((header, f"{sum(counts):,}", [f"{count:,}" for count in counts]))
+        if any(k.exchanged for k in kernels):
+            shares = [k.exchanged / max(1, k.active) for k in kernels]
+            columns.append(("last update", f"{self.exchanged:.2%}", [f"{s:.2%}" for s in shares]))
+        if any(k.exchanged_since_start for k in kernels):
+            for header, name, total in (
+                ("since start", "exchanged_since_start", ""),
+                ("ever active", "ever_active", f"{self.ever_active:.2%}"),
+            ):
+                shares = [getattr(k, name) for k in kernels]
+                cells = ["" if share is None else f"{share:.2%}" for share in shares]
+                columns.append((header, total, cells))
+        return columns
+
     def __str__(self):
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(show_footer=True)
-        table.add_column("kernel", "total", overflow="fold")
-        table.add_column("shape", f"{len(self.kernels)} kernels")
-        table.add_column("density", f"{self.active / self.size:.4f}", justify="right")
-        table.add_column("active", f"{self.active:,} of {self.size:,}", justify="right")
-        table.add_column("nonzero", f"{self.nonzeros:,}", justify="right")
-        for k in self.kernels:
-            table.add_row(
-                k.name,
-                " x ".join(map(str, k.shape)),
-                f"{k.density:.4f}",
-                f"{k.active:,} of {k.size:,}",
-                f"{k.nonzeros:,}",
-            )
+        columns = self._columns()
+        for i, (header, total, _) in enumerate(columns):
+            side = "left" if i < 2 else "right"
+            table.add_column(header, total, justify=side, overflow="fold")
+        for row in zip(*(cells for _, _, cells in columns), strict=True):
+            table.add_row(*map(escape, row))
         text = io.StringIO()
-        Console(file=text, width=200).print(table)
+        console = Console(file=text, width=200)
+        console.print(table)
+        for name, reason in self.left_alone.items():
+            console.print(f"left alone: {name} ({reason})", markup=False, highlight=False)
         return text.getvalue().rstrip()
 
+    def _repr_html_(self):
+        columns = self._columns()
+        rows = zip(*(cells for _, _, cells in columns), strict=True)
 
-def sparsity_report(model):
+        def line(cells, tag):
+            return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+
+        parts = [
+            "<table><thead><tr>",
+            line([header for header, _, _ in columns], "th"),
+            "</tr></thead><tbody>",
+            *(f"<tr>{line(row, 'td')}</tr>" for row in rows),
+            "</tbody><tfoot><tr>",
+            line([total for _, total, _ in columns], "th"),
+            "</tr></tfoot></table>",
+        ]
+        if self.left_alone:
+            reasons = [
+                f"<li>{html.escape(name)} ({html.escape(reason)})</li>"
+                for name, reason in self.left_alone.items()
+            ]
+            parts.append(f"<p>Left alone:</p><ul>{''.join(reasons)}</ul>")
+        return "".join(parts)
+
+
+def sparsity_report(model, left_alone=None):
     """Reports the sparse kernels of a built model.
 
     Args:
-        model: A built `keras.Model` with sparse layers.
+        model: A built `keras.Model` that was made sparse.
+        left_alone: Optional `{kernel name: reason}` to report too; `sparsify` gives its own.
 
     Returns:
-        A `SparsityReport`: per kernel and in total shape, density and nonzeros.
+        A `SparsityReport`: per kernel and in total shape, density and nonzeros, dead outputs
+        and unused inputs; once the model was trained sparsely, what its masks have exchanged.
 
     Raises:
         ValueError: if the model has no sparse kernel.
@@ -119,19 +226,51 @@ def sparsity_report(model):
     kernels = masked_kernels(model)
     if not kernels:
         raise ValueError(f"`model` {model.name!r} has no sparse kernel to report on.")
+    optimizer = innermost_sparse_optimizer(model)
+    # Also of an optimizer that was just loaded.
+    known = optimizer.mask_ones(kernels) if optimizer is not None else {}
+    exchanged = optimizer.exchanged(kernels) if known else {}
     rows = []
     for k in kernels:
         mask = ops.convert_to_numpy(k.mask)
         values = ops.convert_to_numpy(k.kernel)
+        active = int(mask.sum())
+        since_start = ever_active = None
+        if k.name in known:
+            at_start, ever = optimizer.history(k.kernel)
+            gone = np.count_nonzero(at_start & ~mask)
+            since_start = float(gone / max(1, np.count_nonzero(at_start)))
+            ever_active = float(np.count_nonzero(ever) / ever.size)
         rows.append(
             KernelReport(
                 name=k.name,
                 shape=tuple(k.kernel.shape),
-                size=int(mask.size),
-                active=int(mask.sum()),
+                size=k.size,
+                active=active,
                 nonzeros=int((values != 0).sum()),
                 trainable=k.kernel.trainable,
+                asked=k.target.density,
+                structure=str(k.target.structure) or None,
+                dead_outputs=_count_without(mask, k.axes.outputs),
+                unused_inputs=_count_without(_by_group(mask, k.axes), k.axes.inputs),
+                exchanged=exchanged.get(k.name, 0),
+                exchanged_since_start=since_start,
+                ever_active=ever_active,
             )
         )
     parameters = sum(int(ops.size(v)) for v in model.trainable_variables)
-    return SparsityReport(tuple(rows), parameters)
+    return SparsityReport(tuple(rows), parameters, dict(left_alone or {}))
+
+
+def _count_without(mask, axes):
+    """Counts the features along axes (counted from the end) that have no active weight."""
+    axes = {axis % mask.ndim for axis in axes}
+    others = tuple(axis for axis in range(mask.ndim) if axis not in axes)
+    return int(np.count_nonzero(~mask.any(axis=others)))
+
+
+def _by_group(mask, axes):
+    """Lays the groups of a grouped convolution beside each other along the input axis."""
+    if axes.groups == 1:
+        return mask
+    return np.concatenate(np.split(mask, axes.groups, axis=-1), axis=-2)

@@ -127,6 +127,21 @@ def make_schedule(schedule, prune_rate, update_every, start_step=0, stop_step=-1
     return named[schedule](prune_rate, update_every, start_step, stop_step)
 
 
+def check_reaches_its_end(schedule):
+    """Raises a ValueError for a `PolynomialDecay` whose last update comes before its end."""
+    if not isinstance(schedule, PolynomialDecay):
+        return
+    short = (schedule.end_step - schedule.begin_step) % schedule.frequency
+    if short:
+        last = schedule.end_step - short
+        raise ValueError(
+            f"`schedule` ends at step {schedule.end_step}, but its last update comes at step "
+            f"{last}, before it has reached sparsity {schedule.final_sparsity}: `end_step` - "
+            f"`begin_step` must be a multiple of its frequency {schedule.frequency}, as with "
+            f"end_step={last}."
+        )
+
+
 def serialize_schedule(schedule):
     """Describes a schedule so that `deserialize_schedule` can rebuild it, a user's own too."""
     config = schedule.get_config()

@@ -45,7 +45,7 @@ BAD = [
     ("training", "prune_rate", 0.0, "--prune-rate", "(0, 1]"),
     ("training", "prune_rate", 1.01, "--prune-rate", "(0, 1]"),
     ("training", "prune_rate", math.inf, "--prune-rate", "(0, 1]"),
-    ("training", "method", "snip", "--method", "rigl, magran, static, dense"),
+    ("training", "method", "snip", "--method", "rigl, magran, set, snfs, gmp, static, dense"),
     ("training", "distribution", "erkk", "--distribution", "uniform, er, erk"),
     ("data", "characters", "kana", "--characters", "kanji, kanji+variants, all"),
     ("training", "prune_schedule", "linear", "--prune-schedule", "constant, cosine"),

@@ -120,6 +120,26 @@ def test_sparsity_outside_the_range_raises(sparsity):
         densities(TOY, sparsity)
 
 
+@settings(max_examples=50, deadline=None)
+@given(shapes_of_kernels, sparsities)
+def test_function_of_the_shape(shapes, sparsity):
+    """As the built-in of the same formula; what it is given is a tuple."""
+
+    def by_hand(shape):
+        assert type(shape) is tuple
+        # Known up to a common factor.
+        return 17 * sum(shape) / math.prod(shape)
+
+    ours, theirs = densities(shapes, sparsity, by_hand), densities(shapes, sparsity, "erk")
+    assert ours == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_function_that_gives_no_positive_number_raises(value):
+    with pytest.raises(ValueError, match="must give every kernel a positive number; .* gave .*'a'"):
+        densities(TOY, 0.5, lambda shape: value)
+
+
 @pytest.mark.parametrize("distribution", ["random", "ERK", "", None, ["erk"]])
 def test_unknown_distribution_raises(distribution):
     with pytest.raises(ValueError, match="`distribution` must be one of .*'erk'.* received"):

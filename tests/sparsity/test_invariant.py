@@ -3,11 +3,15 @@
 import keras
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from keras import layers
 from keras.ops import convert_to_numpy as numpy
+from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
 
 import keras_sparse_dm as ksd
-from keras_sparse_dm.layers import SparseDense
-from keras_sparse_dm.sparsity import check_invariant, masked_kernels
+from keras_sparse_dm.layers import SparseDense, SparseGRU
+from keras_sparse_dm.sparsity import NM, Blocks, check_invariant, masked_kernels
 
 
 def trained(optimizer):
@@ -140,3 +144,168 @@ def test_model_without_sparse_kernels_raises():
     plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     with pytest.raises(ValueError, match="has no sparse kernel"):
         check_invariant(plain)
+
+
+def dense_layers(units):
+    return [layers.Flatten(), layers.Dense(units, "tanh"), layers.Dense(4), SparseDense(2)]
+
+
+def convolutions(units):
+    return [
+        layers.Conv1D(units, 3, padding="same", kernel_constraint="max_norm"),
+        layers.BatchNormalization(),
+        layers.DepthwiseConv1D(2),
+        layers.Flatten(),
+        layers.Dense(2),
+    ]
+
+
+def recurrent(units):
+    return [layers.Bidirectional(SparseGRU(units)), layers.Dense(2)]
+
+
+def projections(units):
+    return [
+        layers.EinsumDense("abc,dc->abd", (None, units), bias_axes="d"),
+        layers.LayerNormalization(),
+        layers.GlobalAveragePooling1D(),
+        layers.Dense(2),
+    ]
+
+
+MODELS = [dense_layers, convolutions, recurrent, projections]
+OPTIMIZERS = {
+    "SGD": {"momentum": 0.9, "nesterov": True},
+    "Adam": {"amsgrad": True},
+    "AdamW": {"weight_decay": 0.1},
+    "RMSprop": {"momentum": 0.5, "centered": True},
+    "Lion": {},
+    "Adagrad": {},
+    "Muon": {},
+    "Adafactor": {"epsilon_1": 1e-16},
+}
+STEPS = 3
+
+
+@st.composite
+def cases(draw):
+    method = draw(st.sampled_from(["rigl", "magran", "set", "snfs", "gmp", "static"]))
+    structures = [None]
+    if method != "set":
+        structures.append(Blocks(2))
+    if method != "gmp":
+        structures.append(NM(1, 2))
+    structure = draw(st.sampled_from(structures))
+    accumulation = draw(st.sampled_from([None, None, 2]))
+    clipping = draw(st.sampled_from(["clipnorm", "global_clipnorm", "clipvalue", None]))
+    every = draw(st.integers(1, 3))
+    options = {
+        "update_every": every,
+        "prune_rate": draw(st.sampled_from([0.1, 0.4, 1.0])),
+        "grow_init": draw(st.sampled_from(["zeros", "normal"])),
+        "gradient_steps": draw(st.integers(1, every)),
+        "seed": draw(st.integers(0, 9)),
+    }
+    if method != "gmp" and not isinstance(structure, NM):
+        options["competition"] = draw(st.sampled_from(["kernel", "global"]))
+    sparsity = 0.5 if isinstance(structure, NM) else draw(st.sampled_from([0.3, 0.5, 0.8]))
+    if method == "gmp":
+        options["schedule"] = PolynomialDecay(0.1, sparsity, 0, 6, power=1, frequency=1)
+        options["gradient_steps"] = 1
+    uniform = isinstance(structure, NM)
+    return {
+        "build": draw(st.sampled_from(MODELS)),
+        "units": draw(st.sampled_from([2, 4, 6])),
+        "policy": draw(st.sampled_from(["float32", "mixed_float16", "mixed_bfloat16"])),
+        "optimizer": draw(st.sampled_from(list(OPTIMIZERS))),
+        "arguments": {
+            "use_ema": draw(st.booleans()),
+            "gradient_accumulation_steps": accumulation,
+        }
+        | ({clipping: 0.1} if clipping else {}),
+        "sparsify": {
+            "sparsity": sparsity,
+            "distribution": "uniform" if uniform else draw(st.sampled_from(["erk", "uniform"])),
+            "structure": structure,
+            "dense_start": method == "gmp",
+            "seed": 3,
+        },
+        "method": method,
+        "options": options,
+    }
+
+
+class Checked(keras.callbacks.Callback):
+    """The invariant after every batch, and the number of ones of every mask."""
+
+    def __init__(self, fixed):
+        super().__init__()
+        self.fixed = fixed
+
+    def on_train_begin(self, logs=None):
+        self.ones = {k.name: int(numpy(k.mask).sum()) for k in masked_kernels(self.model)}
+
+    def on_train_batch_end(self, batch, logs=None):
+        check_invariant(self.model, self.ones if self.fixed else None)
+        for k in masked_kernels(self.model):
+            assert not numpy(k.kernel)[~numpy(k.mask)].any()
+            if isinstance(k.target.structure, NM):
+                assert 2 * numpy(k.mask).sum() == k.size
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # kernels that are left dense or empty
+@settings(
+    max_examples=10,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],  # shrinking would take minutes
+    suppress_health_check=list(HealthCheck),
+)
+@given(case=cases())
+def test_it_holds_at_every_step_of_any_training_and_after_resuming(case, tmp_path_factory):
+    """And the run that was saved, loaded and resumed ends with the bits of the unbroken one."""
+    x = np.random.default_rng(0).normal(size=(4 * STEPS, 6, 4)).astype("float32")
+
+    def make():
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((6, 4)), *case["build"](case["units"])])
+        cls = getattr(keras.optimizers, case["optimizer"])
+        optimizer = cls(0.01, **OPTIMIZERS[case["optimizer"]], **case["arguments"])
+        model.compile(optimizer, "mse", run_eagerly=True)
+        ksd.sparsify(model, **case["sparsify"])
+        return model
+
+    def fit(model, *callbacks):
+        model.run_eagerly = True  # is not kept by saving
+        sparse = ksd.DynamicSparsity(case["method"], **case["options"])
+        model.fit(
+            x,
+            x[:, 0, :2],
+            batch_size=4,
+            shuffle=False,
+            verbose=0,
+            callbacks=[sparse, *callbacks],
+        )
+
+    fixed = case["method"] != "gmp" and case["options"].get("competition") != "global"
+    keras.config.set_dtype_policy(case["policy"])
+    try:
+        unbroken, broken = make(), make()
+        active = sum(int(numpy(k.mask).sum()) for k in masked_kernels(unbroken))
+        fit(unbroken, Checked(fixed))
+        fit(broken)
+        path = tmp_path_factory.mktemp("invariant") / "m.keras"
+        broken.save(path)
+        keras.utils.set_random_seed(5)
+        broken = keras.models.load_model(path)
+        check_invariant(broken)
+        fit(unbroken, Checked(fixed))
+        fit(broken)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    if case["method"] != "gmp":
+        assert active == sum(int(numpy(k.mask).sum()) for k in masked_kernels(unbroken))
+    ours = [*broken.weights, *broken.optimizer.variables]
+    theirs = [*unbroken.weights, *unbroken.optimizer.variables]
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(numpy(a), numpy(b), err_msg=f"{a.path} of {case}")

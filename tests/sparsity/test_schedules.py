@@ -166,5 +166,6 @@ def test_unknown_schedule_raises(schedule):
 
 @pytest.mark.parametrize("method", ["rig", "RigL", "", None, 3, ["rigl"]])
 def test_unknown_method_raises(method):
-    with pytest.raises(ValueError, match="`method` must be one of 'rigl', 'magran', 'static'"):
+    names = "'rigl', 'magran', 'set', 'snfs', 'gmp', 'static' or a SparsityMethod"
+    with pytest.raises(ValueError, match=f"`method` must be one of {names}"):
         ksd.DynamicSparsity(method)

@@ -6,9 +6,10 @@ import tensorflow as tf
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from keras import ops
 
-from keras_sparse_dm.sparsity import prune_and_grow, top_k_mask
-from keras_sparse_dm.sparsity.topology import random_mask
+from keras_sparse_dm.sparsity import prune_and_grow, top_k_mask, topology
+from keras_sparse_dm.sparsity.topology import random_mask, top_k_masks
 
 # Shapes are few, because a compiled function is traced for each.
 SHAPES = [(1, 1), (2, 3), (5, 8), (3, 3, 2, 4)]
@@ -222,6 +223,106 @@ def test_top_k_marks_the_first_of_a_stable_sort(compiled_top_k, scores, eligible
     everywhere = np.zeros(23, bool)
     everywhere[largest_first(scores, np.ones(23, bool))[:k]] = True
     np.testing.assert_array_equal(compiled_top_k(*tensors[:2]), everywhere)
+
+
+def marked_by_sort(scores, k, eligible):
+    """`top_k_masks`, written with a stable sort; NaN ranks by its bits, above infinity."""
+    flat = np.concatenate([s.ravel() for s in scores])
+    chosen = largest_first(flat, np.concatenate([e.ravel() for e in eligible]))[:k]
+    marked = np.zeros(flat.size, bool)
+    marked[chosen] = True
+    parts = np.split(marked, np.cumsum([s.size for s in scores])[:-1])
+    return [m.reshape(s.shape) for m, s in zip(parts, scores, strict=True)]
+
+
+# The two ways to find the threshold: TensorFlow's histogram, and counts everywhere else.
+@pytest.fixture(
+    scope="module",
+    params=[(search, mode) for search in ("histogram", "counts") for mode in ("graph", "xla")],
+    ids="-".join,
+)
+def compiled_top_k_masks(request):
+    search, mode = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(topology, "has_fast_bincount", lambda: search == "histogram")
+        topology._select.cache_clear()
+        yield MODES[mode](top_k_masks)
+        topology._select.cache_clear()
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_top_k_of_several_arrays_is_that_of_one_sort(compiled_top_k_masks, data):
+    shapes = [(4, 3), (), (0, 2), (7,)]
+    values = st.one_of(floats, st.just(float("nan")), st.just(float("-nan")))
+    scores = [np.abs(data.draw(arrays(shape, values))) for shape in shapes]
+    eligible = [data.draw(hnp.arrays(bool, shape)) for shape in shapes]
+    some = [*eligible[:3], np.ones(7, bool)]
+    for given_eligible, everywhere in ((eligible, eligible), ([*eligible[:3], None], some)):
+        k = data.draw(st.integers(0, int(sum(e.sum() for e in everywhere))))
+        masks = compiled_top_k_masks(
+            [tf.constant(s) for s in scores],
+            tf.constant(k),
+            [e if e is None else tf.constant(e) for e in given_eligible],
+        )
+        for mask, expected in zip(masks, marked_by_sort(scores, k, everywhere), strict=True):
+            np.testing.assert_array_equal(mask, expected)
+
+
+def large_scores():
+    """More than a sample, with distributions that mislead a sample or interpolation."""
+    rng = np.random.default_rng(0)
+    normal = np.abs(rng.normal(size=(300, 211))).astype("float32")
+    every_23rd = np.arange(normal.size).reshape(normal.shape) % 23 == 0
+    noise = rng.random(normal.shape) < 0.5
+    return {
+        "normal": normal,
+        "ties": np.round(normal * 8),
+        "constant": np.ones_like(normal),
+        "all zero": np.zeros_like(normal),
+        "mostly zero": np.where(every_23rd, normal, np.float32(0)),
+        "two scales": np.where(noise, normal * np.float32(1e-20), normal * np.float32(1e20)),
+        "heavy tail": np.exp(20 * normal - 40).astype("float32"),
+        "infinite": np.where(noise, np.float32(np.inf), normal),
+        "nan": np.where(every_23rd, np.float32(np.nan), normal),
+    }
+
+
+@pytest.mark.parametrize("name", large_scores())
+def test_top_k_of_many_scores(compiled_top_k_masks, name):
+    scores = large_scores()[name]
+    eligible = np.random.default_rng(1).random(scores.shape) < 0.7
+    parts = [scores[:100], scores[100:]]
+    several = [eligible[:100], eligible[100:]]
+    tensors = [[tf.constant(v) for v in values] for values in (parts, several)]
+    size = int(eligible.sum())
+    for k in (0, 1, 3, size // 50, size // 2, size - 2, size):
+        masks = compiled_top_k_masks(tensors[0], tf.constant(k), tensors[1])
+        for mask, expected in zip(masks, marked_by_sort(parts, k, several), strict=True):
+            np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_top_k_in_a_branch_with_a_number_known_before(jit_compile):
+    scores = np.float32([[3, 1], [2, 3]])
+
+    @tf.function(jit_compile=jit_compile)
+    def call(due):
+        return ops.cond(due, lambda: top_k_mask(scores, 2), lambda: ops.zeros((2, 2), "bool"))
+
+    np.testing.assert_array_equal(call(tf.constant(True)), [[True, False], [False, True]])
+    assert not np.any(call(tf.constant(False)))
+
+
+def test_top_k_masks_without_scores():
+    assert top_k_masks([], 0) == []
+    (mask,) = top_k_masks([np.zeros((0, 3), "float32")], 0)
+    assert mask.shape == (0, 3)
+
+
+def test_top_k_masks_with_too_few_eligible_raises():
+    with pytest.raises(ValueError, match=r"received 1 for 2 arrays"):
+        top_k_masks([np.ones(2, "float32")] * 2, 1, [None])
 
 
 def test_random_masks_have_exact_counts_and_no_favourite_place():

@@ -1,0 +1,48 @@
+"""Attention layers with masks on the kernels of their projections."""
+
+import keras
+
+from keras_sparse_dm.layers.masked import MaskedKernels
+
+
+class _Attention(MaskedKernels):
+    """The layer's kernels and masks are those of its projections."""
+
+    def _parts(self):
+        names = ("_query_dense", "_key_dense", "_value_dense", "_gate_dense", "_output_dense")
+        return [getattr(self, name) for name in names if getattr(self, name, None) is not None]
+
+
+@keras.saving.register_keras_serializable(package="keras_sparse_dm")
+class SparseMultiHeadAttention(_Attention, keras.layers.MultiHeadAttention):
+    """A `keras.layers.MultiHeadAttention` whose projections can be sparse.
+
+    Takes the arguments of `keras.layers.MultiHeadAttention` and computes the same. The
+    kernels are those of the query, key, value and output projections, each counted as the
+    matrix that it is: `(features, heads * key_dim)` and `(heads * value_dim, features)`.
+
+    Args:
+        num_heads: Number of attention heads.
+        key_dim: Size of each head for query and key.
+        *args, **kwargs: As in `keras.layers.MultiHeadAttention`.
+
+    Call arguments:
+        query: Tensor `(batch_size, target_length, features)`.
+        value: Tensor `(batch_size, source_length, features)`.
+        key: Optional tensor like `value`; `value` by default.
+
+    Output shape:
+        `(batch_size, target_length, features)`.
+
+    Example:
+
+    >>> layer = SparseMultiHeadAttention(num_heads=2, key_dim=4)
+    >>> x = keras.random.normal((2, 5, 8))
+    >>> len(layer(x, x) is not None and layer.masks)
+    4
+    """
+
+
+@keras.saving.register_keras_serializable(package="keras_sparse_dm")
+class SparseGroupedQueryAttention(_Attention, keras.layers.GroupQueryAttention):
+    """A `keras.layers.GroupQueryAttention` whose projections can be sparse; same arguments."""

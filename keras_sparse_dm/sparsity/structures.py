@@ -1,0 +1,213 @@
+"""Structures: which weights of a kernel are dropped and grown together.
+
+Weights are compared in units: single weights, or whole blocks along a kernel's input axis,
+for runtimes that can skip blocks of zeros. A structure says what the units of a kernel are
+and, for N:M, where the ones of a mask may lie.
+"""
+
+import math
+from dataclasses import dataclass
+
+from keras import ops, random
+
+from keras_sparse_dm.sparsity.topology import top_k_mask
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Every weight for itself, as in the paper."""
+
+    code = (0, 0, 0)
+    # Weights in a unit.
+    unit = 1
+
+    def __str__(self):
+        return ""
+
+    def misfit(self, shape, axis):
+        """Returns why a kernel of this shape cannot have the structure, or None.
+
+        Args:
+            shape: Shape of the kernel.
+            axis: Its input axis, counted from the end; None if it has none of its own.
+        """
+        return None
+
+    def ones(self, shape, density):
+        """Returns how many ones a mask of this shape and density holds."""
+        return round(density * math.prod(shape))
+
+    def to_units(self, values, axis, reduce):
+        """Returns one value per unit; `reduce` is `ops.sum` for scores, `ops.any` for masks."""
+        return values
+
+    def to_weights(self, units, shape, axis):
+        """Returns a mask of weights for a mask of units."""
+        return units
+
+    def random_mask(self, shape, density, seed, axis):
+        """Draws a mask with as many ones as `ones` says, placed uniformly at random."""
+        return top_k_mask(random.uniform(shape, seed=seed), self.ones(shape, density))
+
+    def grow(self, kept, score, count):
+        """Marks the `count` units with the largest score among those not kept.
+
+        Args:
+            kept: Boolean array, the units that stay active.
+            score: Float array of the same shape, not negative.
+            count: Integer, how many to mark.
+
+        Returns:
+            Boolean array, disjoint from `kept`.
+        """
+        return top_k_mask(score, count, eligible=ops.logical_not(kept))
+
+
+@dataclass(frozen=True)
+class Blocks(Unstructured):
+    """Whole blocks along the input axis are active or not.
+
+    Blocks are dropped and grown by the sum of their weights' scores.
+
+    Args:
+        size: Weights in a block; must divide the input axis. XNNPACK uses blocks of 4.
+
+    Raises:
+        ValueError: for a size that is not a whole number of at least 2.
+    """
+
+    size: int = 4
+
+    def __post_init__(self):
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 2:
+            raise ValueError(f"`size` must be a whole number of at least 2; received {self.size}.")
+
+    @property
+    def code(self):
+        return (1, self.size, 0)
+
+    @property
+    def unit(self):
+        return self.size
+
+    def __str__(self):
+        return f"blocks of {self.size}"
+
+    def misfit(self, shape, axis):
+        return _misfit(shape, axis, self.size, f"blocks of {self.size}")
+
+    def ones(self, shape, density):
+        return round(density * math.prod(shape) / self.size) * self.size
+
+    def to_units(self, values, axis, reduce):
+        return reduce(_grouped(values, axis, self.size), axis=-1)
+
+    def to_weights(self, units, shape, axis):
+        groups = ops.repeat(ops.expand_dims(units, -1), self.size, axis=-1)
+        return _ungrouped(groups, shape, axis)
+
+    def random_mask(self, shape, density, seed, axis):
+        moved = _moved(shape, axis)
+        units = (*moved[:-1], moved[-1] // self.size)
+        count = self.ones(shape, density) // self.size
+        return self.to_weights(top_k_mask(random.uniform(units, seed=seed), count), shape, axis)
+
+
+@dataclass(frozen=True)
+class NM(Unstructured):
+    """Exactly `n` of every `m` neighbours along the input axis are active (2:4 and the like).
+
+    Every kernel then has density n / m. Weights are dropped wherever in the kernel they are
+    weakest; each group grows as many as it lost.
+
+    Args:
+        n: Active weights in a group, at least 1 and below `m`.
+        m: Weights in a group; must divide the input axis.
+
+    Raises:
+        ValueError: for values outside these ranges.
+    """
+
+    n: int = 2
+    m: int = 4
+
+    def __post_init__(self):
+        if not (isinstance(self.n, int) and isinstance(self.m, int) and 1 <= self.n < self.m):
+            raise ValueError(
+                f"`n` and `m` must be whole numbers with 1 <= n < m; received {self.n}, {self.m}."
+            )
+
+    @property
+    def code(self):
+        return (2, self.n, self.m)
+
+    def __str__(self):
+        return f"{self.n}:{self.m}"
+
+    def misfit(self, shape, axis):
+        return _misfit(shape, axis, self.m, f"groups of {self.m}")
+
+    def ones(self, shape, density):
+        return math.prod(shape) // self.m * self.n
+
+    def to_units(self, values, axis, reduce):
+        # Single weights, in their groups.
+        return _grouped(values, axis, self.m)
+
+    def to_weights(self, units, shape, axis):
+        return _ungrouped(units, shape, axis)
+
+    def random_mask(self, shape, density, seed, axis):
+        score = self.to_units(random.uniform(shape, seed=seed), axis, None)
+        return self.to_weights(_rank(score) < self.n, shape, axis)
+
+    def grow(self, kept, score, count):
+        lost = self.n - ops.sum(ops.cast(kept, "int32"), axis=-1, keepdims=True)
+        score = ops.cast(score, "float32")
+        score = ops.where(ops.isnan(score), float("inf"), score)
+        # Kept weights rank behind all others.
+        rank = _rank(ops.where(kept, -1.0, score))
+        return ops.logical_and(rank < lost, ops.logical_not(kept))
+
+
+def structure_from_code(code):
+    """Returns the structure of a `code`, the three numbers that weights files hold."""
+    kind, a, b = (int(number) for number in code)
+    return (Unstructured, Blocks, NM)[kind](*(a, b)[:kind])
+
+
+def _misfit(shape, axis, size, what):
+    if axis is None:
+        return f"no input axis for {what}"
+    if shape[axis] % size:
+        return f"input axis of {shape[axis]} is not a multiple of {what}"
+    return None
+
+
+def _moved(shape, axis):
+    moved = list(shape)
+    last = moved.pop(axis)
+    return (*moved, last)
+
+
+def _grouped(values, axis, size):
+    """Puts the input axis last and splits it into groups."""
+    values = ops.moveaxis(values, axis, -1)
+    return ops.reshape(values, (*values.shape[:-1], -1, size))
+
+
+def _ungrouped(groups, shape, axis):
+    moved = _moved(shape, axis)
+    return ops.moveaxis(ops.reshape(groups, moved), -1, axis)
+
+
+def _rank(score):
+    """Rank of each entry along the last axis, 0 for the largest; ties go to the first."""
+    size = score.shape[-1]
+    position = ops.arange(size)
+    rank = ops.zeros(ops.shape(score), "int32")
+    for i in range(size):
+        other = score[..., i : i + 1]
+        before = ops.logical_or(other > score, ops.logical_and(other == score, i < position))
+        rank = rank + ops.cast(before, "int32")
+    return rank

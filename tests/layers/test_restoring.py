@@ -1,0 +1,238 @@
+"""Saving and loading of layers that hold others: what `Sparsified` adds, and what it refuses."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras.ops import convert_to_numpy as numpy
+
+import keras_sparse_dm as ksd
+from keras_sparse_dm.layers import SparseDense
+from keras_sparse_dm.layers.restoring import Sparsified
+from keras_sparse_dm.sparsity import masked_kernels
+
+registered = keras.saving.register_keras_serializable("restoring")
+
+
+def assert_same_sparse_model(one, other, x):
+    np.testing.assert_array_equal(numpy(other(x)), numpy(one(x)))
+    assert len(masked_kernels(other)) == len(masked_kernels(one)) > 0
+    for a, b in zip(masked_kernels(one), masked_kernels(other), strict=True):
+        np.testing.assert_array_equal(numpy(a.mask), numpy(b.mask))
+        assert a.target == b.target and a.target.density is not None
+
+
+@registered
+class Inner(layers.Layer):
+    """Makes its sublayers in `build`, two of them or three."""
+
+    def __init__(self, deep=False, **kwargs):
+        super().__init__(**kwargs)
+        self.deep = deep
+
+    def build(self, input_shape):
+        self.first = layers.Dense(4)
+        self.first.build(input_shape)
+        self.more = [layers.Dense(4) for _ in range(1 + self.deep)]
+        for layer in self.more:
+            layer.build((*input_shape[:-1], 4))
+        self.built = True
+
+    def call(self, x):
+        x = self.first(x)
+        for layer in self.more:
+            x = layer(x)
+        return x
+
+    def get_config(self):
+        return {**super().get_config(), "deep": self.deep}
+
+
+@registered
+class Outer(layers.Layer):
+    """Has no `build`: its sublayers are built when it is first called."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = Inner(deep=True, name="inner")
+        self.own = layers.Dense(3)
+        self.plain = layers.Dense(3)
+
+    def call(self, x):
+        return self.plain(self.own(self.inner(x)))
+
+
+@registered
+class Doubled(layers.Dense):
+    def call(self, x):
+        return 2 * super().call(x)
+
+
+def outer_model():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, layers.Dense(2)(Outer(name="block")(inputs)))
+
+
+def test_only_what_was_turned_is_turned_again(tmp_path):
+    model = outer_model()
+    block = model.get_layer("block")
+    block.plain.trainable = False
+    ksd.sparsify(model, 0.5, seed=0)
+    assert type(block.plain) is layers.Dense and type(block.own) is SparseDense
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    again = loaded.get_layer("block")
+    assert isinstance(again, Outer) and isinstance(again, Sparsified)
+    assert type(again.plain) is layers.Dense and type(again.own) is SparseDense
+    assert all(type(layer) is SparseDense for layer in [again.inner.first, *again.inner.more])
+    assert_same_sparse_model(model, loaded, np.ones((2, 4), "float32"))
+
+
+def test_configuration_leaves_the_layer_as_it_is():
+    model = outer_model()
+    ksd.sparsify(model, 0.5, seed=0)
+    block = model.get_layer("block")
+    kind = type(block)
+    config = block.get_config()
+    assert type(block) is kind and kind.__name__ == "Outer" and kind.__module__ == __name__
+    assert config["layer"]["class_name"] == "Outer"
+    assert json.loads(json.dumps(model.get_config()))
+
+
+def test_block_without_build_is_restored_when_it_is_called():
+    model = outer_model()
+    ksd.sparsify(model, 0.5, seed=0)
+    block = model.get_layer("block")
+    config = json.loads(json.dumps(block.get_config()))
+    restored = type(block).from_config(config)
+    assert type(restored).__name__ == "Outer"
+    # Still what it is to become, if it is saved before it was called.
+    assert restored.get_config()["sparse_layers"] == config["sparse_layers"]
+    x = np.random.default_rng(0).normal(size=(2, 4)).astype("float32")
+    restored(x)
+    assert len(masked_kernels(restored)) == len(masked_kernels(block)) == 5
+    restored.set_weights(block.get_weights())
+    np.testing.assert_array_equal(numpy(restored(x)), numpy(block(x)))
+    assert restored.get_config()["sparse_layers"] == config["sparse_layers"]
+
+
+def test_derived_layer_is_its_own_class_and_a_sparse_one(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), Doubled(6, name="d"), layers.Dense(2)])
+    ksd.sparsify(model, 0.5, seed=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    layer = loaded.layers[0]
+    assert isinstance(layer, Doubled) and isinstance(layer, SparseDense)
+    assert type(layer) is type(model.layers[0]) is not Doubled
+    assert_same_sparse_model(model, loaded, np.ones((2, 4), "float32"))
+    config = layer.get_config()
+    config["layer"]["build_config"] = None
+    with pytest.raises(ValueError, match="Doubled 'd' cannot be restored"):
+        type(layer).from_config(config)
+
+
+def test_configuration_of_another_structure_is_refused():
+    model = keras.Sequential([keras.Input((4,)), Inner(deep=True, name="inner")])
+    ksd.sparsify(model, 0.5, seed=0)
+    config = model.layers[0].get_config()
+    config["layer"]["config"]["deep"] = False
+    restored = Sparsified.from_config(config)
+    with pytest.raises(ValueError, match="Inner 'inner' cannot be restored .*`load_weights`"):
+        restored(np.ones((1, 4), "float32"))
+
+
+class Unregistered(layers.Layer):
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.inside = layers.Dense(units)
+
+    def call(self, x):
+        return self.inside(x)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+def test_custom_objects_are_passed_on(tmp_path):
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, layers.Dense(3)(Unregistered(6)(inputs)))
+    ksd.sparsify(model, 0.5, seed=0)
+    model.save(tmp_path / "model.keras")
+    x = np.ones((2, 8), "float32")
+    custom_objects = {"Unregistered": Unregistered}
+    loaded = keras.saving.load_model(tmp_path / "model.keras", custom_objects=custom_objects)
+    assert_same_sparse_model(model, loaded, x)
+    with keras.saving.custom_object_scope(custom_objects):
+        assert_same_sparse_model(model, keras.saving.load_model(tmp_path / "model.keras"), x)
+
+
+class TakesAnArray(keras.Model):
+    """Its argument is no part of a configuration, and it writes none."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+        self.inside = layers.Dense(3)
+
+    def call(self, x):
+        return self.scale * self.inside(x)
+
+
+class Oracle:
+    def __mul__(self, x):
+        return 2 * x
+
+
+def test_model_that_keras_cannot_save_says_so_as_before(tmp_path):
+    """Keras's own refusal reaches the caller, and the model goes on being sparse."""
+    x = np.ones((2, 4), "float32")
+    model, plain = TakesAnArray(Oracle()), TakesAnArray(Oracle())
+    model(x), plain(x)
+    ksd.sparsify(model, 0.5)
+    kind = type(model)
+    for each in (plain, model):
+        with pytest.raises(NotImplementedError, match="TakesAnArray"):
+            each.save(tmp_path / "model.keras")
+    assert type(model) is kind
+    model.save_weights(tmp_path / "model.weights.h5")
+    other = TakesAnArray(Oracle())
+    other(x)
+    ksd.sparsify(other, 0.1)
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(other(x), model(x))
+
+
+@registered
+class Growing(layers.Layer):
+    """Holds layers that no configuration tells of."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inside = []
+
+    def call(self, x):
+        for layer in self.inside:
+            x = layer(x)
+        return x
+
+
+def test_block_that_a_file_cannot_restore_says_what_to_do(tmp_path):
+    def grown():
+        block = Growing()
+        block.inside.append(layers.Dense(4))
+        return keras.Sequential([keras.Input((4,)), block, layers.Dense(2)])
+
+    model = grown()
+    ksd.sparsify(model, 0.5)
+    model.save(tmp_path / "model.keras")
+    with pytest.raises((ValueError, TypeError), match="cannot be restored .*`load_weights`"):
+        keras.saving.load_model(tmp_path / "model.keras")
+    # What the message advises works.
+    other = grown()
+    ksd.sparsify(other, 0.5)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other.load_weights(tmp_path / "model.weights.h5")
+    assert_same_sparse_model(model, other, np.ones((2, 4), "float32"))
