@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import weakref
 from dataclasses import dataclass
 
 import keras
@@ -50,16 +51,18 @@ class MaskedKernels:
     pruned weights are zero in the kernel itself, so `call` is the parent's, unchanged, and a
     layer whose masks are full computes bit for bit what the Keras layer computes.
 
-    The sparse twin of a Keras layer, or of a layer of your own, lists the mixin before it and
-    names its kernels; `keras_sparse_dm.sparsify` then also turns plain layers of that class
-    into their twin:
+    The sparse twin of a layer of your own lists the mixin before it and names its kernels;
+    `keras_sparse_dm.sparsify` then turns plain layers of that class into their twin too. All
+    the layers of this package are made in this way:
 
     ```python
     @keras.saving.register_keras_serializable(package="my_package")
-    class SparseConv2D(MaskedKernels, keras.layers.Conv2D):
+    class SparseBilinear(MaskedKernels, Bilinear):
         def _kernels(self):
-            return {"kernel": self._kernel}
+            return {"kernel": self.kernel}
     ```
+
+    A class has one twin, the first that is defined.
 
     A kernel whose last two axes are not its inputs and outputs says so in `_kernel_axes`; a
     layer that applies a kernel otherwise than once for each of its output positions says so
@@ -68,13 +71,17 @@ class MaskedKernels:
     """
 
     _mask_variables = ()
+    # From the configuration, until there are masks.
+    _mask_targets = None
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if not issubclass(cls, keras.layers.Layer):
             return
-        if issubclass(cls.__bases__[0], MaskedKernels) and len(cls.__bases__) == 2:
-            TWINS.setdefault(cls.__bases__[1], cls)
+        mixin, *plain = cls.__bases__
+        # Not where a sparse layer is derived from.
+        if issubclass(mixin, MaskedKernels) and not issubclass(mixin, keras.layers.Layer):
+            TWINS.setdefault(plain[0], cls)
         build = cls.build
 
         # Keras reads the signature of `build`, which `wraps` keeps.
@@ -112,7 +119,7 @@ class MaskedKernels:
     def _add_masks(self):
         """Adds the masks that are missing, full, to a built layer and to its parts."""
         kernels = list(self._kernels().items())[len(self._mask_variables) :]
-        if kernels:
+        if kernels and getattr(self, "quantization_mode", None) is None:
             masks = list(self._mask_variables)
             locked = self._tracker.locked
             self._tracker.unlock()
@@ -139,6 +146,9 @@ class MaskedKernels:
                 self._tracker.lock()
         for part in self._parts():
             make_sparse(part)
+        if self._mask_targets is not None:
+            self.set_mask_targets(self._mask_targets)
+            self._mask_targets = None
 
     @property
     def masks(self):
@@ -146,48 +156,93 @@ class MaskedKernels:
 
         A mask is boolean, has its kernel's shape, and is True where a weight is active.
         """
-        if not self.built:
-            return []
-        own = list(zip(self._kernels().values(), self._mask_variables, strict=True))
+        return self._all_masks() if self.built else []
+
+    def _all_masks(self):
+        own = [(kernel, mask) for _, kernel, mask in self._own_masks()]
         return own + [pair for part in self._parts() for pair in part.masks]
 
-    def _stored_masks(self):
-        """Yields `(key in a weights file, kernel variable, mask variable)`."""
-        # Keras stores a layer's variables under their position among all of them.
-        own = [id(v) for v in self._trainable_variables + self._non_trainable_variables]
-        for kernel, mask in zip(self._kernels().values(), self._mask_variables, strict=True):
-            yield str(own.index(id(mask))), kernel, mask
+    def _own_masks(self):
+        """Lists `(name, kernel variable, mask variable)`; none of a quantized layer."""
+        if not self._mask_variables:
+            return []
+        kernels = self._kernels().items()
+        return [
+            (name, kernel, mask)
+            for (name, kernel), mask in zip(kernels, self._mask_variables, strict=True)
+        ]
+
+    def get_config(self):
+        config = super().get_config()
+        targets = [target_of(kernel) for kernel, _ in self.masks]
+        if any(target != KernelTarget() for target in targets):
+            # What the masks were asked to be, for clones.
+            config["mask_targets"] = [target.to_list() for target in targets]
+        return config
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        targets = config.pop("mask_targets", None)
+        layer = super().from_config(config)
+        layer._mask_targets = targets
+        return layer
+
+    def set_mask_targets(self, targets):
+        """Sets what the masks were asked to be, from `KernelTarget.to_list` of each."""
+        for (kernel, _), target in zip(self._all_masks(), targets, strict=True):
+            kernel.constraint.target = KernelTarget.from_list(target)
+
+    def quantize(self, mode=None, type_check=True, **kwargs):
+        """Quantizes the layer as Keras does the plain one; it has no masks from then on."""
+        locked = self._tracker.locked
+        self._tracker.unlock()
+        try:
+            # Keras would pass over any class but its own.
+            super().quantize(mode, type_check=False, **kwargs)
+            for mask in self._mask_variables:
+                self._untrack_variable(mask)
+            self._mask_variables = []
+        finally:
+            if locked:
+                self._tracker.lock()
+
+    @contextlib.contextmanager
+    def _without_masks(self):
+        """Context in which the layer has the variables of the plain Keras layer only."""
+        variables = self._non_trainable_variables
+        masks = {id(mask) for mask in self._mask_variables}
+        plain = [variable for variable in variables if id(variable) not in masks]
+        # Not through the layer's own `__setattr__`, which tracks what is set.
+        object.__setattr__(self, "_non_trainable_variables", plain)
+        try:
+            yield
+        finally:
+            object.__setattr__(self, "_non_trainable_variables", variables)
 
     def save_own_variables(self, store):
-        super().save_own_variables(store)
-        if not self.built:
-            return
-        # Some Keras layers (Dense among them) list what they save, and leave the masks out.
-        saved = set(store.keys())
-        for key, kernel, mask in self._stored_masks():
-            if key not in saved:
-                store[key] = mask
-            # What the mask was asked to be goes with it.
-            store[f"{key}_target"] = kernel.constraint.target.to_array()
+        with self._without_masks():
+            super().save_own_variables(store)
+        # Keras merges the weights of LoRA into the kernel that it saves: a dense one.
+        merged = getattr(self, "lora_enabled", False)
+        for name, kernel, mask in self._own_masks() if self.built else ():
+            target = KernelTarget() if merged else target_of(kernel)
+            store[f"{name}_mask"] = np.ones(mask.shape, "bool") if merged else mask
+            store[f"{name}_target"] = target.to_array()
 
     def load_own_variables(self, store):
-        if not self.built:
-            return super().load_own_variables(store)
-        masks = list(self._stored_masks())
+        masks = self._own_masks() if self.built else []
         stored = {key: store[key] for key in store.keys()}
-        targets = {
-            key: KernelTarget.from_array(np.asarray(stored.pop(f"{key}_target")))
-            for key, _, _ in masks
-            if f"{key}_target" in stored
-        }
-        own = len(self._trainable_variables + self._non_trainable_variables)
-        if len(stored) + len(masks) == own:
-            # Weights of the plain Keras layer: nothing in them is pruned.
-            stored |= {key: np.ones(mask.shape, "bool") for key, _, mask in masks}
-        super().load_own_variables(stored)
-        for key, kernel, mask in masks:
-            mask.assign(stored[key])
-            kernel.constraint.target = targets.get(key, KernelTarget())
+        targets = [stored.pop(f"{name}_target", None) for name, _, _ in masks]
+        # Weights of the plain Keras layer have none: nothing in them is pruned.
+        values = [stored.pop(f"{name}_mask", np.ones(mask.shape)) for name, _, mask in masks]
+        with self._without_masks():
+            super().load_own_variables(stored)
+        for (_, kernel, mask), value, target in zip(masks, values, targets, strict=True):
+            mask.assign(np.asarray(value, "bool"))
+            kernel.constraint.target = (
+                KernelTarget() if target is None else KernelTarget.from_array(np.asarray(target))
+            )
 
 
 @dataclass(frozen=True)
@@ -202,14 +257,24 @@ class KernelTarget:
     density: float | None = None
     structure: Unstructured = Unstructured()
 
+    def to_list(self):
+        """Four plain values that `from_list` reads."""
+        return [self.density, *self.structure.code]
+
+    @classmethod
+    def from_list(cls, values):
+        density, *code = values
+        return cls(density, structure_from_code(code))
+
     def to_array(self):
+        """The same as float64, for weights files."""
         density = math.nan if self.density is None else self.density
         return np.array([density, *self.structure.code], "float64")
 
     @classmethod
     def from_array(cls, array):
         density, *code = array.tolist()
-        return cls(None if math.isnan(density) else density, structure_from_code(code))
+        return cls.from_list([None if math.isnan(density) else density, *code])
 
 
 class SparseTrainingOnly(keras.constraints.Constraint):
@@ -229,18 +294,26 @@ class SparseTrainingOnly(keras.constraints.Constraint):
         self.mask = mask
         self.constraint = constraint
         self.target = KernelTarget()
+        # Every `SparseOptimizer` that trains the kernel and has state of it.
+        self.optimizers = weakref.WeakSet()
 
     def __call__(self, w):
         if _prunes(self.mask):
             raise ValueError(
                 "This model is sparse, and this optimizer would train its pruned weights too: "
                 "pass the callback `keras_sparse_dm.DynamicSparsity` to `fit` (method 'static' "
-                "keeps the masks as they are), or wrap the optimizer by "
-                "`keras_sparse_dm.sparsity.sparse_optimizer` in a loop of your own."
+                "keeps the masks as they are). In a loop of your own, and where a model trains "
+                "by other optimizers than `model.optimizer`, wrap each by "
+                "`keras_sparse_dm.sparse_optimizer`."
             )
         if self.constraint is not None:
             w = self.constraint(w)
         return keras.ops.where(self.mask, w, keras.ops.zeros((), w.dtype))
+
+
+def target_of(kernel):
+    """Returns the `KernelTarget` of a kernel variable."""
+    return getattr(kernel.constraint, "target", KernelTarget())
 
 
 def own_kernels(layer):
@@ -293,6 +366,8 @@ def make_sparse(layer):
     if not isinstance(layer, MaskedKernels):
         # Not through the layer's own `__setattr__`, which tracks what is set.
         object.__setattr__(layer, "__class__", _sparse_class(type(layer)))
+        # Keras's wrapper of the plain class's method.
+        vars(layer).pop("quantize", None)
     layer._add_masks()
 
 

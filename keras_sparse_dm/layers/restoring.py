@@ -41,11 +41,7 @@ class Sparsified:
             object.__setattr__(self, "__class__", restorable)
         # The restored layer is compiled from the outer configuration.
         layer.pop("compile_config", None)
-        to_turn = self._to_turn or {
-            "sparse_layers": _turned_sparse(self),
-            "layers": len(self._flatten_layers()),
-        }
-        return {"layer": layer, **to_turn}
+        return {"layer": layer, **(self._to_turn or _as_turned(self))}
 
     def get_build_config(self):
         # The layer's own is inside.
@@ -145,9 +141,23 @@ def _is_as_saved(layer, config):
     )
 
 
+def _as_turned(layer):
+    from keras_sparse_dm.layers.masked import target_of
+
+    layers, turned = layer._flatten_layers(), _turned_sparse(layer)
+    return {
+        "sparse_layers": turned,
+        "mask_targets": [[target_of(k).to_list() for k, _ in layers[i].masks] for i in turned],
+        "layers": len(layers),
+    }
+
+
 def _turn_as_saved(layer, config):
     layers = layer._flatten_layers()
-    turn_sparse(layer, [layers[i] for i in config["sparse_layers"]])
+    turned = [layers[i] for i in config["sparse_layers"]]
+    turn_sparse(layer, turned)
+    for child, targets in zip(turned, config["mask_targets"], strict=True):
+        child.set_mask_targets(targets)
 
 
 def _cannot_be_restored(layer):

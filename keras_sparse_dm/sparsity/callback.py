@@ -25,7 +25,8 @@ class DynamicSparsity(keras.callbacks.Callback):
             frequency), 1 or more. Updates come at its multiples. Steps are the optimizer's
             updates: with gradient accumulation, one for several batches.
         prune_rate: Share of each kernel's active weights that an update exchanges, in (0, 1].
-        start_step: First training step at which an update may come.
+        start_step: First training step at which an update may come, counted, as all steps here,
+            from where the masks were drawn.
         stop_step: Last such step; -1 for the whole run, as in the paper.
         schedule: `"constant"`, `"cosine"` (falls to zero at `stop_step`) or a
             `PruningSchedule` of tensorflow_model_optimization, which then alone says when
@@ -140,7 +141,7 @@ class DynamicSparsity(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         # A callback before this one may have put back the weights and masks of an epoch before.
-        self._optimizer.clear_pruned()
+        self._optimizer.weights_were_put_back()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -151,9 +152,10 @@ class DynamicSparsity(keras.callbacks.Callback):
             pruned = keras.ops.where(k.mask, keras.ops.zeros_like(k.kernel), k.kernel)
             if bool(keras.ops.any(pruned != 0)):
                 raise ValueError(
-                    f"Optimizer {type(self._optimizer.inner_optimizer).__name__} changes pruned "
-                    f"weights ({k.name}) although their gradients are zero; sparse training "
-                    "needs one that updates each weight from its own gradient and state."
+                    f"Pruned weights of {k.name} have changed although their gradients are zero. "
+                    f"Either optimizer {type(self._optimizer.inner_optimizer).__name__} does not "
+                    "update each weight from its own gradient and state, or the kernel's own "
+                    "constraint moves zeros, or something else has written to the kernel."
                 )
         self._verified = True
 
@@ -194,7 +196,9 @@ def sparse_optimizer(
     `optimizer=None` the optimizer of the compiled model is replaced, after which
     `train_on_batch`, `fit` and a loop of your own train sparsely, callback or not. At the end
     of a loop of your own with averaged weights (`use_ema`) call
-    `optimizer.finalize_variable_values(model.trainable_variables)`, as `fit` does.
+    `optimizer.finalize_variable_values(model.trainable_variables)`, as `fit` does; and wherever
+    you put back earlier weights (`set_weights`), call `optimizer.weights_were_put_back()`.
+    Several optimizers may train one model, or parts of it, each wrapped by itself.
 
     Args:
         model: A built `keras.Model` that was made sparse.

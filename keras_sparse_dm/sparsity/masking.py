@@ -10,7 +10,13 @@ from dataclasses import dataclass
 import keras
 from keras import ops
 
-from keras_sparse_dm.layers.masked import KernelAxes, KernelTarget, own_kernels, parts
+from keras_sparse_dm.layers.masked import (
+    KernelAxes,
+    KernelTarget,
+    own_kernels,
+    parts,
+    target_of,
+)
 from keras_sparse_dm.layers.restoring import turn_sparse
 from keras_sparse_dm.seeds import seed_generator
 from keras_sparse_dm.sparsity.distributions import check_sparsity_value, densities
@@ -63,7 +69,7 @@ def masked_kernels(model):
             name,
             *found[id(kernel)],
             axes.get(id(kernel), KernelAxes()),
-            getattr(kernel.constraint, "target", KernelTarget()),
+            target_of(kernel),
         )
         for name, kernel in named.items()
     ]
@@ -101,12 +107,15 @@ def sparsify(
     layers already. Each kernel gets its density from the distribution, a mask with
     `round(density * size)` ones placed uniformly at random, and keeps its values at those
     places. On a model that is sparse already the masks are drawn anew, over the kernels as
-    they are. Train it afterwards with the `DynamicSparsity` callback, which keeps pruned
-    weights at zero.
+    they are: trained weights outside the new masks are lost, and those new in them start at
+    zero. A training step that you compiled yourself is to be compiled again. Train it
+    afterwards with the `DynamicSparsity` callback, which keeps pruned weights at zero.
 
     Biases, normalization and embeddings are never pruned. Frozen, LoRA-enabled and quantized
     layers are left alone, and so are kernels of layers that have no sparse twin; the report
-    lists them with the reason, and the sparsity counts without them.
+    lists them with the reason, and the sparsity counts without them. The input axis along
+    which a structure lies is the last one that is summed over: for the output projection of
+    attention, that of a single head.
 
     Args:
         model: A built `keras.Model`.
@@ -210,8 +219,9 @@ def sparsify(
     empty = {name: "" for name in kernels if not ones[name]}
     if empty:
         warnings.warn(
-            f"At sparsity {sparsity} with distribution {distribution!r} no weight is left in "
-            f"{_listed(empty)}, and none will grow there; exclude them, or use 'erk'.",
+            f"At `sparsity` {sparsity} no weight is left in {_listed(empty)}, and none will grow "
+            "there: exclude them, or ask for less"
+            + ("." if own_sparsities or distribution == "erk" else ", or for distribution 'erk'."),
             stacklevel=2,
         )
 
@@ -228,10 +238,18 @@ def sparsify(
             axis = k.axes.structured
             mask.assign(target.structure.random_mask(shape, target.density, generator, axis))
         k.variable.assign(ops.where(mask, k.variable, ops.zeros_like(k.variable)))
-    optimizer = innermost_sparse_optimizer(model)
-    if optimizer is not None:
-        optimizer.attach(model, masks_changed=True)
+    # All that trained these kernels have state of what is pruned now.
+    optimizers = {o for k in kernels.values() for o in k.variable.constraint.optimizers}
+    optimizers |= {innermost_sparse_optimizer(model)} - {None}
+    for optimizer in optimizers:
+        optimizer.attach(optimizer.attached_model() or model, masks_changed=True)
     return sparsity_report(model, left_alone=left_alone)
+
+
+def what_is_left_alone(model):
+    """Returns `{kernel name: reason}` of a model's kernels that are dense and cannot be sparse."""
+    sparse = {k.name for k in masked_kernels(model)}
+    return {name: why for name, why in _candidates(model)[1].items() if name not in sparse}
 
 
 def innermost_optimizer(model):

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import warnings
+import weakref
 
 import keras
 from keras import ops
@@ -104,7 +105,10 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         self._seed_generator = seed_generator(seed, "growth")
         self._track_variable(self._seed_generator.state)
         self._updates = self.add_variable((), dtype="int", name="topology_updates")
+        # The schedule counts its steps from where the masks were drawn.
+        self._start = self.add_variable((), dtype="int", name="start")
         self._kernels = ()
+        self._model = lambda: None
         # Names of those whose masks are full.
         self._full = set()
         self._index = {}
@@ -232,8 +236,9 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         dense = all(bool(ops.all(k.mask)) for k in kernels)
         if not masks_changed and dense and not self._method.dense_to_sparse:
             raise ValueError(
-                f"Nothing is pruned in model {model.name!r}: call "
-                "`keras_sparse_dm.sparsify(model, sparsity)` with a sparsity above 0 first."
+                f"Nothing is pruned in model {model.name!r}: call `keras_sparse_dm.sparsify(model, "
+                "sparsity)` with a sparsity above 0 first. If it is part of a model that is sparse "
+                "elsewhere, its masks are full, and it trains with the plain optimizer."
             )
         # Masks drawn anew may be for another method, which comes with the next `fit`.
         self._checked = not masks_changed
@@ -253,6 +258,10 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             self._check_not_done(kernels, ones)
         before = [(self._var_key(k.kernel), k.target) for k in self._kernels], self._full
         self._kernels = tuple(kernels)
+        self._model = weakref.ref(model)
+        for k in kernels:
+            if isinstance(k.kernel.constraint, SparseTrainingOnly):
+                k.kernel.constraint.optimizers.add(self)
         self._full = {k.name for k in kernels if ones[self._var_key(k.kernel)] == k.size}
         if before != ([(self._var_key(k.kernel), k.target) for k in kernels], self._full):
             # A step compiled before knows other kernels or structures.
@@ -262,8 +271,11 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         before = ops.convert_to_numpy(self._mask_ones).tolist()
         if fresh or masks_changed:
             before = [-1] * len(now)
+            self._start.assign(self.inner_optimizer.iterations)
         # A kernel that is frozen, or trains for the first time, is in one record only.
-        if any(n != b for n, b in zip(now, before, strict=True) if n >= 0 and b >= 0):
+        differ = any(n != b for n, b in zip(now, before, strict=True) if n >= 0 and b >= 0)
+        # Where the numbers change in training, a callback may have put back earlier masks.
+        if differ and not self._counts_vary:
             raise ValueError(
                 "The masks of the model do not have as many ones as those that this optimizer's "
                 "state belongs to. Call `sparsify` after loading, or compile again."
@@ -273,6 +285,26 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 start = ops.where(k.mask, _ACTIVE_AT_START + _EVER_ACTIVE, 0)
                 self._history[self._var_key(k.kernel)].assign(ops.cast(start, "uint8"))
         self._mask_ones.assign([n if n >= 0 else b for n, b in zip(now, before, strict=True)])
+        self.clear_pruned()
+
+    @property
+    def _counts_vary(self):
+        """Whether topology updates change the number of a mask's ones."""
+        return self._competition == "global" or self._method.dense_to_sparse
+
+    def weights_were_put_back(self):
+        """Takes weights and masks as they are, after something else has written to them.
+
+        As a callback that restores those of an earlier epoch, or `set_weights`: pruned weights
+        and their state become zero.
+        """
+        if self._counts_vary:
+            ones = {
+                self._index[self._var_key(k.kernel)]: ops.sum(ops.cast(k.mask, "int32"))
+                for k in self._kernels
+            }
+            before = [self._mask_ones[i] for i in range(len(self._index))]
+            self._mask_ones.assign(ops.stack([ones.get(i, b) for i, b in enumerate(before)]))
         self.clear_pruned()
 
     def _check_method(self, kernels):
@@ -297,6 +329,12 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                     f"`method` {name!r} needs the densities to reach: call `keras_sparse_dm."
                     "sparsify(model, sparsity, dense_start=True)` first."
                 )
+        units = {k.target.structure.unit for k in kernels if k.target.density != 1.0}
+        if self._competition == "global" and len(units) > 1:
+            raise ValueError(
+                "`competition` cannot be 'global' among kernels of different structures: units of "
+                f"{' and '.join(map(str, sorted(units)))} weights cannot be exchanged."
+            )
         if self._method.dense_to_sparse:
             asked = 1.0 - sum(k.target.density * k.size for k in kernels) / sum(
                 k.size for k in kernels
@@ -383,7 +421,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
     def _update_if_due(self, gradients, trained):
         batches = ops.cast(self.inner_optimizer._iterations, "int32")
         accumulated = self._accumulation_steps
-        step = (batches + accumulated - 1) // accumulated
+        step = (batches + accumulated - 1) // accumulated - ops.cast(self._start, "int32")
         due, rate = self._schedule(step)
         due = ops.logical_and(due, batches % accumulated == 0)
         if self._method.gradient == "momentum":
@@ -419,6 +457,8 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         elif self._competition == "global":
             # And where it was asked to be full, it does not give to others.
             kernels = [k for k in kernels if k.name not in self._full or k.target.density != 1.0]
+        if not kernels:
+            return
         counts = {}
         if self._competition == "kernel":
             done = []
@@ -430,8 +470,8 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                     if not self._method.dense_to_sparse:
                         score = self._growth_score(k, gradients)
                         units = ops.logical_or(kept, k.target.structure.grow(kept, score, dropped))
-                    counts[self._var_key(k.kernel)] = self._exchange(k, units)
-                done = [counts[self._var_key(k.kernel)][0]]
+                    *counts[self._var_key(k.kernel)], last = self._exchange(k, units)
+                done = [last]
         else:
             kept, dropped = zip(*(self._kept(k, rate) for k in kernels), strict=True)
             grown = top_k_masks(
@@ -440,14 +480,15 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 [ops.logical_not(units) for units in kept],
             )
             for k, old, new in zip(kernels, kept, grown, strict=True):
-                counts[self._var_key(k.kernel)] = self._exchange(k, ops.logical_or(old, new))
+                units = ops.logical_or(old, new)
+                *counts[self._var_key(k.kernel)], _ = self._exchange(k, units)
         exchanged, ones = [], []
         for i, key in enumerate(self._index):
             now = counts.get(key, (ops.zeros((), "int32"), self._mask_ones[i]))
             exchanged.append(now[0])
             ones.append(now[1])
         self._exchanged.assign(ops.stack(exchanged))
-        if self._competition == "global" or self._method.dense_to_sparse:
+        if self._counts_vary:
             self._mask_ones.assign(ops.stack(ones))
         if self._method.gradient == "step":
             self._clear_gradients()
@@ -481,7 +522,11 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         return k.target.structure.to_units(score, k.axes.structured, ops.sum)
 
     def _exchange(self, k, units):
-        """Gives a kernel its new mask; returns how many weights are new, and the mask's ones."""
+        """Gives a kernel its new mask.
+
+        Returns:
+            How many weights are new, the mask's ones, and what is computed last.
+        """
         new_mask = k.target.structure.to_weights(units, tuple(k.kernel.shape), k.axes.structured)
         # What was active and still is keeps its value and state; what was dropped and what
         # is new has neither. Both are read before the mask is overwritten.
@@ -497,13 +542,22 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             drawn = keras.random.normal(k.kernel.shape, dtype="float32", seed=self._seed_generator)
             drawn = ops.cast(drawn * ops.sqrt(mean_square), weights.dtype)
             weights = ops.where(grown, drawn, weights)
-        for variable in self._slots(k.kernel):
-            variable.assign(_where(survived, variable))
         k.kernel.assign(weights)
+        done = [weights]
+        # Other optimizers of the same kernel have state of it too.
+        for optimizer in {self, *getattr(k.kernel.constraint, "optimizers", ())}:
+            for variable in optimizer._slots(k.kernel):
+                # One after another, as the kernels.
+                with _after(done):
+                    done = [_where(survived, variable)]
+                    variable.assign(done[0])
         history = self._history[self._var_key(k.kernel)]
-        history.assign(ops.where(new_mask, ops.bitwise_or(history, _EVER_ACTIVE), history))
-        k.mask.assign(new_mask)
-        return exchanged, ones
+        with _after(done):
+            ever_active = ops.convert_to_tensor(_EVER_ACTIVE, "uint8")
+            bits = ops.where(new_mask, ops.bitwise_or(history, ever_active), history)
+            history.assign(bits)
+            k.mask.assign(new_mask)
+        return exchanged, ones, bits
 
     @contextlib.contextmanager
     def _at_work(self):
@@ -547,6 +601,11 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 continue
             if len(value) == size and getattr(value[index], "shape", None) == kernel.shape:
                 yield value[index]
+
+    def attached_model(self):
+        """Returns the attached `keras.Model`, or None."""
+        # No property, for saving looks into all of these for what else to save.
+        return self._model()
 
     @property
     def kernels(self):
@@ -642,6 +701,9 @@ class SparseOptimizer(keras.optimizers.Optimizer):
     @property
     def iterations(self):
         return self.inner_optimizer.iterations
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
     def scale_loss(self, loss):
         return self.inner_optimizer.scale_loss(loss)

@@ -7,7 +7,11 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from keras import ops
 
-from keras_sparse_dm.sparsity.masking import innermost_sparse_optimizer, masked_kernels
+from keras_sparse_dm.sparsity.masking import (
+    innermost_sparse_optimizer,
+    masked_kernels,
+    what_is_left_alone,
+)
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,8 @@ def sparsity_report(model, left_alone=None):
 
     Args:
         model: A built `keras.Model` that was made sparse.
-        left_alone: Optional `{kernel name: reason}` to report too; `sparsify` gives its own.
+        left_alone: Optional `{kernel name: reason}` to report in place of what cannot be made
+            sparse; `sparsify` gives what it was told to leave, too.
 
     Returns:
         A `SparsityReport`: per kernel and in total shape, density and nonzeros, dead outputs
@@ -259,7 +264,9 @@ def sparsity_report(model, left_alone=None):
             )
         )
     parameters = sum(int(ops.size(v)) for v in model.trainable_variables)
-    return SparsityReport(tuple(rows), parameters, dict(left_alone or {}))
+    if left_alone is None:
+        left_alone = what_is_left_alone(model)
+    return SparsityReport(tuple(rows), parameters, dict(left_alone))
 
 
 def _count_without(mask, axes):

@@ -212,7 +212,7 @@ def test_one_fit_is_two_fits():
     assert_same_bits(everything(one), everything(two))
     # Weights with masks, SparseOptimizer's own (a history per kernel), Adam's: nothing was
     # wrapped twice.
-    assert len(everything(one)) == len(everything(two)) == 6 + (6 + 2) + (2 + 4 * 2)
+    assert len(everything(one)) == len(everything(two)) == 6 + (7 + 2) + (2 + 4 * 2)
 
 
 def test_loaded_model_does_not_train_densely_without_the_callback(tmp_path):

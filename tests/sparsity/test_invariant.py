@@ -225,7 +225,9 @@ def cases(draw):
         | ({clipping: 0.1} if clipping else {}),
         "sparsify": {
             "sparsity": sparsity,
-            "distribution": "uniform" if uniform else draw(st.sampled_from(["erk", "uniform"])),
+            "distribution": "uniform"
+            if uniform
+            else draw(st.sampled_from(["erk", "er", "uniform"])),
             "structure": structure,
             "dense_start": method == "gmp",
             "seed": 3,
