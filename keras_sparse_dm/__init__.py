@@ -4,6 +4,9 @@ The whole public surface is reachable from here and loads on first use, so that
 ``import keras_sparse_dm as ksd`` is quick and pulls in nothing that is not used.
 """
 
+import pathlib as _pathlib
+import sys as _sys
+
 import lazy_loader as _lazy
 import wrapt as _wrapt
 
@@ -28,15 +31,43 @@ __getattr__, __dir__, __all__ = _lazy.attach(
 __all__ = [*__all__, "__version__"]
 
 
-@_wrapt.when_imported("keras")
-def _register_saved_classes(keras):
+def _register_saved_classes(module):
     """Makes what saved models consist of known to Keras, which then needs no `custom_objects`.
 
-    Runs when Keras is there, before or after this package, and not without it.
+    Runs when Keras is there, before or after this package, and not without it. Where it is a
+    module of this package that imports Keras, that module is not whole yet, and this runs again
+    when it is.
     """
+    if "keras" not in _sys.modules or _being_imported(except_for=module):
+        return
+    import keras
+
     import keras_sparse_dm.layers
     import keras_sparse_dm.models.chirodiff
+    import keras_sparse_dm.models.unet
     import keras_sparse_dm.sparsity.optimizer
 
     if keras.config.backend() == "tensorflow":
-        import keras_sparse_dm.diffusion.model  # noqa: F401
+        import keras_sparse_dm.models.latent_diffusion  # noqa: F401
+
+
+def _being_imported(except_for):
+    """Whether Keras or another module of this package is in the middle of its import."""
+    return any(
+        getattr(module.__spec__, "_initializing", False)
+        for name, module in _sys.modules.items()
+        if name == "keras" or name.startswith(f"{__name__}.")
+        if module is not except_for
+    )
+
+
+def _module_names():
+    root = _pathlib.Path(__file__).parent
+    for file in root.rglob("*.py"):
+        parts = file.relative_to(root.parent).with_suffix("").parts
+        if parts != (__name__, "__init__"):
+            yield ".".join(parts).removesuffix(".__init__")
+
+
+for _name in ("keras", *_module_names()):
+    _wrapt.register_post_import_hook(_register_saved_classes, _name)

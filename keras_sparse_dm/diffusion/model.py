@@ -7,8 +7,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
+from tqdm import tqdm
 
-from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule
+from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule, check_timesteps
 from keras_sparse_dm.diffusion.samplers import ddim, ddpm
 from keras_sparse_dm.seeds import seed_generator
 from keras_sparse_dm.sparsity.masking import innermost_optimizer
@@ -84,14 +85,30 @@ class DiffusionModel(keras.Model):
             x: Float tensor (batch_size, ...).
             t: Integer tensor (batch_size,), counting from 0.
             noise: Standard normal tensor of the shape of `x`.
+
+        Raises:
+            ValueError: for timesteps out of range.
         """
+        check_timesteps(t, self.noise_schedule.timesteps)
         shape = (-1,) + (1,) * (len(x.shape) - 1)
         signal_scale = ops.reshape(ops.take(self._signal_scale, t), shape)
         noise_scale = ops.reshape(ops.take(self._noise_scale, t), shape)
         return signal_scale * x + noise_scale * noise
 
+    def prepare(self, data, training):
+        """Turns what `fit` and `evaluate` are given into what is diffused.
+
+        Args:
+            data: A batch as the data set holds it.
+            training: Whether the batch is trained on.
+
+        Returns:
+            `(x, lengths)`: tensor (batch_size, ...), and lengths (batch_size,) or None.
+        """
+        return _unpack(data)
+
     def train_step(self, data):
-        x, lengths = _unpack(data)
+        x, lengths = self.prepare(data, training=True)
         with tf.GradientTape() as tape:
             loss = self._noise_prediction_loss(x, lengths, self._seed_generator, training=True)
             # Regularizers of the denoiser's layers.
@@ -103,7 +120,7 @@ class DiffusionModel(keras.Model):
         return self.get_metrics_result()
 
     def test_step(self, data):
-        x, lengths = _unpack(data)
+        x, lengths = self.prepare(data, training=False)
         loss = self._noise_prediction_loss(x, lengths, self._eval_seed_generator, training=False)
         self._loss_tracker.update_state(loss, sample_weight=ops.shape(x)[0])
         return self.get_metrics_result()
@@ -166,6 +183,7 @@ class DiffusionModel(keras.Model):
         eta=0.0,
         seed=None,
         batch_size=256,
+        progress=False,
     ):
         """Samples new data from noise, with averaged (EMA) weights where there are any.
 
@@ -178,6 +196,7 @@ class DiffusionModel(keras.Model):
             seed: Integer; the same seed gives the same samples, whatever the batch size
                 where eta is 0.
             batch_size: Samples that are generated at a time.
+            progress: Whether to show a progress bar.
 
         Returns:
             NumPy array of the samples, float32, of shape `shape`, or (n, max(lengths),
@@ -211,7 +230,11 @@ class DiffusionModel(keras.Model):
         sample = functools.partial(ddim, steps=steps, eta=eta) if sampler == "ddim" else ddpm
         # Sketches of like length share a batch, which is no longer than its longest.
         order = np.arange(shape[0]) if lengths is None else np.argsort(lengths, kind="stable")
-        with self.averaged_weights():
+        sampler_steps = steps if sampler == "ddim" else self.noise_schedule.timesteps
+        bar = tqdm(
+            total=shape[0] * sampler_steps, desc="Sampling", unit=" steps", disable=not progress
+        )
+        with self.averaged_weights(), bar:
             for begin in range(0, shape[0], batch_size):
                 chosen = order[begin : begin + batch_size]
                 part, context = noise[chosen], ()
@@ -224,6 +247,7 @@ class DiffusionModel(keras.Model):
                     part,
                     seed=seed + 1 + begin,
                     context=context,
+                    on_progress=_advance(bar, len(chosen)) if progress else None,
                 )
                 part = ops.convert_to_numpy(part)
                 if lengths is None:
@@ -294,6 +318,10 @@ def _denoise_function(denoiser):
         return denoiser((x, t, *context), training=False)
 
     return vars(denoiser).setdefault("_denoise_function", denoise)
+
+
+def _advance(bar, samples):
+    return lambda steps: bar.update(steps * samples)
 
 
 def _unpack(data):

@@ -85,3 +85,22 @@ class NoiseSchedule:
     @classmethod
     def from_config(cls, config):
         return cls(**config)
+
+
+def check_timesteps(t, timesteps):
+    """Checks timesteps whose values are known, which they are not while a graph is traced.
+
+    Args:
+        t: Integers of shape (batch_size,): a tensor or NumPy array.
+        timesteps: Number T of timesteps.
+
+    Raises:
+        ValueError: for timesteps outside 0..T - 1.
+    """
+    if isinstance(t, np.ndarray) or hasattr(t, "numpy"):
+        values = np.asarray(t)
+        outside = values[(values < 0) | (values >= timesteps)]
+        if outside.size:
+            raise ValueError(
+                f"Timesteps `t` must be from 0 to {timesteps - 1}; received {outside.tolist()}."
+            )

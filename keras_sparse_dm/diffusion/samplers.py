@@ -10,8 +10,11 @@ import keras
 import numpy as np
 from keras import ops
 
+# Calls of `on_progress` while one batch is sampled.
+PROGRESS_PARTS = 20
 
-def ddim(denoise, noise_schedule, x_T, steps, eta=0.0, seed=None, context=()):
+
+def ddim(denoise, noise_schedule, x_T, steps, eta=0.0, seed=None, context=(), on_progress=None):
     """Denoising diffusion implicit sampling (Song et al. 2021, equation 12).
 
     Args:
@@ -22,6 +25,8 @@ def ddim(denoise, noise_schedule, x_T, steps, eta=0.0, seed=None, context=()):
         eta: From 0, the deterministic sampler, to 1, as much noise as DDPM.
         seed: Integer for the noise that `eta > 0` adds; None for a random one.
         context: Tuple of tensors handed to `denoise` unchanged.
+        on_progress: `on_progress(steps)`, called now and then with the number of steps done
+            since the last call; the samples are the same bits.
 
     Returns:
         Float tensor of the shape of `x_T`.
@@ -44,16 +49,16 @@ def ddim(denoise, noise_schedule, x_T, steps, eta=0.0, seed=None, context=()):
             sigma,
         ]
     )
-    return _sample(denoise, t, factors, x_T, seed, context)
+    return _sample(denoise, t, factors, x_T, seed, context, on_progress)
 
 
-def ddpm(denoise, noise_schedule, x_T, seed=None, context=()):
+def ddpm(denoise, noise_schedule, x_T, seed=None, context=(), on_progress=None):
     """Ancestral sampling through all timesteps (Ho et al. 2020, algorithm 2).
 
     The noise has the variance of the posterior, `beta_t (1 - abar_{t-1}) / (1 - abar_t)`.
 
     Args:
-        denoise, noise_schedule, x_T, seed, context: As in `ddim`.
+        denoise, noise_schedule, x_T, seed, context, on_progress: As in `ddim`.
 
     Returns:
         Float tensor of the shape of `x_T`.
@@ -67,7 +72,7 @@ def ddpm(denoise, noise_schedule, x_T, seed=None, context=()):
             np.sqrt(beta * (1 - previous) / (1 - alpha_cumprod)),
         ]
     )
-    return _sample(denoise, np.arange(len(beta)), factors, x_T, seed, context)
+    return _sample(denoise, np.arange(len(beta)), factors, x_T, seed, context, on_progress)
 
 
 def ddim_timesteps(timesteps, steps):
@@ -86,7 +91,7 @@ def ddim_timesteps(timesteps, steps):
     return np.minimum(np.arange(steps) * timesteps // steps + (steps < timesteps), timesteps - 1)
 
 
-def _sample(denoise, timesteps, factors, x_T, seed, context):
+def _sample(denoise, timesteps, factors, x_T, seed, context, on_progress):
     # Whatever the denoiser computes in, the samples are kept in full precision.
     x_T = ops.cast(ops.convert_to_tensor(x_T), "float32")
     noisy = bool(np.any(factors[2]))
@@ -97,12 +102,19 @@ def _sample(denoise, timesteps, factors, x_T, seed, context):
         if seed is None:
             seed = int(keras.random.randint((), 0, 2**31 - 1))
         generator.state.assign(np.array([seed, 0], dtype="int64"))
-    return loop(
-        x_T,
-        ops.convert_to_tensor(timesteps, "int32"),
-        ops.convert_to_tensor(factors, x_T.dtype),
-        context,
-    )
+    parts = 1 if on_progress is None else min(PROGRESS_PARTS, len(timesteps))
+    x = x_T
+    # The loop goes from the last timestep to the first, and so do the parts of it.
+    for part in reversed(np.array_split(np.arange(len(timesteps)), parts)):
+        x = loop(
+            x,
+            ops.convert_to_tensor(timesteps[part], "int32"),
+            ops.convert_to_tensor(factors[:, part], x.dtype),
+            context,
+        )
+        if on_progress is not None:
+            on_progress(len(part))
+    return x
 
 
 def _sampling_loop(denoise, noisy, ranks):

@@ -79,16 +79,13 @@ def cost(
         if method.gradient == "step" and not update_every:
             raise ValueError(f"`update_every` must be given for method {method.name!r}.")
     report = sparsity_report(model)
-    kernels = {k.name: k for k in report.kernels}
-    names = {id(k.kernel): k.name for k in masked_kernels(model)}
-    dense = sparse = asked = 0
-    with _recorded_calls(model) as calls:
-        model(inputs)
-    for kernel, times in calls:
-        k = kernels[names[id(kernel)]]
-        dense += 2 * k.size * times
-        sparse += 2 * k.active * times
-        asked += 2 * (k.active if k.asked is None else round(k.asked * k.size)) * times
+    flops = kernel_flops(model, inputs)
+    dense = sum(flops.values())
+    sparse = asked = 0
+    for k in report.kernels:
+        per_weight = flops.get(k.name, 0) // k.size
+        sparse += per_weight * k.active
+        asked += per_weight * (k.active if k.asked is None else round(k.asked * k.size))
     if method == "dense":
         training = 3 * dense
     elif method.dense_to_sparse:
@@ -110,6 +107,43 @@ def cost(
         dense_training_flops=3 * dense * iterations,
         sparse_training_flops=training * iterations,
     )
+
+
+def kernel_flops(model, inputs):
+    """Counts the FLOPs of each sparse kernel in one forward pass, as if it were dense.
+
+    Nothing is computed, and variables that hold no value yet get none: a network's cost is
+    known from its shapes alone.
+
+    Args:
+        model: A built denoiser or other `keras.Model` made of sparse layers.
+        inputs: One example input (batch size 1) of the size to count for.
+
+    Returns:
+        `{kernel name: FLOPs}`, 2 per multiply-add; a kernel that is not applied is left out.
+    """
+    names = {id(k.kernel): (k.name, k.size) for k in masked_kernels(model)}
+    flops = {}
+    with _recorded_calls(model) as calls:
+        _trace(model, inputs)
+    for kernel, times in calls:
+        name, size = names[id(kernel)]
+        flops[name] = flops.get(name, 0) + 2 * size * times
+    return flops
+
+
+def _trace(model, inputs):
+    """Calls a model without computing anything, where the backend can."""
+    if keras.backend.backend() != "tensorflow":
+        model(inputs)
+        return
+    import tensorflow as tf
+
+    def call():
+        with keras.StatelessScope(initialize_variables=False):
+            return model(inputs)
+
+    tf.function(call).get_concrete_function()
 
 
 def _mean_share_pruned(schedule, iterations):

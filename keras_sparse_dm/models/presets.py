@@ -6,14 +6,17 @@ Nothing here needs Keras, so that the command line can list them at once.
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
+from typing import Literal
+
+from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
-class ModelSettings:
+class ChiroDiffSettings:
     """The denoiser."""
 
-    kind: str
-    """Denoiser: chirodiff."""
+    kind: Literal["chirodiff"]
+    """Denoiser of sketches."""
     units: int
     """Units of each GRU direction."""
     num_layers: int
@@ -22,6 +25,63 @@ class ModelSettings:
     """Width of the timestep's random Fourier features; even."""
     time_scale: float = 4.0
     """Standard deviation of their frequencies."""
+
+
+@dataclass(frozen=True)
+class UNetSettings:
+    """The denoiser."""
+
+    kind: Literal["unet"] = "unet"
+    """Denoiser of latents."""
+    model_channels: int = 224
+    """Channels at full resolution; a multiple of 32."""
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    """Factor on the channels at each resolution."""
+    num_res_blocks: int = 2
+    """Residual blocks at each resolution."""
+    attention_factors: tuple[int, ...] = (2, 4, 8)
+    """Downsampling factors with self-attention."""
+    head_channels: int = 32
+    """Channels of each attention head."""
+    dropout: float = 0.0
+    """Dropout rate in the residual blocks."""
+    remat: bool = False
+    """Keep only the inputs of blocks in training: less memory, about a third more time."""
+    scale_latents: bool = False
+    """Divide latents by the standard deviation of the first batch."""
+
+
+@dataclass(frozen=True)
+class AutoencoderSettings:
+    """The autoencoder between images and latents, and its own training."""
+
+    channels: int = 128
+    """Channels at full resolution; a multiple of the norm groups."""
+    channel_mult: tuple[int, ...] = (1, 2, 4)
+    """Factor on the channels at each resolution; each halves height and width."""
+    num_res_blocks: int = 2
+    """Residual blocks at each resolution."""
+    codes: int = 8192
+    """Codes in the code book."""
+    code_channels: int = 3
+    """Channels of a code."""
+    norm_groups: int = 32
+    """Groups of the group norms."""
+    reconstruction: str = "l1"
+    """Loss of the reconstruction: l1 or l2."""
+    epochs: int = 100
+    """Epochs to train the autoencoder for."""
+    batch_size: int = 12
+    """Images per training step of the autoencoder."""
+    learning_rate: float = 5e-5
+    """Highest learning rate of the autoencoder's Adam; it falls to zero as a cosine."""
+
+    def arguments(self):
+        """Arguments of `VQAutoencoder`, as a dictionary."""
+        arguments = dataclasses.asdict(self) | {"latent_channels": self.code_channels}
+        for name in ("epochs", "batch_size", "learning_rate"):
+            del arguments[name]
+        return arguments
 
 
 @dataclass(frozen=True)
@@ -37,9 +97,14 @@ class NoiseSettings:
     beta_end: float = 2e-2
     """Variance of the last timestep (linear and scaled_linear)."""
 
+    def to_schedule(self):
+        """The `NoiseSchedule` of these settings."""
+        betas = (None, None) if self.schedule == "cosine" else (self.beta_start, self.beta_end)
+        return NoiseSchedule(self.schedule, self.timesteps, *betas)
+
 
 @dataclass(frozen=True)
-class DataSettings:
+class SketchSettings:
     """The training data."""
 
     dataset: str
@@ -54,6 +119,25 @@ class DataSettings:
     """Factor on the coordinates after that."""
     max_points: int = 300
     """Sketches with this many points or more are dropped."""
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """The training data."""
+
+    dataset: str
+    """Data set: kanjivg (rendered), celebahq, lsun_bedrooms, imagenette, or folder (any folder
+    of images)."""
+    image_size: int = 256
+    """Height and width of the images in pixels."""
+    characters: str = "kanji"
+    """KanjiVG's drawings: kanji (one of each), kanji+variants, or all."""
+    training_images: int = 0
+    """Images to train on; 0 for the paper's number."""
+    validation_images: int = 0
+    """Images to validate on; 0 for the paper's number."""
+    cache_latents: bool = False
+    """Encode all images once, before training, and keep the latents on disk."""
 
 
 @dataclass(frozen=True)
@@ -106,20 +190,21 @@ class Preset:
     """Everything that a run of the study is described by."""
 
     name: str
-    model: ModelSettings
-    data: DataSettings
+    model: ChiroDiffSettings | UNetSettings
+    data: SketchSettings | ImageSettings
     training: TrainingSettings
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    autoencoder: AutoencoderSettings | None = None
 
     def denoiser_arguments(self):
         """Arguments of the denoiser's class, as a dictionary."""
-        arguments = dataclasses.asdict(self.model)
-        del arguments["kind"]
-        return arguments | {
-            "representation": self.data.representation,
-            "timesteps": self.noise.timesteps,
-        }
+        arguments = dataclasses.asdict(self.model) | {"timesteps": self.noise.timesteps}
+        if arguments.pop("kind") == "chirodiff":
+            return arguments | {"representation": self.data.representation}
+        del arguments["scale_latents"]
+        channels = self.autoencoder.code_channels
+        return arguments | {"in_channels": channels, "out_channels": channels}
 
     def to_dict(self):
         """The preset as nested dictionaries of plain values."""
@@ -128,22 +213,51 @@ class Preset:
     @classmethod
     def from_dict(cls, settings):
         """Rebuilds a preset from `to_dict`."""
+        sketches = settings["model"]["kind"] == "chirodiff"
+        model, data = (
+            (ChiroDiffSettings, SketchSettings) if sketches else (UNetSettings, ImageSettings)
+        )
+        autoencoder = settings.get("autoencoder")
         return cls(
             name=settings["name"],
-            model=ModelSettings(**settings["model"]),
-            data=DataSettings(**settings["data"]),
+            model=from_plain(model, settings["model"]),
+            data=data(**settings["data"]),
             training=TrainingSettings(**settings["training"]),
             noise=NoiseSettings(**settings["noise"]),
             sampling=SamplingSettings(**settings["sampling"]),
+            autoencoder=autoencoder and from_plain(AutoencoderSettings, autoencoder),
         )
+
+
+def from_plain(cls, values):
+    """A dataclass of values as JSON gives them back, which knows no tuples."""
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _chirodiff(name, units, num_layers, dataset, **training):
     return Preset(
         name=name,
-        model=ModelSettings("chirodiff", units, num_layers),
-        data=DataSettings(dataset),
+        model=ChiroDiffSettings("chirodiff", units, num_layers),
+        data=SketchSettings(dataset),
         training=TrainingSettings(**({"epochs": 600} | training)),
+    )
+
+
+def _latent_diffusion(name, dataset, learning_rate):
+    return Preset(
+        name=name,
+        model=UNetSettings(),
+        data=ImageSettings(dataset),
+        training=TrainingSettings(
+            epochs=150,
+            update_every=1100,
+            batch_size=12,
+            learning_rate=learning_rate,
+            global_clipnorm=0.0,
+        ),
+        noise=NoiseSettings("scaled_linear", 1000, 0.0015, 0.0195),
+        sampling=SamplingSettings(steps=100),
+        autoencoder=AutoencoderSettings(),
     )
 
 
@@ -167,6 +281,42 @@ PRESETS = {
         _chirodiff("chirodiff_kanjivg", 96, 3, "kanjivg"),
         _chirodiff("chirodiff_quickdraw", 128, 3, "quickdraw"),
         _chirodiff("chirodiff_vmnist", 48, 2, "vmnist"),
+        _latent_diffusion("ldm_celebahq", "celebahq", 2e-6),
+        _latent_diffusion("ldm_lsun_bedrooms", "lsun_bedrooms", 2.4e-5),
+        _latent_diffusion("ldm_imagenette", "imagenette", 2.4e-5),
+        # Small enough to train in minutes on 2 processor cores, autoencoder and all.
+        Preset(
+            name="ldm_kanjivg",
+            model=UNetSettings(
+                model_channels=64,
+                channel_mult=(1, 2),
+                num_res_blocks=1,
+                attention_factors=(2,),
+                scale_latents=True,
+            ),
+            data=ImageSettings("kanjivg", image_size=64, cache_latents=True),
+            training=TrainingSettings(
+                epochs=20,
+                update_every=100,
+                batch_size=32,
+                learning_rate=1e-3,
+                learning_rate_schedule="cosine",
+                global_clipnorm=1.0,
+                ema_momentum=0.99,
+            ),
+            noise=NoiseSettings("scaled_linear", 1000, 0.0015, 0.0195),
+            sampling=SamplingSettings(steps=50),
+            autoencoder=AutoencoderSettings(
+                channels=16,
+                num_res_blocks=1,
+                codes=512,
+                norm_groups=8,
+                reconstruction="l2",
+                epochs=3,
+                batch_size=16,
+                learning_rate=2e-3,
+            ),
+        ),
     )
 }
 

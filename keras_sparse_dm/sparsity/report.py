@@ -13,6 +13,9 @@ from keras_sparse_dm.sparsity.masking import (
     what_is_left_alone,
 )
 
+# So many kernels of one part of a model, left alone for one reason, share a line.
+MANY_LEFT_ALONE = 8
+
 
 @dataclass(frozen=True)
 class KernelReport:
@@ -165,6 +168,19 @@ class SparsityReport:
                 columns.append((header, total, cells))
         return columns
 
+    def _left_alone_lines(self):
+        """What was left alone, a line each; of a whole part of the model, one line."""
+        parts = {}
+        for name, reason in self.left_alone.items():
+            parts.setdefault((name.split("/")[0], reason), []).append(name)
+        lines = []
+        for (part, reason), names in parts.items():
+            if len(names) > MANY_LEFT_ALONE:
+                lines.append(f"{part}/*, {len(names)} kernels ({reason})")
+            else:
+                lines += [f"{name} ({reason})" for name in names]
+        return lines
+
     def __str__(self):
         from rich.console import Console
         from rich.markup import escape
@@ -180,8 +196,8 @@ class SparsityReport:
         text = io.StringIO()
         console = Console(file=text, width=200)
         console.print(table)
-        for name, reason in self.left_alone.items():
-            console.print(f"left alone: {name} ({reason})", markup=False, highlight=False)
+        for line in self._left_alone_lines():
+            console.print(f"left alone: {line}", markup=False, highlight=False)
         return text.getvalue().rstrip()
 
     def _repr_html_(self):
@@ -201,10 +217,7 @@ class SparsityReport:
             "</tr></tfoot></table>",
         ]
         if self.left_alone:
-            reasons = [
-                f"<li>{html.escape(name)} ({html.escape(reason)})</li>"
-                for name, reason in self.left_alone.items()
-            ]
+            reasons = [f"<li>{html.escape(line)}</li>" for line in self._left_alone_lines()]
             parts.append(f"<p>Left alone:</p><ul>{''.join(reasons)}</ul>")
         return "".join(parts)
 

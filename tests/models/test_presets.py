@@ -1,9 +1,17 @@
 import dataclasses
 import json
 
+import keras
 import pytest
 
-from keras_sparse_dm.models import PRESETS, ChiroDiff, Preset, get_preset
+from keras_sparse_dm.models import (
+    PRESETS,
+    ChiroDiff,
+    Preset,
+    UNet,
+    VQAutoencoder,
+    get_preset,
+)
 from keras_sparse_dm.models.presets import TrainingSettings
 
 PAPER = {  # appendix B.1: layers and units
@@ -34,11 +42,45 @@ def test_paper_presets_hold_the_papers_settings(name):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "learning_rate", "images"),
+    [
+        ("ldm_celebahq", 2e-6, "celebahq"),
+        ("ldm_lsun_bedrooms", 2.4e-5, "lsun_bedrooms"),
+        ("ldm_imagenette", 2.4e-5, "imagenette"),
+    ],
+)
+def test_latent_diffusion_presets_hold_the_papers_settings(name, learning_rate, images):
+    """Appendices B.1 and B.3, section 3.3.2."""
+    preset = get_preset(name)
+    training = preset.training
+    assert (training.epochs, training.batch_size) == (150, 12)
+    assert (training.learning_rate, training.learning_rate_schedule) == (learning_rate, "constant")
+    assert (training.weight_decay, training.update_every) == (1e-2, 1100)
+    assert training.ema_momentum == 0.9999
+    noise = preset.noise
+    assert (noise.schedule, noise.timesteps) == ("scaled_linear", 1000)
+    assert (noise.beta_start, noise.beta_end) == (0.0015, 0.0195)
+    assert (preset.sampling.sampler, preset.sampling.steps) == ("ddim", 100)
+    assert (preset.data.dataset, preset.data.image_size) == (images, 256)
+    autoencoder = preset.autoencoder
+    assert (autoencoder.channels, autoencoder.channel_mult) == (128, (1, 2, 4))
+    assert (autoencoder.codes, autoencoder.code_channels) == (8192, 3)
+
+
 def test_every_preset_is_listed_under_its_name_and_makes_a_denoiser():
     for name, preset in PRESETS.items():
         assert preset.name == name
         assert get_preset(name) is preset
         arguments = preset.denoiser_arguments()
+        if preset.model.kind == "unet":
+            with keras.StatelessScope(initialize_variables=False):
+                config = UNet(**arguments).get_config()
+                VQAutoencoder(**preset.autoencoder.arguments())
+            assert {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()} == (
+                {"name": config["name"]} | arguments
+            )
+            continue
         model = ChiroDiff(**(arguments | {"units": 2, "num_layers": 1}))
         assert arguments.items() <= (model.get_config() | {
             "units": preset.model.units, "num_layers": preset.model.num_layers
