@@ -1,29 +1,36 @@
 """The command line: `sparse-dm train`, and `python train.py`, which is the same."""
 
-import contextlib
 import dataclasses
-import io
-import os
 import sys
 from pathlib import Path
 
-import tyro
-
 from keras_sparse_dm import __version__
+from keras_sparse_dm.command_line import (
+    UsageError,
+    fail,
+    os_error_text,
+    parse_options,
+    quiet_start,
+)
 from keras_sparse_dm.experiments.settings import (
     CONFIG_FILE,
+    AutoencoderRunSettings,
     RunSettings,
-    SettingsError,
     TrainingDiverged,
     check_folder,
     read_config,
 )
 from keras_sparse_dm.models.presets import PRESETS
 
-USAGE = f"""usage: sparse-dm {{train}} ...
+# Options without a value.
+FLAGS = ("resume", "remat", "scale-latents", "cache-latents")
+COMMANDS = ("train", "train-autoencoder", "convert")
+USAGE = f"""usage: sparse-dm {{{", ".join(COMMANDS)}}} ...
 
-  sparse-dm train [PRESET] [options]   train a sparse diffusion model and report on it
-  sparse-dm train --help               all options
+  sparse-dm train [PRESET] [options]              train a sparse diffusion model, report on it
+  sparse-dm train-autoencoder [PRESET] [options]  train latent diffusion's autoencoder on images
+  sparse-dm convert SOURCE TARGET [options]       PyTorch checkpoints to .keras files and back
+  sparse-dm COMMAND --help                        all options; of another preset, name it first
   sparse-dm --version
 
 presets: {", ".join(PRESETS)}
@@ -35,6 +42,12 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] == "train":
         return train_command(argv[1:], prog="sparse-dm train")
+    if argv and argv[0] == "train-autoencoder":
+        return train_autoencoder_command(argv[1:])
+    if argv and argv[0] == "convert":
+        from keras_sparse_dm.convert.command import convert_command
+
+        return convert_command(argv[1:])
     if argv in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
@@ -42,35 +55,57 @@ def main(argv=None):
         print(f"keras_sparse_dm {__version__}")
         return 0
     received = f"received {argv[0]!r}" if argv else "received nothing"
-    print(f"sparse-dm: error: the command must be train; {received}.", file=sys.stderr)
+    wanted = f"{', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}"
+    print(f"sparse-dm: error: the command must be {wanted}; {received}.", file=sys.stderr)
     return 2
 
 
 def train_command(argv, prog="train.py"):
     """Parses the options of `train`, trains, and returns the exit code."""
-    try:
-        settings = parse_train_options(argv, prog)
-        settings.check()
-        check_folder(settings)
-    except SettingsError as error:
-        return _fail(prog, error, 2)
-    try:
-        with _quiet_start():
+
+    def train(settings):
+        with quiet_start():
             from keras_sparse_dm.experiments.training import train
         folder = train(settings)
-    except SettingsError as error:
-        return _fail(prog, error, 2)
+        print((folder / "report.md").read_text(encoding="utf-8"))
+        print(f"Samples: {folder / 'samples.png'}   Report: {folder / 'report.md'}")
+
+    return _run(argv, prog, RunSettings, "quickstart", train)
+
+
+def train_autoencoder_command(argv, prog="sparse-dm train-autoencoder"):
+    """Parses the options of `train-autoencoder`, trains, and returns the exit code."""
+
+    def train(settings):
+        with quiet_start():
+            from keras_sparse_dm.experiments.autoencoder import train_autoencoder
+        folder = train_autoencoder(settings)
+        print((folder / "report.md").read_text(encoding="utf-8"))
+        print(f"Autoencoder: {folder / 'autoencoder.keras'}, for --autoencoder of train")
+
+    return _run(argv, prog, AutoencoderRunSettings, "ldm_kanjivg", train)
+
+
+def _run(argv, prog, kind, preset, train):
+    """Parses the options of a kind of run, runs it, and returns the exit code."""
+    try:
+        settings = parse_settings(argv, prog, kind, preset)
+        settings.check()
+        check_folder(settings)
+    except UsageError as error:
+        return fail(prog, error, 2)
+    try:
+        train(settings)
+    except UsageError as error:
+        return fail(prog, error, 2)
     except TrainingDiverged as error:
-        return _fail(prog, error, 1)
+        return fail(prog, error, 1)
     except OSError as error:
         if error.errno is None:
             raise
-        where = f" ({error.filename})" if error.filename else ""
-        return _fail(prog, f"{error.strerror or error}{where}. {_advice(settings)}", 1)
+        return fail(prog, f"{os_error_text(error)} {_advice(settings)}", 1)
     except KeyboardInterrupt:
-        return _fail(prog, f"interrupted. {_advice(settings)}", 130)
-    print((folder / "report.md").read_text(encoding="utf-8"))
-    print(f"Samples: {folder / 'samples.png'}   Report: {folder / 'report.md'}")
+        return fail(prog, f"interrupted. {_advice(settings)}", 130)
     return 0
 
 
@@ -82,69 +117,60 @@ def _advice(settings):
     )
 
 
-@contextlib.contextmanager
-def _quiet_start():
-    """Keeps TensorFlow's start-up messages, which no setting silences, off the terminal."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
 def parse_train_options(argv, prog="train.py"):
     """Parses the options of `train` over the settings of their preset, or of the run resumed.
 
     Raises:
-        SettingsError: for options that do not parse, an unknown preset, or a run that cannot
+        UsageError: for options that do not parse, an unknown preset, or a run that cannot
             be resumed.
         SystemExit: after `--help`.
     """
-    # The preset decides the defaults of all else and may stand anywhere: a first pass finds it.
-    named = "quickstart"
-    if {"-h", "--help"} & set(argv):
-        named = next((argument for argument in argv if argument in PRESETS), named)
-    settings = _parse(argv, RunSettings.from_preset(named), prog)
+    return parse_settings(argv, prog, RunSettings, "quickstart")
+
+
+def parse_settings(argv, prog, kind, preset):
+    """As `parse_train_options`, for a kind of settings and its default preset."""
+
+    def parse(default):
+        return parse_options(type(default), argv, prog, default)
+
+    # The preset, which may stand anywhere, decides which options there are and their defaults.
+    named = _named_preset(argv) or _preset_to_resume(argv) or preset
+    settings = parse(kind.from_preset(named))
     if settings.preset != named:
-        settings = _parse(argv, RunSettings.from_preset(settings.preset), prog)
+        settings = parse(kind.from_preset(settings.preset))
     if settings.resume:
         stored = read_config(settings.folder)
         if stored is not None:
             # What is not said again stays as it was.
             default = dataclasses.replace(settings, resume=False).with_stored(stored["settings"])
             default = dataclasses.replace(default, output_dir=Path(settings.folder))
-            settings = _parse(argv, default, prog)
+            settings = parse(default)
     return settings
 
 
-def _parse(argv, default, prog):
-    # tyro frames what is wrong in a box of many lines; a terminal's user needs the first.
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(RunSettings, default=default, args=argv, prog=prog)
-    except SystemExit as exit_:
-        if not exit_.code:
-            raise
-        message = []
-        for line in errors.getvalue().splitlines():
-            text = line.strip("│╭╮╰╯ ")
-            if message and not text.strip("─"):
-                break
-            if line.startswith("│"):
-                message.append(text)
-        message = " ".join(message) or errors.getvalue().strip()
-        raise SettingsError(f"{message}; see {prog} --help.") from None
+def _named_preset(argv):
+    """The argument that is the preset rather than an option's value, or None."""
+    before = None
+    for argument in argv:
+        name = (before or "").removeprefix("--").removeprefix("no-").replace("_", "-")
+        is_value = (before or "").startswith("--") and "=" not in before and name not in FLAGS
+        if argument in PRESETS and not is_value:
+            return argument
+        before = argument
+    return None
 
 
-def _fail(prog, message, code):
-    print(f"{prog}: error: {message}", file=sys.stderr)
-    return code
+def _preset_to_resume(argv):
+    """The preset of the run that the options name to be resumed, or None."""
+    arguments = [part for argument in argv for part in argument.split("=", 1)]
+    names = [argument.replace("_", "-") for argument in arguments]
+    if "--resume" not in names or "--output-dir" not in names:
+        return None
+    folder = arguments[names.index("--output-dir") + 1 :][:1]
+    stored = read_config(folder[0]) if folder else None
+    preset = stored["settings"].get("preset") if stored else None
+    return preset if preset in PRESETS else None
 
 
 if __name__ == "__main__":

@@ -1,113 +1,379 @@
-"""`load_pytorch`: fills a model with the tensors of an original PyTorch checkpoint."""
+"""`load_pytorch` and `save_pytorch`: models from PyTorch checkpoints, and back."""
 
+import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from keras_sparse_dm.convert import diffusers, original
+from keras_sparse_dm.convert.architecture import arguments_from_shapes
+from keras_sparse_dm.convert.plan import Slot, fill_plan, read_plan
+from keras_sparse_dm.convert.spelling import (
+    TITLES,
+    Spelling,
+    choose_spelling,
+    may_be_left,
+    published,
+)
+from keras_sparse_dm.convert.tensor_files import SAFETENSORS, read_tensors, write_tensors
+from keras_sparse_dm.files import whole_file
+from keras_sparse_dm.models.autoencoder import VQAutoencoder
 from keras_sparse_dm.models.chirodiff import ChiroDiff
+from keras_sparse_dm.models.latent_diffusion import LatentDiffusion
+from keras_sparse_dm.models.unet import UNet
+
+NAMINGS = ("original", "diffusers")
+# How many problems of each kind an error names.
+_NAMED = 4
 
 
-def load_pytorch(model, source):
-    """Fills a denoiser with the weights of the original PyTorch program.
+def load_pytorch(model, source, ema=None):
+    """Fills a model with the weights of a PyTorch checkpoint.
 
-    Every tensor of the network must be used and every weight filled; until then nothing in
-    the model changes. Masks become full: a converted checkpoint is dense.
+    Every tensor of the model's networks must be used and every weight filled; until that is
+    sure nothing in the model changes. Masks become full: a converted checkpoint is dense.
+    Tensors of any precision become float32.
 
     Args:
-        model: A `ChiroDiff`.
-        source: `{tensor name: array}`, or the path of a `.ckpt`, `.pt`, `.pth` (read with
-            `weights_only=True`; needs PyTorch, the `convert` extra) or `.safetensors` file.
-            Names with or without the published checkpoint's prefix `scorefn.`; the Fourier
-            frequencies are the tensor `pe_proj_W`.
+        model: A `UNet`, `VQAutoencoder`, `LatentDiffusion` or `ChiroDiff`.
+        source: One of
+
+            - the path of a `.ckpt`, `.pt`, `.pth` or `.bin` file (needs PyTorch, the `convert`
+              extra; only tensors are read, no code in the file is ever run) or of a
+              `.safetensors` file,
+            - the path of a folder of the diffusers library: a pipeline's, with `unet/` and
+              `vqvae/`, or that of one `UNet2DModel` or `VQModel`,
+            - `{tensor name: array}`.
+
+            Tensors are named as by the original programs (CompVis/latent-diffusion,
+            dasayan05/chirodiff) or as by diffusers, with or without the prefixes of published
+            checkpoints. A network finds its part in a checkpoint of the whole model; what
+            belongs to the other networks, to the noise schedule and to the autoencoder's
+            training losses may be there too. A `config.json` beside diffusers' tensors must
+            describe the model. A `LatentDiffusion` takes `scale_factor` too where there is one.
+        ema: Whether to load the averaged copy of the U-Net (`model_ema.`), by which the original
+            program samples, or the weights as training left them. By default the latter, or the
+            averaged ones where the checkpoint has no others.
 
     Raises:
-        ValueError: for a model that has no conversion, and where names or shapes do not match
-            the model; the message lists them.
+        ValueError: for a model that has no conversion, and where names, shapes or `config.json`
+            do not match the model; the message lists them.
         ImportError: where reading the file needs a package that is not installed.
-    """
-    if not isinstance(model, ChiroDiff):
-        raise ValueError(f"`model` must be a ChiroDiff; received a {type(model).__name__}.")
-    tensors = source if isinstance(source, dict) else _read(source)
-    tensors = {name.removeprefix("scorefn."): np.asarray(t) for name, t in tensors.items()}
-    plan = _chirodiff_plan(model)
 
-    problems = [f"{name} is missing" for name in plan if name not in tensors]
-    problems += [f"{name} has no place in the model" for name in tensors if name not in plan]
-    values = {}
-    for name, (variable, index, convert) in plan.items():
-        if name not in tensors:
-            continue
-        expected = tuple(variable.shape) if index is None else tuple(variable.shape[1:])
-        try:
-            value = convert(tensors[name])
-        except ValueError:  # not to be split into gates
-            value = np.empty(0)
-        if value.shape != expected:
-            problems.append(
-                f"{name} of shape {tensors[name].shape} does not fit {variable.path} {expected}"
+    Example:
+
+    >>> autoencoder = VQAutoencoder.from_preset("ldm_celebahq")
+    >>> load_pytorch(autoencoder, "vq-f4.ckpt")
+    """
+    if ema not in (None, True, False):
+        raise ValueError(f"`ema` must be True, False or None; received {ema!r}.")
+    convert_into(model, read_source(source, networks_of(model)), ema)
+
+
+def save_pytorch(model, path, naming="original", prefix=False, overwrite=False):
+    """Writes the weights of a model as a PyTorch checkpoint, which `load_pytorch` reads again.
+
+    Pruned weights are written as the zeros that they are; masks are not written.
+
+    Args:
+        model: A `UNet`, `VQAutoencoder`, `LatentDiffusion` or `ChiroDiff`.
+        path: With the names of the original programs, a `.ckpt`, `.pt`, `.pth` or `.bin` file,
+            which becomes `{"state_dict": tensors}` (needs PyTorch, the `convert` extra), or a
+            `.safetensors` file. With those of diffusers, a folder, in which a `LatentDiffusion`
+            gets `unet/` and `vqvae/`.
+        naming: `"original"` or `"diffusers"`.
+        prefix: Whether the original's names get the prefix of a published checkpoint of the
+            whole model. Those of a `LatentDiffusion` always do.
+        overwrite: Whether files that exist are replaced.
+
+    Raises:
+        ValueError: for a model that has no conversion, an unknown naming, an ending that is none
+            of these, or a file that exists.
+        ImportError: where writing the file needs a package that is not installed.
+
+    Example:
+
+    >>> save_pytorch(unet, "unet.safetensors", prefix=True)
+    >>> save_pytorch(unet, "ldm/unet", naming="diffusers")
+    """
+    write_checkpoint(model, path, naming, prefix, overwrite)
+
+
+def write_checkpoint(model, path, naming="original", prefix=False, overwrite=False):
+    """As `save_pytorch`, which says more.
+
+    Returns:
+        `(tensors, parameters)`: how many were written.
+    """
+    networks = networks_of(model)
+    if naming not in NAMINGS:
+        raise ValueError(f"`naming` must be one of {', '.join(NAMINGS)}; received {naming!r}.")
+    write = {"original": _write_original, "diffusers": _write_diffusers}[naming]
+    written = write(model, networks, Path(path), prefix, overwrite)
+    return len(written), sum(tensor.size for tensor in written)
+
+
+def _write_original(model, networks, path, prefix, overwrite):
+    _check_free([path], overwrite)
+    plan = {}
+    for kind, network in networks.items():
+        spelling = published(kind) if prefix or len(networks) > 1 else Spelling("original")
+        plan |= spelling.plan(original.PLANS[kind](network))
+    if isinstance(model, LatentDiffusion) and (model.scale_known > 0 or model.scale_factor != 1):
+        plan[original.SCALE_FACTOR] = Slot(model.scale_factor)
+    tensors = read_plan(plan)
+    write_tensors(path, tensors)
+    return [*tensors.values()]
+
+
+def _write_diffusers(model, networks, path, prefix, overwrite):
+    for kind in networks:
+        if kind not in diffusers.PLANS:
+            raise ValueError(f"`naming` must be 'original': diffusers has no {TITLES[kind]}.")
+    if prefix:
+        raise ValueError("`prefix` must be False: diffusers' names have none.")
+    files = {}
+    for kind in networks:
+        folder = path / diffusers.FOLDERS[kind][0] if len(networks) > 1 else path
+        weights_file = folder / f"{diffusers.WEIGHTS_NAME}{SAFETENSORS}"
+        files[kind] = (folder / diffusers.CONFIG_FILE, weights_file)
+    _check_free([file for pair in files.values() for file in pair], overwrite)
+    written = []
+    for kind, (config_file, weights_file) in files.items():
+        config = {"_class_name": diffusers.CLASSES[kind]}
+        config |= diffusers.config_of(kind, networks[kind])
+        if kind == "autoencoder":
+            # Left out, it would not be 1.
+            scale = model.scale_factor if isinstance(model, LatentDiffusion) else 1.0
+            config["scaling_factor"] = float(scale)
+        tensors = read_plan(diffusers.PLANS[kind](networks[kind]))
+        weights_file.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(weights_file, tensors)
+        with whole_file(config_file) as temporary:
+            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        written += tensors.values()
+    return written
+
+
+def _check_free(files, overwrite):
+    taken = [file for file in files if file.exists()]
+    if taken and not overwrite:
+        raise ValueError(f"`path` {taken[0]} exists; pass overwrite=True to replace it.")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What there is to load.
+
+    Attributes:
+        tensors: `{name: tensor}`, read from files when they are used.
+        configs: `{kind of network: content of its config.json}`.
+    """
+
+    tensors: dict
+    configs: dict
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was loaded.
+
+    Attributes:
+        tensors: Number of tensors.
+        parameters: Number of values in them.
+        spellings: `{kind of network: Spelling}`.
+        left: Names of the tensors that belong to no weight of the model.
+    """
+
+    tensors: int
+    parameters: int
+    spellings: dict
+    left: tuple
+
+
+def networks_of(model):
+    """The networks of a model: `{kind: network}`.
+
+    Raises:
+        ValueError: for a model that has no conversion.
+    """
+    if isinstance(model, LatentDiffusion):
+        return {"unet": model.denoiser, "autoencoder": model.autoencoder}
+    for kind, cls in (("unet", UNet), ("autoencoder", VQAutoencoder), ("chirodiff", ChiroDiff)):
+        if isinstance(model, cls):
+            return {kind: model}
+    raise ValueError(
+        "`model` must be a UNet, VQAutoencoder, LatentDiffusion or ChiroDiff; received a "
+        f"{type(model).__name__}."
+    )
+
+
+def read_source(source, kinds=None):
+    """Reads the tensors and settings of networks.
+
+    Args:
+        source: As of `load_pytorch`.
+        kinds: Kinds of networks to read from a folder; by default those that there are.
+
+    Returns:
+        A `Source`.
+
+    Raises:
+        ValueError, ImportError: as `load_pytorch`.
+    """
+    if isinstance(source, Mapping):
+        for name in source:
+            if not isinstance(name, str):
+                raise ValueError(f"`source` must have names of tensors as keys; received {name!r}.")
+        return Source(dict(source), {})
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(
+            "`source` must be a path or a dictionary of tensors; received a "
+            f"{type(source).__name__}."
+        )
+    path = Path(source)
+    if path.is_dir() and "chirodiff" not in (kinds or ()):
+        return _read_folder(path, kinds)
+    config = _read_config(path.parent)
+    described = [
+        kind for kind, cls in diffusers.CLASSES.items() if config.get("_class_name") == cls
+    ]
+    return Source(read_tensors(path), dict.fromkeys(described, config))
+
+
+def _read_folder(path, kinds):
+    folders = _network_folders(path)
+    if not folders or not set(kinds or ()) <= set(folders):
+        wanted = " and a ".join(diffusers.CLASSES.get(k, k) for k in kinds or diffusers.CLASSES)
+        there = " and a ".join(diffusers.CLASSES[kind] for kind in folders)
+        raise ValueError(
+            "`source` must be a file, or a folder of diffusers with the config.json of a "
+            f"{wanted}; {path} has {f'that of a {there}' if there else 'none'}."
+        )
+    tensors, configs = {}, {}
+    for kind in kinds or folders:
+        folder = folders[kind]
+        files = [folder / f"{diffusers.WEIGHTS_NAME}{suffix}" for suffix in (SAFETENSORS, ".bin")]
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
+            raise ValueError(
+                f"`source` must have {files[0].name} or {files[1].name} in {folder}; there is none."
             )
-        values.setdefault(id(variable), (variable, {}))[1][index] = value
+        configs[kind] = _read_config(folder)
+        # By which they are told apart from those of the other folder.
+        prefix = diffusers.FOLDERS[kind][0]
+        tensors |= {f"{prefix}.{name}": tensor for name, tensor in read_tensors(file).items()}
+        if "scaling_factor" in configs[kind]:
+            tensors[original.SCALE_FACTOR] = np.asarray(configs[kind]["scaling_factor"])
+    return Source(tensors, configs)
+
+
+def _network_folders(path):
+    """The folders of diffusers' networks, in a pipeline's folder or itself: `{kind: folder}`."""
+    folders = {}
+    for kind, cls in diffusers.CLASSES.items():
+        for folder in (path, *(path / name for name in diffusers.FOLDERS[kind])):
+            if _read_config(folder).get("_class_name") == cls:
+                folders.setdefault(kind, folder)
+    return folders
+
+
+def _read_config(folder):
+    try:
+        config = json.loads((folder / diffusers.CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def convert_into(model, source, ema=None):
+    """Fills a model from a `Source`, all or nothing, as `load_pytorch` says.
+
+    Returns:
+        A `Conversion`.
+    """
+    networks = networks_of(model)
+    tensors, spellings, plan, problems = source.tensors, {}, {}, []
+    for kind, network in networks.items():
+        plans = {"original": original.PLANS[kind](network)}
+        if kind in diffusers.PLANS:
+            plans["diffusers"] = diffusers.PLANS[kind](network)
+        # The original does not average an autoencoder together with its U-Net.
+        wanted = ema if kind == "unet" or len(networks) == 1 else None
+        spelling, network_plan = choose_spelling(kind, plans, tensors, wanted)
+        spellings[kind] = spelling
+        plan |= network_plan
+        config = source.configs.get(kind, {}) if spelling.naming == "diffusers" else {}
+        differences = diffusers.config_differences(kind, network, config) if config else []
+        if differences:
+            file = f"{diffusers.CONFIG_FILE} of the {TITLES[kind]}"
+            problems.append(f"{file}: {', '.join(differences)}")
+    scaled = isinstance(model, LatentDiffusion) and original.SCALE_FACTOR in tensors
+    if scaled:
+        plan[original.SCALE_FACTOR] = Slot(model.scale_factor)
+    left = tuple(n for n in tensors if n not in plan and may_be_left(n, spellings))
+    problems += _tensor_problems(plan, tensors, left)
     if problems:
+        for kind, network in networks.items():
+            problems[:0] = _other_structure(kind, network, spellings[kind], tensors)
         raise ValueError("`source` does not match the model: " + "; ".join(problems) + ".")
 
-    for variable, parts in values.values():
-        whole = parts[None] if None in parts else np.stack([parts[i] for i in sorted(parts)])
-        variable.assign(whole)
+    fill_plan(plan, tensors)
     for layer in model._flatten_layers():
         for _, mask in getattr(layer, "masks", ()):
             mask.assign(np.ones(mask.shape, "bool"))
+    if "autoencoder" in networks:
+        # Codes of a trained autoencoder are not to be restarted by its next training.
+        unused_steps = networks["autoencoder"].unused_steps
+        unused_steps.assign(np.zeros(unused_steps.shape, "int32"))
+    if scaled:
+        model.scale_known.assign(1.0)
+    parameters = sum(int(np.prod(slot.shape)) for slot in plan.values())
+    return Conversion(len(plan), parameters, spellings, left)
 
 
-def _chirodiff_plan(model):
-    """`{tensor name: (variable, index along its first axis or None, conversion)}`."""
-    plan = {"pe_proj_W": (model.time_frequencies, None, lambda w: w.reshape(-1))}
-    for i, bidirectional in enumerate(model.recurrent):
-        for suffix, layer in (
-            ("", bidirectional.forward_layer),
-            ("_reverse", bidirectional.backward_layer),
-        ):
-            prefix, cell = "model.rnn.", layer.cell
-            plan[f"{prefix}weight_ih_l{i}{suffix}"] = (cell.kernel, None, _gru_matrix)
-            plan[f"{prefix}weight_hh_l{i}{suffix}"] = (cell.recurrent_kernel, None, _gru_matrix)
-            plan[f"{prefix}bias_ih_l{i}{suffix}"] = (cell.bias, 0, _gru_gates)
-            plan[f"{prefix}bias_hh_l{i}{suffix}"] = (cell.bias, 1, _gru_gates)
-    for name, layer in (
-        ("model.out_proj", model.output_projection),
-        ("final_proj.0", model.noise_projection),
-    ):
-        plan[f"{name}.weight"] = (layer.kernel, None, np.transpose)
-        plan[f"{name}.bias"] = (layer.bias, None, np.asarray)
-    return plan
-
-
-def _gru_gates(tensor):
-    # PyTorch stacks the gates as reset, update, new; Keras as update, reset, new.
-    reset, update, new = np.split(tensor, 3)
-    return np.concatenate([update, reset, new])
-
-
-def _gru_matrix(tensor):
-    return _gru_gates(tensor).T
-
-
-def _read(path):
-    if not os.path.isfile(path):
-        raise ValueError(f"`source` must be a dictionary or an existing file; received {path!r}.")
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix == ".safetensors":
-        try:
-            from safetensors.numpy import load_file
-        except ImportError as error:
-            raise ImportError("Reading .safetensors needs: pip install safetensors") from error
-        return load_file(path)
-    if suffix not in (".ckpt", ".pt", ".pth"):
-        raise ValueError(f"`source` must end in .ckpt, .pt, .pth or .safetensors; got {path!r}.")
+def _other_structure(kind, network, spelling, tensors):
+    """In which arguments of a network the tensors' shapes tell another one."""
+    if spelling.naming == "averaged":
+        return []
+    own = spelling.own_names(tensors)
+    shapes = {name: np.shape(tensors[stored]) for name, stored in own.items()}
     try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            "Reading PyTorch files needs PyTorch: pip install 'keras_sparse_dm[convert]'"
-        ) from error
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state)
-    return {name: tensor.numpy() for name, tensor in state.items()}
+        told = arguments_from_shapes(kind, spelling.naming, shapes)
+    except ValueError:  # what is missing is listed by name
+        return []
+    return [
+        f"`{name}` of the {TITLES[kind]} is {value} there, the model's is {getattr(network, name)}"
+        for name, value in told.items()
+        if getattr(network, name) != value
+    ]
+
+
+def _tensor_problems(plan, tensors, left):
+    left = set(left)
+    missing = [f"{name} is missing" for name in plan if name not in tensors]
+    unknown = [
+        f"{name} has no place in the model"
+        for name in tensors
+        if name not in plan and name not in left
+    ]
+    misshaped = []
+    for name, slot in plan.items():
+        if name in tensors and tuple(np.shape(tensors[name])) != slot.shape:
+            misshaped.append(
+                f"{name} of shape {tuple(np.shape(tensors[name]))} must be of {slot.shape} to fit "
+                f"{slot.variable.path} {tuple(slot.variable.shape)}"
+            )
+    problems = []
+    for texts, what in (
+        (missing, "are missing"),
+        (unknown, "have no place"),
+        (misshaped, "do not fit"),
+    ):
+        problems += texts[:_NAMED]
+        if len(texts) > _NAMED:
+            problems.append(f"{len(texts) - _NAMED} more {what}")
+    return problems

@@ -98,11 +98,6 @@ def test_the_published_prefix_is_accepted():
     assert set(tensors) == set(random_tensors())  # and the dictionary is left as it was
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch", reason="PyTorch (the extra `convert`) is not installed")
-
-
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt"])
 @pytest.mark.parametrize("lightning", [False, True])
 def test_pytorch_files(tmp_path, torch, suffix, lightning):
@@ -159,8 +154,7 @@ def test_pytorch_files_that_would_run_code_are_refused(tmp_path, torch):
     assert_equal(values(model), before)
 
 
-def test_safetensors_files(tmp_path):
-    safetensors = pytest.importorskip("safetensors.numpy")
+def test_safetensors_files(tmp_path, safetensors):
     tensors = random_tensors()
     safetensors.save_file(
         {f"scorefn.{n}": t for n, t in tensors.items()}, tmp_path / "model.safetensors"

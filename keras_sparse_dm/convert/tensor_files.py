@@ -1,0 +1,160 @@
+"""Files of named tensors: PyTorch's, read without running anything in them, and safetensors."""
+
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from keras_sparse_dm.files import whole_file
+
+PYTORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+SAFETENSORS = ".safetensors"
+# How PyTorch's files begin: a zip archive, or a bare pickle as it wrote before 1.6.
+_PYTORCH_BEGINNINGS = (b"PK", b"\x80")
+
+
+def read_tensors(path):
+    """Reads a file of tensors: `{name: tensor}`, whose values are read when they are used.
+
+    Args:
+        path: A `.ckpt`, `.pt`, `.pth` or `.bin` file of PyTorch, with the tensors as they are or
+            under `"state_dict"`, or a `.safetensors` file.
+
+    Raises:
+        ValueError: for a file that does not exist, is of another kind or damaged, or holds more
+            than tensors.
+        ImportError: where reading it needs a package that is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"`source` must be an existing file or a dictionary; received {path}.")
+    if path.suffix.lower() == SAFETENSORS:
+        return _read_safetensors(path)
+    with open(path, "rb") as file:
+        beginning = file.read(2)
+    if path.suffix.lower() not in PYTORCH_SUFFIXES or not beginning.startswith(_PYTORCH_BEGINNINGS):
+        raise ValueError(
+            f"`source` must be a PyTorch file ({', '.join(PYTORCH_SUFFIXES)}) or a .safetensors "
+            f"file; received {path}, which is neither."
+        )
+    return _read_pytorch(path)
+
+
+def write_tensors(path, tensors):
+    """Writes float32 arrays `{name: array}`, as `{"state_dict": ...}` in PyTorch's files.
+
+    Raises:
+        ValueError: for an ending that is none of those of `read_tensors`.
+        ImportError: where writing needs a package that is not installed.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == SAFETENSORS:
+        save_file = _safetensors().numpy.save_file
+        with whole_file(path) as temporary:
+            # Transformers and diffusers read no file that does not say so.
+            save_file(tensors, temporary, metadata={"format": "pt"})
+    elif suffix in PYTORCH_SUFFIXES:
+        torch = _torch()
+        state = {name: torch.from_numpy(array) for name, array in tensors.items()}
+        with whole_file(path) as temporary:
+            torch.save({"state_dict": state}, temporary)
+    else:
+        raise ValueError(
+            f"`path` must end in {', '.join((*PYTORCH_SUFFIXES, SAFETENSORS))}; received {path}."
+        )
+
+
+class _StoredTensor:
+    """A tensor of an open safetensors file."""
+
+    def __init__(self, file, name):
+        self._file = file
+        self._name = name
+        self.shape = tuple(file.get_slice(name).get_shape())
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self._file.get_tensor(self._name), dtype)
+
+
+def _read_safetensors(path):
+    safetensors = _safetensors()
+    try:
+        file = safetensors.safe_open(path, framework="numpy")
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"`source` {path} cannot be read as a safetensors file: {error}."
+        ) from None
+    return {name: _StoredTensor(file, name) for name in file.keys()}  # noqa: SIM118
+
+
+def _read_pytorch(path):
+    torch = _torch()
+    try:
+        content = torch.load(
+            path,
+            map_location="cpu",
+            weights_only=True,
+            # Of a whole checkpoint often only a part is used; old files cannot be mapped.
+            mmap=zipfile.is_zipfile(path),
+        )
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file fails in any way
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and refused:
+            raise ValueError(_more_than_weights(path, refused[1])) from None
+        raise ValueError(
+            f"`source` {path} cannot be read as a PyTorch file of weights: {_reason(error)}."
+        ) from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()
+    ):
+        received = sorted(map(str, content)) if isinstance(content, dict) else type(content)
+        raise ValueError(
+            f"`source` {path} must hold named tensors, alone or under 'state_dict'; it holds "
+            f"{str(received)[:200]}."
+        )
+    return state
+
+
+def _more_than_weights(path, name):
+    return (
+        f"`source` {path} holds more than weights ({name}; PyTorch Lightning's checkpoints do), "
+        "and loading that could run code from the file; none was run. If you trust where it "
+        "comes from, write its weights alone to a file that loads, in an environment that has "
+        "what it was saved with:\n"
+        f"    state = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\n"
+        "    torch.save({'state_dict': state['state_dict']}, 'weights.ckpt')"
+    )
+
+
+def _reason(error):
+    # Of PyTorch's advice to load the file unsafely only the cause is of use.
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
+
+
+def _safetensors():
+    # NumPy knows bfloat16 once this is imported, which Keras needs and so is there.
+    import ml_dtypes  # noqa: F401
+
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError(
+            "`.safetensors` files need safetensors: pip install 'keras_sparse_dm[convert]'"
+        ) from error
+    return safetensors
+
+
+def _torch():
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            "PyTorch's files need PyTorch: pip install 'keras_sparse_dm[convert]'"
+        ) from error
+    return torch

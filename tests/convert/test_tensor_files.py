@@ -1,0 +1,111 @@
+"""What is read from PyTorch's files, and what never is."""
+
+import collections
+
+import numpy as np
+import pytest
+from checkpoints import (
+    assert_equal,
+    assert_holds,
+    networks_in_checkpoint,
+    new_autoencoder,
+    new_latent_diffusion,
+    random_tensors,
+    shared,
+    values,
+    whole_checkpoint,
+)
+
+from keras_sparse_dm.convert import load_pytorch
+
+
+def test_a_whole_checkpoint_file(tmp_path, torch):
+    state = {name: torch.from_numpy(np.array(t)) for name, t in whole_checkpoint().items()}
+    content = {"state_dict": state, "epoch": 3, "lr_schedulers": [{"last_epoch": 2}]}
+    model = new_latent_diffusion()
+    # As PyTorch writes, and as it wrote before 1.6.
+    for zipped, ema, part in ((True, True, "averaged"), (False, None, "unet")):
+        path = tmp_path / f"{part}.ckpt"
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        load_pytorch(model, path, ema=ema)
+        assert_holds("unet", model.denoiser, networks_in_checkpoint()[part])
+        assert_holds("autoencoder", model.autoencoder, networks_in_checkpoint()["autoencoder"])
+        assert float(model.scale_factor) == 0.75
+
+
+class Callback:
+    """Stands for what PyTorch Lightning saves beside the weights."""
+
+
+def test_a_file_with_objects_says_how_to_write_its_weights_alone(tmp_path, torch):
+    model = new_autoencoder()
+    tensors = random_tensors("autoencoder")
+    state = {name: torch.from_numpy(t) for name, t in tensors.items()}
+    path = tmp_path / "lightning.ckpt"
+    torch.save({"state_dict": state, "callbacks": {Callback: Callback()}}, path)
+    before = values(model)
+    with pytest.raises(ValueError, match="more than weights.*Callback.*none was run") as error:
+        load_pytorch(model, path)
+    assert_equal(values(model), before)
+
+    # And the two lines do it.
+    _, *lines = str(error.value).splitlines()
+    assert len(lines) == 2
+    code = "\n".join(line.strip() for line in lines)
+    code = code.replace("'weights.ckpt'", repr(str(tmp_path / "weights.ckpt")))
+    exec(code, {"torch": torch})
+    load_pytorch(model, tmp_path / "weights.ckpt")
+    assert_holds("autoencoder", model, tensors)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", ["tensor", "name", "file"])
+def test_code_in_a_file_is_never_run(tmp_path, torch, zipped, place):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "pwned"), "w"))
+
+    content = {
+        "tensor": {"state_dict": {"quant_conv.weight": Evil()}},
+        "name": {"state_dict": collections.OrderedDict({"a": torch.zeros(1)}), "x": [Evil()]},
+        "file": Evil(),
+    }[place]
+    path = tmp_path / "evil.ckpt"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    model = shared(new_autoencoder)
+    before = values(model)
+    with pytest.raises(ValueError, match="more than weights"):
+        load_pytorch(model, path)
+    assert not (tmp_path / "pwned").exists()
+    assert_equal(values(model), before)
+
+
+@pytest.mark.parametrize(
+    "content, named",
+    [
+        ({"model": {"a": 1}, "epoch": 3}, "epoch.*model"),
+        ({"state_dict": {"a": 1.5}}, "state_dict"),
+        ([1, 2], "list"),
+    ],
+)
+def test_a_file_without_named_tensors_is_refused(tmp_path, torch, content, named):
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=f"must hold named tensors.*{named}"):
+        load_pytorch(shared(new_autoencoder), tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".pth", ".safetensors"])
+@pytest.mark.parametrize("kept", [0.9, 0.001])
+def test_a_damaged_file_is_named(tmp_path, torch, safetensors, suffix, kept):
+    path = tmp_path / f"model{suffix}"
+    tensors = random_tensors("autoencoder")
+    if suffix == ".safetensors":
+        safetensors.save_file(tensors, path)
+    else:
+        state = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+        torch.save(state, path, _use_new_zipfile_serialization=suffix == ".ckpt")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match=rf"model\{suffix} cannot be read") as error:
+        load_pytorch(shared(new_autoencoder), path)
+    assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
