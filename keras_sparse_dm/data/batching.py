@@ -10,43 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from keras_sparse_dm.data.preparation import PreparationSummary
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
 # Batches are cut from pools of this many batches' worth of sketches, sorted by length. Larger
 # pools waste less padding; smaller ones mix sketches of different lengths better.
 POOL_BATCHES = 16
-
-
-@dataclass(frozen=True)
-class PreparationSummary:
-    """What became of a data set's files on their way to arrays; `print` shows it in one line.
-
-    Args:
-        source: the data set's name.
-        read: number of sketches that the source holds.
-        kept: number of sketches prepared and kept.
-        broken: `(name, reason)` of each sketch that could not be read or prepared.
-        too_long: names of the sketches that were dropped for their length.
-        max_points: number of points from which on a sketch counts as too long.
-    """
-
-    source: str
-    read: int
-    kept: int
-    broken: tuple[tuple[str, str], ...] = ()
-    too_long: tuple[str, ...] = ()
-    max_points: int | None = None
-
-    def __str__(self) -> str:
-        text = f"{self.source}: {self.read:,} sketches read, {self.kept:,} kept"
-        if self.max_points is not None:
-            text += f", {len(self.too_long):,} too long ({self.max_points} points or more)"
-        text += f", {len(self.broken):,} broken"
-        if self.broken:
-            text += " (" + "; ".join(reason for _, reason in self.broken[:5])
-            text += ", ...)" if len(self.broken) > 5 else ")"
-        return text
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,10 +218,10 @@ def train_batches(
     import tensorflow as tf
 
     steps = steps_per_epoch(arrays, batch_size)
-    _check_whole("seed", seed, 0, 2**63)
-    _check_whole("initial_epoch", initial_epoch, 0, 2**31)
+    check_whole("seed", seed, 0, 2**63)
+    check_whole("initial_epoch", initial_epoch, 0, 2**31)
     if epochs is not None:
-        _check_whole("epochs", epochs, 1, 2**31)
+        check_whole("epochs", epochs, 1, 2**31)
     stop = np.iinfo(np.int64).max if epochs is None else initial_epoch + epochs
     with tf.device("CPU"):
         lengths = tf.constant(arrays.lengths)
@@ -307,8 +278,8 @@ def padding_waste(arrays: SketchArrays, batch_size: int, seed: int = 0, epochs: 
         ValueError: if an argument is out of its range.
     """
     steps = steps_per_epoch(arrays, batch_size)
-    _check_whole("seed", seed, 0, 2**63)
-    _check_whole("epochs", epochs, 1, 2**31)
+    check_whole("seed", seed, 0, 2**63)
+    check_whole("epochs", epochs, 1, 2**31)
     used = total = 0
     for epoch in range(epochs):
         order = _epoch_order(arrays.lengths, batch_size, seed, epoch).numpy()
@@ -334,8 +305,8 @@ def sample_lengths(arrays: SketchArrays, n: int, seed: int) -> np.ndarray:
     """
     if len(arrays) == 0:
         raise ValueError("arrays holds no sketch to take lengths from")
-    _check_whole("n", n, 0, 2**63)
-    _check_whole("seed", seed, 0, 2**63)
+    check_whole("n", n, 0, 2**63)
+    check_whole("seed", seed, 0, 2**63)
     return np.random.default_rng(seed).choice(arrays.lengths, size=n)
 
 
@@ -384,11 +355,12 @@ def _gather_batches(indices: tf.data.Dataset, arrays: SketchArrays, batch_size: 
 
 
 def _check_batch_size(batch_size: int) -> int:
-    _check_whole("batch_size", batch_size, 1, 2**31)
+    check_whole("batch_size", batch_size, 1, 2**31)
     return int(batch_size)
 
 
-def _check_whole(argument: str, value, low: int, high: int) -> None:
+def check_whole(argument: str, value, low: int, high: int) -> None:
+    """Raises the ValueError that names the argument, unless `value` is whole, in [low, high)."""
     try:
         whole = operator.index(value)
     except TypeError:

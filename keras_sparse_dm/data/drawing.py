@@ -1,4 +1,4 @@
-"""Pictures of sketches: strokes with pen lifts."""
+"""Pictures of sketches, as strokes with pen lifts, and of images, side by side."""
 
 import numpy as np
 
@@ -48,10 +48,57 @@ def draw(sketches, path=None, columns=8, titles=(), cell=1.1):
             _draw_sketch(axis, sketch)
     for panel, title in zip(figure.subfigs, titles, strict=False):
         panel.suptitle(title, fontsize=11)
+    _save(figure, path)
+    return figure
+
+
+def draw_images(images, path=None, columns=8, titles=(), cell=1.1):
+    """Draws images in a grid.
+
+    Args:
+        images: One float array (n, height, width, 3) in [-1, 1], or a list of several, which
+            stand side by side with a gap between them.
+        path, columns, titles, cell: As in `draw`.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: if there is nothing to draw.
+    """
+    from matplotlib.figure import Figure
+
+    groups = images if isinstance(images, (list, tuple)) else [images]
+    if not any(len(group) for group in groups):
+        raise ValueError("`images` must hold at least one image; received none.")
+    columns = min(columns, max(len(group) for group in groups))
+    rows = max(-(-len(group) // columns) for group in groups)
+    figure = Figure(figsize=(cell * (columns + 0.4) * len(groups), cell * rows + 0.4))
+    for i, group in enumerate(groups):
+        axis = figure.add_axes((i / len(groups) + 0.01, 0.01, 1 / len(groups) - 0.02, 0.9))
+        axis.set_axis_off()
+        axis.imshow(_grid(np.asarray(group), rows, columns))
+        if i < len(titles):
+            axis.set_title(titles[i], fontsize=11)
+    _save(figure, path)
+    return figure
+
+
+def _grid(images, rows, columns):
+    """Lays images out in one: uint8 array, white where there is none and between them."""
+    n, height, width, _ = images.shape
+    gap = max(1, width // 16)
+    grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, "uint8")
+    for i, image in enumerate(np.clip(images, -1, 1)):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        grid[top : top + height, left : left + width] = np.round((image + 1) * 127.5)
+    return grid
+
+
+def _save(figure, path):
     if path is not None:
         with whole_file(path) as temporary:
             figure.savefig(temporary, dpi=100)
-    return figure
 
 
 def _draw_sketch(axis, sketch):

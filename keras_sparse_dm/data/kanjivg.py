@@ -12,23 +12,27 @@ version of KanjiVG that sketch-rnn made, on which the paper trained, does hold v
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
-import json
-import os
 import re
-import tempfile
-import threading
-import time
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from keras_sparse_dm.data.batching import PreparationSummary, SketchArrays
+from keras_sparse_dm.data.batching import SketchArrays
+from keras_sparse_dm.data.preparation import (
+    PreparationSummary,
+    cache_folder,
+    check_broken,
+    fingerprint_of,
+    map_chunks,
+    new_cache_file,
+    state_of,
+    warn_of_damage,
+)
 from keras_sparse_dm.data.reading import list_files, read_sketches
 from keras_sparse_dm.data.sketch import check_representation, prepare, to_points
 
@@ -36,7 +40,6 @@ from keras_sparse_dm.data.sketch import check_representation, prepare, to_points
 # reading and preparing give for the same file.
 CACHE_VERSION = 1
 
-MAX_BROKEN = 0.05
 CHARACTERS = ("kanji", "kanji+variants", "all")
 
 _KANJIVG_NAME = re.compile(r"([0-9a-f]{5})(-\w+)?")
@@ -154,12 +157,7 @@ def load_kanjivg(
     if prepared is None:
         prepared = _prepare_files(files, settings, workers, progress)
         arrays, broken = prepared
-        if len(broken) > MAX_BROKEN * len(files):
-            raise ValueError(
-                f"folder={str(folder)!r}: {len(broken)} of {len(files)} files are broken, more "
-                f"than {MAX_BROKEN:.0%}; the first are "
-                + "; ".join(reason for _, reason in broken[:3])
-            )
+        check_broken(broken, len(files), f"folder={str(folder)!r}")
         _write_cache(cache, arrays, broken)
     arrays, broken = prepared
 
@@ -215,63 +213,24 @@ def _prepare_files(
 
     The result does not depend on the number of workers.
     """
-    from loky import cpu_count
-    from tqdm import tqdm
-
-    chunks = [files[i : i + _CHUNK_FILES] for i in range(0, len(files), _CHUNK_FILES)]
-    work = partial(_prepare_chunk, settings=settings)
-    workers = min(workers or cpu_count(), len(chunks))
-    if len(files) < _SERIAL_FILES:
-        workers = 1
-    sketches, names, broken = [], [], []
-    with tqdm(
+    results = map_chunks(
+        partial(_prepare_chunk, settings=settings),
+        files,
         total=len(files),
-        desc="Preparing KanjiVG",
-        unit=" files",
-        disable=not progress,
-    ) as bar:
-        results = (
-            (work(chunk) for chunk in chunks)
-            if workers == 1
-            else _map_in_processes(work, chunks, workers)
-        )
-        with contextlib.closing(results):
-            for chunk in results:
-                for name, points, reason in chunk:
-                    if points is None:
-                        broken.append((name, reason))
-                    else:
-                        sketches.append(points)
-                        names.append(name)
-                bar.update(len(chunk))
+        chunk=_CHUNK_FILES,
+        workers=1 if len(files) < _SERIAL_FILES else workers,
+        progress=progress,
+        title="Preparing KanjiVG",
+    )
+    sketches, names, broken = [], [], []
+    with contextlib.closing(results):
+        for name, points, reason in results:
+            if points is None:
+                broken.append((name, reason))
+            else:
+                sketches.append(points)
+                names.append(name)
     return SketchArrays.from_list(sketches, names, settings["representation"]), tuple(broken)
-
-
-def _map_in_processes(work, chunks, workers: int) -> Iterator[list]:
-    """`map` over worker processes, in order; closing it early ends the workers."""
-    # loky's executor is concurrent.futures' own but that its workers do not import the user's
-    # script again, which without a main guard would start over.
-    from loky import ProcessPoolExecutor
-
-    executor = ProcessPoolExecutor(workers, initializer=_end_with_parent, initargs=(os.getpid(),))
-    try:
-        for future in [executor.submit(work, chunk) for chunk in chunks]:
-            yield future.result()
-    except BaseException:  # Ctrl-C too: leave at once, with no worker left behind
-        executor.shutdown(wait=True, kill_workers=True)
-        raise
-    executor.shutdown(wait=True)
-
-
-def _end_with_parent(parent: int) -> None:
-    """Makes a worker end soon after its parent was killed, rather than wait for it for ever."""
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _prepare_chunk(
@@ -295,16 +254,8 @@ def _prepare_file(file: Path, representation: str, spacing: float, scale: float)
 
 def _cache_file(cache_dir, files: list[Path], settings: dict) -> Path:
     """Where the prepared files belong: the name changes with the format, settings and files."""
-    if cache_dir is None:
-        cache_dir = os.environ.get("KERAS_SPARSE_DM_CACHE")
-    if not cache_dir:
-        import platformdirs
-
-        cache_dir = platformdirs.user_cache_dir("keras_sparse_dm", appauthor=False)
-    state = [(f.name, s.st_size, int(s.st_mtime)) for f, s in ((f, f.stat()) for f in files)]
-    text = json.dumps([CACHE_VERSION, settings, state], sort_keys=True)
-    fingerprint = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:20]
-    return Path(cache_dir).expanduser() / f"kanjivg-v{CACHE_VERSION}-{fingerprint}.npz"
+    fingerprint = fingerprint_of([CACHE_VERSION, settings, state_of(files)])
+    return cache_folder(cache_dir) / f"kanjivg-v{CACHE_VERSION}-{fingerprint}.npz"
 
 
 def _read_cache(cache: Path):
@@ -318,23 +269,14 @@ def _read_cache(cache: Path):
             broken = stored["broken"].reshape(-1, 2)
             return arrays, tuple((str(name), str(reason)) for name, reason in broken)
     except Exception as error:  # a damaged zip raises almost anything; the remedy is the same
-        warnings.warn(
-            f"the cache file {cache} cannot be read ({type(error).__name__}: {error}); "
-            "preparing the data anew",
-            stacklevel=3,
-        )
+        warn_of_damage(cache, error)
         return None
 
 
 def _write_cache(cache: Path, arrays: SketchArrays, broken) -> None:
     """Writes under a temporary name and renames: the cache file is whole or not there."""
-    temporary = None
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(
-            dir=cache.parent, prefix=cache.stem + "-", suffix=".tmp"
-        )
-        with os.fdopen(descriptor, "wb") as file:
+        with new_cache_file(cache, leftovers=f"kanjivg-v{CACHE_VERSION}-*.tmp") as file:
             np.savez(
                 file,
                 points=arrays.points,
@@ -342,22 +284,9 @@ def _write_cache(cache: Path, arrays: SketchArrays, broken) -> None:
                 names=np.array(arrays.names, dtype=str),
                 broken=np.array(broken, dtype=str),
             )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, cache)
     except OSError as error:
         warnings.warn(
             f"the cache file {cache} cannot be written ({error}); the data will be prepared "
             "again next time; cache_dir or KERAS_SPARSE_DM_CACHE sets another folder",
             stacklevel=3,
         )
-    finally:
-        # Gone already where all went well.
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-    # What killed runs left. A file that another process still writes is not as old as an hour.
-    for leftover in cache.parent.glob(f"kanjivg-v{CACHE_VERSION}-*.tmp"):
-        with contextlib.suppress(OSError):
-            if leftover.stat().st_mtime < time.time() - 3600:
-                leftover.unlink()

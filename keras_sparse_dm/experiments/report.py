@@ -6,12 +6,13 @@ from keras_sparse_dm.experiments.settings import write_json
 from keras_sparse_dm.files import whole_file
 
 
-def write_report(folder, results):
+def write_report(folder, results, rows=()):
     """Writes `report.json`, and `report.md` for people.
 
     Args:
         folder: The run's folder.
         results: Dictionary of plain values, as `train` collects them.
+        rows: `(name, value)` lines about the data and the samples.
     """
     folder = Path(folder)
     table = results["sparsity_table"]
@@ -20,10 +21,10 @@ def write_report(folder, results):
         {name: value for name, value in results.items() if name != "sparsity_table"},
     )
     with whole_file(folder / "report.md") as temporary:
-        temporary.write_text(_markdown(results, table), encoding="utf-8")
+        temporary.write_text(_markdown(results, table, rows), encoding="utf-8")
 
 
-def _markdown(r, table):
+def _markdown(r, table, data_rows):
     c, sparsity = r["cost"], r["sparsity"]
     before, after = r["validation_loss_untrained"], r["validation_loss_trained"]
     ratio = {
@@ -41,7 +42,7 @@ def _markdown(r, table):
          sparsity["nonzeros"] / size),
         ("Parameters", f"{c['parameters']:,}", f"{c['active_parameters']:,}",
          c["active_parameters"] / c["parameters"]),
-        (f"FLOPs, one pass over {r['flops_points']} points", f"{c['dense_flops']:.3e}",
+        (f"FLOPs, one pass over {r['flops_example']}", f"{c['dense_flops']:.3e}",
          f"{c['sparse_flops']:.3e}", ratio["flops"]),
         (f"FLOPs, one sample ({r['sampling_steps']} {r['sampler']} steps)",
          f"{c['dense_sampling_flops']:.3e}", f"{c['sparse_sampling_flops']:.3e}",
@@ -52,7 +53,7 @@ def _markdown(r, table):
     lines = [
         f"# {r['preset']}, {r['method']}, sparsity {sparsity['sparsity']:.4f}",
         "",
-        "![generated sketches beside real ones](samples.png)",
+        f"![generated {r['unit']} beside real ones](samples.png)",
         "",
         "| | dense | this run | ratio |",
         "|---|---:|---:|---:|",
@@ -67,9 +68,9 @@ def _markdown(r, table):
         f"| Validation loss, trained | {after:.4f} ({after / before:.1%} of untrained) |",
         f"| Topology updates | {updates} |",
         f"| Epochs, batch size, seed | {r['epochs']}, {r['batch_size']}, {r['seed']} |",
-        f"| Sketches for training, validation | {r['training_sketches']:,}, "
-        f"{r['validation_sketches']:,} |",
-        f"| Padding in training batches | {r['padding_waste']:.1%} |",
+        f"| {r['unit'].capitalize()} for training, validation | {r['training_' + r['unit']]:,}, "
+        f"{r['validation_' + r['unit']]:,} |",
+        *(f"| {name} | {value} |" for name, value in data_rows),
         f"| Wall time: training | {r['training_seconds']:.0f} s |",
         f"| Wall time: everything since the (re)start | {r['session_seconds']:.0f} s |",
         "",

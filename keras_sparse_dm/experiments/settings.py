@@ -12,15 +12,20 @@ from typing import Annotated
 
 import tyro
 
+from keras_sparse_dm.command_line import UsageError
 from keras_sparse_dm.diffusion.noise_schedule import KINDS as NOISE_SCHEDULES
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.models.presets import (
-    DataSettings,
-    ModelSettings,
+    AutoencoderSettings,
+    ChiroDiffSettings,
+    ImageSettings,
     NoiseSettings,
     Preset,
     SamplingSettings,
+    SketchSettings,
     TrainingSettings,
+    UNetSettings,
+    from_plain,
     get_preset,
 )
 from keras_sparse_dm.sparsity.distributions import DISTRIBUTIONS
@@ -28,12 +33,15 @@ from keras_sparse_dm.sparsity.distributions import DISTRIBUTIONS
 CONFIG_FILE = "config.json"
 # Those of `keras_sparse_dm.sparsity.METHODS`, which would load Keras, and none.
 METHODS = ("rigl", "magran", "set", "snfs", "gmp", "static", "dense")
-DATASETS = ("kanjivg",)
+SKETCH_DATASETS = ("kanjivg",)
+IMAGE_DATASETS = ("kanjivg", "celebahq", "lsun_bedrooms", "imagenette", "folder")
+CHARACTERS = ("kanji", "kanji+variants", "all")
+AUTOENCODER_SUFFIXES = (".keras", ".ckpt", ".pt", ".pth", ".safetensors")
 
 _Flat = tyro.conf.OmitArgPrefixes
 
 
-class SettingsError(ValueError):
+class SettingsError(UsageError):
     """Settings that no run can be made of; the message is for the person who gave them."""
 
 
@@ -46,8 +54,8 @@ class RunSettings:
     """Trains a sparse diffusion model and reports on it."""
 
     preset: tyro.conf.Positional[str] = "quickstart"
-    """Preset whose settings are the defaults of all others: quickstart (minutes on 2 cores),
-    chirodiff_kanjivg (the paper's)."""
+    """Preset whose settings are the defaults of all others: quickstart and ldm_kanjivg (minutes
+    on 2 cores), or the paper's: chirodiff_kanjivg, ldm_celebahq, ..."""
     output_dir: Path | None = None
     """Folder of the run; by default runs/PRESET-METHOD-sSPARSITY-seedSEED."""
     resume: bool = False
@@ -55,11 +63,11 @@ class RunSettings:
     seed: int = 0
     """Seed of everything random in the run."""
     data_dir: Path | None = None
-    """Folder of the data set's files; by default those of the PyPI package kanjivg."""
+    """Folder of the data set's files; for kanjivg by default those of the PyPI package kanjivg."""
     cache_dir: Path | None = None
     """Folder for prepared data; by default the user's cache folder."""
     samples: int = 64
-    """Sketches to generate for the pictures."""
+    """Samples to generate for the pictures."""
     samples_every: int = 0
     """Epochs between sample pictures during training; 0 for only one at the end."""
     verbose: int = -1
@@ -67,8 +75,6 @@ class RunSettings:
     training: _Flat[TrainingSettings] = field(
         default_factory=lambda: get_preset("quickstart").training
     )
-    model: _Flat[ModelSettings] = field(default_factory=lambda: get_preset("quickstart").model)
-    data: _Flat[DataSettings] = field(default_factory=lambda: get_preset("quickstart").data)
     noise: Annotated[NoiseSettings, tyro.conf.arg(name="noise")] = field(
         default_factory=lambda: get_preset("quickstart").noise
     )
@@ -76,9 +82,9 @@ class RunSettings:
         default_factory=lambda: get_preset("quickstart").sampling
     )
 
-    @classmethod
-    def from_preset(cls, name, **settings):
-        """The settings of a preset.
+    @staticmethod
+    def from_preset(name, **settings):
+        """The settings of a preset: `SketchRunSettings` or `ImageRunSettings`.
 
         Raises:
             SettingsError: for an unknown preset.
@@ -87,15 +93,18 @@ class RunSettings:
             preset = get_preset(name)
         except ValueError as error:
             raise SettingsError(str(error)) from None
-        return cls(
-            preset=name,
-            training=preset.training,
-            model=preset.model,
-            data=preset.data,
-            noise=preset.noise,
-            sampling=preset.sampling,
-            **settings,
-        )
+        cls = SketchRunSettings if preset.model.kind == "chirodiff" else ImageRunSettings
+        return cls(preset=name, **cls._of_preset(preset), **settings)
+
+    @staticmethod
+    def _of_preset(preset):
+        return {
+            "model": preset.model,
+            "data": preset.data,
+            "training": preset.training,
+            "noise": preset.noise,
+            "sampling": preset.sampling,
+        }
 
     def to_preset(self):
         """The `Preset` that these settings amount to."""
@@ -112,29 +121,228 @@ class RunSettings:
 
     def to_dict(self):
         """Plain values, as written to `config.json`; what does not shape the run is left out."""
-        values = dataclasses.asdict(self)
+        # Tuples become lists, as they are when read again.
+        values = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         for name in ("output_dir", "cache_dir", "resume", "verbose"):
             del values[name]
-        values["data_dir"] = None if self.data_dir is None else str(self.data_dir)
         return values
 
     def with_stored(self, stored):
         """These settings with those of a stored run in their place."""
         try:
-            preset = Preset.from_dict(stored | {"name": stored["preset"]})
+            preset = Preset.from_dict(
+                stored | {"name": stored["preset"], "autoencoder": stored.get("first_stage")}
+            )
+            cls = type(self.from_preset(preset.name))
+            data_dir, autoencoder = stored["data_dir"], stored.get("autoencoder")
+            values = {
+                "preset": preset.name,
+                "seed": stored["seed"],
+                "samples": stored["samples"],
+                "samples_every": stored["samples_every"],
+                "data_dir": None if data_dir is None else Path(data_dir),
+                "autoencoder": None if autoencoder is None else Path(autoencoder),
+                **cls._of_preset(preset),
+            }
+            names = {field.name for field in dataclasses.fields(cls)}
+            own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+            merged = own | values
+            return cls(**{name: value for name, value in merged.items() if name in names})
+        except (KeyError, TypeError, SettingsError) as error:
+            raise SettingsError(
+                f"{self.folder / CONFIG_FILE} is not a configuration of this version: {error!r}"
+            ) from None
+
+    def check(self):
+        """Checks everything that can be checked without loading anything.
+
+        Raises:
+            SettingsError: naming the option, what was received and what would be right.
+        """
+        t, n, s = self.training, self.noise, self.sampling
+        _one_of("--method", t.method, METHODS)
+        _one_of("--distribution", t.distribution, DISTRIBUTIONS)
+        _one_of("--characters", self.data.characters, CHARACTERS)
+        _one_of("--prune-schedule", t.prune_schedule, ("constant", "cosine"))
+        _one_of("--learning-rate-schedule", t.learning_rate_schedule, ("constant", "cosine"))
+        _one_of("--noise.schedule", n.schedule, NOISE_SCHEDULES)
+        _one_of("--sampling.sampler", s.sampler, ("ddim", "ddpm"))
+        _number("--sparsity", t.sparsity, 0, 1, closed_high=False)
+        if t.sparsity == 0 and t.method != "dense":
+            raise SettingsError(
+                f"--sparsity must be above 0 for --method {t.method}; received 0. For a dense "
+                "network use --method dense."
+            )
+        _number("--prune-rate", t.prune_rate, 0, 1, closed_low=False)
+        _number("--learning-rate", t.learning_rate, 0, math.inf, closed_low=False)
+        _number("--weight-decay", t.weight_decay, 0, math.inf)
+        _number("--global-clipnorm", t.global_clipnorm, 0, math.inf)
+        _number("--ema-momentum", t.ema_momentum, 0, 1, closed_high=False)
+        _number("--sampling.eta", s.eta, 0, 1)
+        _at_least(
+            ("--update-every", t.update_every, 1),
+            ("--epochs", t.epochs, 1),
+            ("--batch-size", t.batch_size, 1),
+            ("--seed", self.seed, 0),
+            ("--samples", self.samples, 1),
+            ("--samples-every", self.samples_every, 0),
+            ("--noise.timesteps", n.timesteps, 2),
+            ("--sampling.steps", s.steps, 1),
+        )
+        if self.seed >= 2**31:
+            raise SettingsError(f"--seed must be below 2147483648; received {self.seed}.")
+        if s.steps > n.timesteps:
+            raise SettingsError(
+                f"--sampling.steps must be at most the {n.timesteps} timesteps; received {s.steps}."
+            )
+        if n.schedule != "cosine" and not 0 < n.beta_start <= n.beta_end < 1:
+            raise SettingsError(
+                "--noise.beta-start and --noise.beta-end must satisfy 0 < start <= end < 1; "
+                f"received {n.beta_start} and {n.beta_end}."
+            )
+        if self.verbose not in (-1, 0, 1, 2):
+            raise SettingsError(f"--verbose must be -1, 0, 1 or 2; received {self.verbose}.")
+
+
+@dataclass(frozen=True)
+class SketchRunSettings(RunSettings):
+    """Trains a sparse diffusion model of sketches and reports on it."""
+
+    model: _Flat[ChiroDiffSettings] = field(default_factory=lambda: get_preset("quickstart").model)
+    data: _Flat[SketchSettings] = field(default_factory=lambda: get_preset("quickstart").data)
+
+    def check(self):
+        super().check()
+        m, d = self.model, self.data
+        _one_of("--kind", m.kind, ("chirodiff",))
+        _one_of("--representation", d.representation, ("absolute", "delta"))
+        _number("--spacing", d.spacing, 0, 1, closed_low=False)
+        _number("--scale", d.scale, 0, math.inf, closed_low=False)
+        _number("--time-scale", m.time_scale, 0, math.inf, closed_low=False)
+        _at_least(
+            ("--units", m.units, 1),
+            ("--num-layers", m.num_layers, 1),
+            ("--time-features", m.time_features, 2),
+            ("--max-points", d.max_points, 3),
+        )
+        if m.time_features % 2:
+            raise SettingsError(f"--time-features must be even; received {m.time_features}.")
+        if d.dataset not in SKETCH_DATASETS:
+            raise SettingsError(
+                f"--dataset must be {' or '.join(SKETCH_DATASETS)}, which is what this version "
+                f"reads; received {d.dataset} (preset {self.preset}). Its network can be trained "
+                "from Python, with your own batches."
+            )
+
+
+@dataclass(frozen=True)
+class ImageRunSettings(RunSettings):
+    """Trains a sparse latent diffusion model of images and reports on it."""
+
+    autoencoder: Path | None = None
+    """Trained autoencoder: a .keras file of train-autoencoder or convert, or the published
+    vq-f4 (.ckpt, .safetensors, diffusers folder). For kanjivg one is trained first where none is
+    given, and kept in the cache folder."""
+    model: _Flat[UNetSettings] = field(default_factory=lambda: get_preset("ldm_kanjivg").model)
+    data: _Flat[ImageSettings] = field(default_factory=lambda: get_preset("ldm_kanjivg").data)
+    first_stage: Annotated[AutoencoderSettings, tyro.conf.arg(name="first-stage")] = field(
+        default_factory=lambda: get_preset("ldm_kanjivg").autoencoder
+    )
+
+    @staticmethod
+    def _of_preset(preset):
+        return RunSettings._of_preset(preset) | {"first_stage": preset.autoencoder}
+
+    def to_preset(self):
+        return dataclasses.replace(super().to_preset(), autoencoder=self.first_stage)
+
+    def check(self):
+        super().check()
+        check_image_settings(self.data, self.data_dir)
+        check_autoencoder_settings(self.first_stage, "--first-stage.")
+        m = self.model
+        _one_of("--kind", m.kind, ("unet",))
+        _number("--dropout", m.dropout, 0, 1, closed_high=False)
+        _at_least(
+            ("--model-channels", m.model_channels, 1),
+            ("--num-res-blocks", m.num_res_blocks, 1),
+            ("--head-channels", m.head_channels, 1),
+            ("--channel-mult", min(m.channel_mult, default=0), 1),
+        )
+        if self.autoencoder is None and self.data.dataset != "kanjivg":
+            raise SettingsError(
+                "--autoencoder must be given: a .keras file (sparse-dm train-autoencoder makes one "
+                "from your images), or the published first stage, model.ckpt in "
+                "https://ommer-lab.com/files/latent-diffusion/vq-f4.zip."
+            )
+        if self.autoencoder is not None and not self.autoencoder.exists():
+            raise SettingsError(f"--autoencoder {self.autoencoder} does not exist.")
+        file = self.autoencoder is not None and self.autoencoder.is_file()
+        if file and self.autoencoder.suffix not in AUTOENCODER_SUFFIXES:
+            raise SettingsError(
+                f"--autoencoder must end in {', '.join(AUTOENCODER_SUFFIXES)} or be a diffusers "
+                f"folder; received {self.autoencoder}."
+            )
+
+
+@dataclass(frozen=True)
+class AutoencoderRunSettings:
+    """Trains the autoencoder that latent diffusion needs, on your own images."""
+
+    preset: tyro.conf.Positional[str] = "ldm_kanjivg"
+    """Latent diffusion preset whose autoencoder and data are the defaults of all others."""
+    output_dir: Path | None = None
+    """Folder of the run; by default runs/autoencoder-PRESET-seedSEED."""
+    resume: bool = False
+    """Continue the run in the output folder from its last checkpoint."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+    data_dir: Path | None = None
+    """Folder of the data set's files."""
+    cache_dir: Path | None = None
+    """Folder for prepared data; by default the user's cache folder."""
+    verbose: int = -1
+    """0 silent, 1 progress bar, 2 one line an epoch; -1 picks 1 in a terminal and 2 elsewhere."""
+    model: _Flat[AutoencoderSettings] = field(
+        default_factory=lambda: get_preset("ldm_kanjivg").autoencoder
+    )
+    data: _Flat[ImageSettings] = field(default_factory=lambda: get_preset("ldm_kanjivg").data)
+
+    @classmethod
+    def from_preset(cls, name, **settings):
+        """The settings of a preset.
+
+        Raises:
+            SettingsError: for an unknown preset, or one without autoencoder.
+        """
+        try:
+            preset = get_preset(name)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        if preset.autoencoder is None:
+            raise SettingsError(f"preset {name} has no autoencoder; give one whose name is ldm_*.")
+        return cls(preset=name, model=preset.autoencoder, data=preset.data, **settings)
+
+    @property
+    def folder(self):
+        """The run's folder: the one asked for, or one named after the settings."""
+        if self.output_dir is not None:
+            return self.output_dir
+        return Path("runs") / f"autoencoder-{self.preset}-seed{self.seed}"
+
+    to_dict = RunSettings.to_dict
+
+    def with_stored(self, stored):
+        """These settings with those of a stored run in their place."""
+        try:
             data_dir = stored["data_dir"]
             return dataclasses.replace(
                 self,
-                preset=preset.name,
+                preset=stored["preset"],
                 seed=stored["seed"],
-                samples=stored["samples"],
-                samples_every=stored["samples_every"],
                 data_dir=None if data_dir is None else Path(data_dir),
-                training=preset.training,
-                model=preset.model,
-                data=preset.data,
-                noise=preset.noise,
-                sampling=preset.sampling,
+                model=from_plain(AutoencoderSettings, stored["model"]),
+                data=ImageSettings(**stored["data"]),
             )
         except (KeyError, TypeError) as error:
             raise SettingsError(
@@ -147,68 +355,51 @@ class RunSettings:
         Raises:
             SettingsError: naming the option, what was received and what would be right.
         """
-        t, m, d, n, s = self.training, self.model, self.data, self.noise, self.sampling
-        _one_of("--method", t.method, METHODS)
-        _one_of("--distribution", t.distribution, DISTRIBUTIONS)
-        _one_of("--characters", d.characters, ("kanji", "kanji+variants", "all"))
-        _one_of("--prune-schedule", t.prune_schedule, ("constant", "cosine"))
-        _one_of("--learning-rate-schedule", t.learning_rate_schedule, ("constant", "cosine"))
-        _one_of("--representation", d.representation, ("absolute", "delta"))
-        _one_of("--noise.schedule", n.schedule, NOISE_SCHEDULES)
-        _one_of("--sampling.sampler", s.sampler, ("ddim", "ddpm"))
-        _one_of("--kind", m.kind, ("chirodiff",))
-        _number("--sparsity", t.sparsity, 0, 1, closed_high=False)
-        if t.sparsity == 0 and t.method != "dense":
-            raise SettingsError(
-                f"--sparsity must be above 0 for --method {t.method}; received 0. For a dense "
-                "network use --method dense."
-            )
-        _number("--prune-rate", t.prune_rate, 0, 1, closed_low=False)
-        _number("--learning-rate", t.learning_rate, 0, math.inf, closed_low=False)
-        _number("--weight-decay", t.weight_decay, 0, math.inf)
-        _number("--global-clipnorm", t.global_clipnorm, 0, math.inf)
-        _number("--ema-momentum", t.ema_momentum, 0, 1, closed_high=False)
-        _number("--spacing", d.spacing, 0, 1, closed_low=False)
-        _number("--scale", d.scale, 0, math.inf, closed_low=False)
-        _number("--time-scale", m.time_scale, 0, math.inf, closed_low=False)
-        _number("--sampling.eta", s.eta, 0, 1)
-        for option, value, low in (
-            ("--update-every", t.update_every, 1),
-            ("--epochs", t.epochs, 1),
-            ("--batch-size", t.batch_size, 1),
-            ("--seed", self.seed, 0),
-            ("--samples", self.samples, 1),
-            ("--samples-every", self.samples_every, 0),
-            ("--units", m.units, 1),
-            ("--num-layers", m.num_layers, 1),
-            ("--time-features", m.time_features, 2),
-            ("--max-points", d.max_points, 3),
-            ("--noise.timesteps", n.timesteps, 2),
-            ("--sampling.steps", s.steps, 1),
-        ):
-            if value < low:
-                raise SettingsError(f"{option} must be {low} or more; received {value}.")
+        check_image_settings(self.data, self.data_dir)
+        check_autoencoder_settings(self.model, "--")
+        _at_least(("--seed", self.seed, 0))
         if self.seed >= 2**31:
             raise SettingsError(f"--seed must be below 2147483648; received {self.seed}.")
-        if m.time_features % 2:
-            raise SettingsError(f"--time-features must be even; received {m.time_features}.")
-        if s.steps > n.timesteps:
-            raise SettingsError(
-                f"--sampling.steps must be at most the {n.timesteps} timesteps; received {s.steps}."
-            )
-        if n.schedule != "cosine" and not 0 < n.beta_start <= n.beta_end < 1:
-            raise SettingsError(
-                "--noise.beta-start and --noise.beta-end must satisfy 0 < start <= end < 1; "
-                f"received {n.beta_start} and {n.beta_end}."
-            )
         if self.verbose not in (-1, 0, 1, 2):
             raise SettingsError(f"--verbose must be -1, 0, 1 or 2; received {self.verbose}.")
-        if d.dataset not in DATASETS:
-            raise SettingsError(
-                f"--dataset must be {' or '.join(DATASETS)}, which is what this version reads; "
-                f"received {d.dataset} (preset {self.preset}). Its network can be trained "
-                "from Python, with your own batches."
-            )
+
+
+def check_image_settings(data, data_dir):
+    """Checks the settings of images.
+
+    Raises:
+        SettingsError: naming the option, what was received and what would be right.
+    """
+    _one_of("--dataset", data.dataset, IMAGE_DATASETS)
+    _one_of("--characters", data.characters, CHARACTERS)
+    _at_least(
+        ("--image-size", data.image_size, 8),
+        ("--training-images", data.training_images, 0),
+        ("--validation-images", data.validation_images, 0),
+    )
+    if data.dataset == "folder" and data_dir is None:
+        raise SettingsError("--data-dir must be given for --dataset folder: a folder of images.")
+
+
+def check_autoencoder_settings(autoencoder, prefix):
+    """Checks the settings of an autoencoder, whose options begin with a prefix.
+
+    Raises:
+        SettingsError: naming the option, what was received and what would be right.
+    """
+    a = autoencoder
+    _one_of(f"{prefix}reconstruction", a.reconstruction, ("l1", "l2"))
+    _number(f"{prefix}learning-rate", a.learning_rate, 0, math.inf, closed_low=False)
+    _at_least(
+        (f"{prefix}channels", a.channels, 1),
+        (f"{prefix}channel-mult", min(a.channel_mult, default=0), 1),
+        (f"{prefix}num-res-blocks", a.num_res_blocks, 1),
+        (f"{prefix}codes", a.codes, 1),
+        (f"{prefix}code-channels", a.code_channels, 1),
+        (f"{prefix}norm-groups", a.norm_groups, 1),
+        (f"{prefix}epochs", a.epochs, 1),
+        (f"{prefix}batch-size", a.batch_size, 1),
+    )
 
 
 def read_config(folder):
@@ -313,6 +504,12 @@ def write_json(path, values):
 def _one_of(option, value, choices):
     if value not in choices:
         raise SettingsError(f"{option} must be one of {', '.join(choices)}; received {value!r}.")
+
+
+def _at_least(*options):
+    for option, value, low in options:
+        if value < low:
+            raise SettingsError(f"{option} must be {low} or more; received {value}.")
 
 
 def _number(option, value, low, high, closed_low=True, closed_high=True):

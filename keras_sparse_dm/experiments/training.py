@@ -3,9 +3,7 @@
 import csv
 import platform
 import shutil
-import sys
 import time
-import zlib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,30 +12,29 @@ import numpy as np
 from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
 
 import keras_sparse_dm
-from keras_sparse_dm.data import (
-    eval_batches,
-    from_points,
-    load_kanjivg,
-    padding_waste,
-    sample_lengths,
-    steps_per_epoch,
-    train_batches,
+from keras_sparse_dm.diffusion import DiffusionModel
+from keras_sparse_dm.experiments.epochs import (
+    Checkpoint,
+    EpochFigures,
+    StopOnDivergence,
+    cosine_with_warmup,
+    keras_verbosity,
+    read_checkpoint,
+    save_model,
+    trim_metrics,
 )
-from keras_sparse_dm.data.drawing import draw
-from keras_sparse_dm.diffusion import DiffusionModel, NoiseSchedule
+from keras_sparse_dm.experiments.images import ImageRun
 from keras_sparse_dm.experiments.report import write_report
 from keras_sparse_dm.experiments.settings import (
     CONFIG_FILE,
     SettingsError,
-    TrainingDiverged,
     check_folder,
     read_json,
     unusable_folder,
     write_json,
 )
-from keras_sparse_dm.files import whole_file
+from keras_sparse_dm.experiments.sketches import SketchRun
 from keras_sparse_dm.metrics import cost
-from keras_sparse_dm.models import ChiroDiff
 from keras_sparse_dm.sparsity import (
     DynamicSparsity,
     check_invariant,
@@ -51,7 +48,6 @@ from keras_sparse_dm.sparsity.schedules import serialize_schedule
 CHECKPOINT = Path("checkpoints") / "last.keras"
 STATE_FILE = "state.json"
 METRICS_FILE = "metrics.csv"
-EVAL_BATCH_SIZE = 256
 
 
 def train(settings):
@@ -75,85 +71,83 @@ def train(settings):
     begin = time.perf_counter()
     settings.check()
     folder = settings.folder
-    preset = settings.to_preset()
+    t = settings.training
     check_folder(settings)
-    train_data, validation_data = _load_data(settings)
-    steps = _steps_per_epoch(train_data, settings)
-    validation = eval_batches(validation_data, EVAL_BATCH_SIZE)
-    verbose = settings.verbose
-    if verbose == -1:
-        verbose = 1 if sys.stdout.isatty() else 2
-
-    sparsity = _dynamic_sparsity(preset.training, settings.seed, steps, folder)
+    keras.utils.set_random_seed(settings.seed)
+    run = (ImageRun if settings.to_preset().model.kind == "unet" else SketchRun)(settings)
+    sparsity = _dynamic_sparsity(t, settings.seed, run.steps, folder)
+    # The same random state whatever was prepared before.
     keras.utils.set_random_seed(settings.seed)
     checkpoint = folder / CHECKPOINT
-    model = _new_model(preset, settings.seed, steps)
+    model = _new_model(run, settings)
     if settings.resume and checkpoint.exists():
-        model = _load_checkpoint(checkpoint, model, preset, steps)
+        model = _load_checkpoint(checkpoint, model, t, run.steps)
         state = read_json(
             folder / STATE_FILE, {"untrained_validation_loss": float, "data_checksum": int}
         )
         if state is None:
             raise SettingsError(f"--resume: {folder / STATE_FILE} is missing.")
-        if state["data_checksum"] != _checksum(train_data):
+        if state["data_checksum"] != run.checksum:
             raise SettingsError(
                 f"--resume: the run in {folder} was begun with other training data: the files, or "
                 "the version of the package kanjivg, have changed since."
             )
-        epochs_done = _iterations(model) // steps
-        print(f"Resuming {folder} after epoch {epochs_done} of {preset.training.epochs}.")
+        run.check_fits(model)
+        epochs_done = _iterations(model) // run.steps
+        print(f"Resuming {folder} after epoch {epochs_done} of {t.epochs}.")
         _check_disk_space(folder, model)
+        run.before_training(model)
     else:
         epochs_done = 0
         if sparsity is not None:
             print(sparsity_report(model))
-        print(_data_summary(train_data, validation_data, preset.training.batch_size, steps))
+        print(run.summary())
         _check_disk_space(folder, model)
         _claim_folder(settings, folder)
-        untrained = model.evaluate(validation, verbose=0, return_dict=True)["loss"]
+        run.before_training(model)
+        loss = model.evaluate(run.validation_batches(), verbose=0, return_dict=True)["loss"]
         state = {
-            "untrained_validation_loss": untrained,
-            "data_checksum": _checksum(train_data),
+            "untrained_validation_loss": loss,
+            "data_checksum": run.checksum,
+            **run.untrained_results(model),
         }
         write_json(folder / STATE_FILE, state)
-    _trim_metrics(folder / METRICS_FILE, epochs_done)
+    trim_metrics(folder / METRICS_FILE, epochs_done)
 
-    lengths = sample_lengths(train_data, settings.samples, settings.seed)
-    pictures = _SamplePictures(folder, preset, lengths, settings.seed, settings.samples_every)
-    callbacks = [_StopOnDivergence(checkpoint), _EpochFigures()]
+    callbacks = [StopOnDivergence(checkpoint), EpochFigures()]
     if sparsity is not None:
         callbacks.append(sparsity)
     callbacks += [
         keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
         keras.callbacks.CSVLogger(folder / METRICS_FILE, append=True),
-        pictures,
+        _SamplePictures(run, folder, settings.samples_every),
         # Last, so that an epoch counts as done only when all else is written.
-        _Checkpoint(checkpoint),
+        Checkpoint(checkpoint),
     ]
+    validation = run.validation_batches()
     model.fit(
-        train_batches(
-            train_data, preset.training.batch_size, settings.seed, initial_epoch=epochs_done
-        ),
-        epochs=preset.training.epochs,
+        run.train_batches(epochs_done),
+        epochs=t.epochs,
         initial_epoch=epochs_done,
-        steps_per_epoch=steps,
+        steps_per_epoch=run.steps,
         validation_data=validation,
         callbacks=callbacks,
         shuffle=False,
-        verbose=verbose,
+        verbose=keras_verbosity(settings.verbose),
     )
 
     trained = model.evaluate(validation, verbose=0, return_dict=True)["loss"]
     check_invariant(model)
-    _save_model(model, folder / "model.keras")
-    sketches = _generate(model, preset, lengths, settings.seed)
-    _draw_beside_real(folder / "samples.png", sketches, train_data, preset, settings.seed)
-    losses = {
+    save_model(model, folder / "model.keras")
+    samples = run.generate(model)
+    run.draw_beside_real(folder / "samples.png", samples)
+    results = _results(model, settings, run, sparsity) | state | run.results(samples)
+    results |= {
         "validation_loss_untrained": state["untrained_validation_loss"],
         "validation_loss_trained": trained,
+        "session_seconds": time.perf_counter() - begin,
     }
-    results = _results(model, settings, steps, train_data, validation_data, sparsity)
-    write_report(folder, results | losses | {"session_seconds": time.perf_counter() - begin})
+    write_report(folder, results, run.report_rows(results))
     return folder
 
 
@@ -173,65 +167,15 @@ def _claim_folder(settings, folder):
     (folder / CHECKPOINT).parent.mkdir(exist_ok=True)
 
 
-def _load_data(settings):
-    d = settings.data
-    try:
-        return load_kanjivg(
-            folder=settings.data_dir,
-            cache_dir=settings.cache_dir,
-            representation=d.representation,
-            spacing=d.spacing,
-            scale=d.scale,
-            max_points=d.max_points,
-            characters=d.characters,
-        )
-    except (ValueError, FileNotFoundError) as error:
-        raise SettingsError(f"--data-dir: {error}") from None
-
-
-def _steps_per_epoch(train_data, settings):
-    try:
-        return steps_per_epoch(train_data, settings.training.batch_size)
-    except ValueError as error:
-        raise SettingsError(f"--batch-size: {error}") from None
-
-
-def _checksum(data):
-    return zlib.crc32(data.points.tobytes())
-
-
-def _data_summary(train_data, validation_data, batch_size, steps):
-    waste = padding_waste(train_data, batch_size)
-    return (
-        f"{train_data.summary}\n"
-        f"{len(train_data):,} for training in {steps} batches of {batch_size} an epoch, "
-        f"{len(validation_data):,} for validation; {train_data.lengths.mean():.1f} points a "
-        f"sketch, {waste:.1%} of the points in batches are padding"
-    )
-
-
-def _new_model(preset, seed, steps):
-    n, t = preset.noise, preset.training
-    noise_schedule = NoiseSchedule(
-        n.schedule,
-        n.timesteps,
-        *((None, None) if n.schedule == "cosine" else (n.beta_start, n.beta_end)),
-    )
-    denoiser = ChiroDiff(**preset.denoiser_arguments(), seed=seed)
-    model = DiffusionModel(denoiser, noise_schedule, seed=seed)
+def _new_model(run, settings):
+    t, seed = settings.training, settings.seed
+    model = run.new_model()
     if t.method != "dense":
         dense_start = t.method == "gmp"
         sparsify(model, t.sparsity, t.distribution, seed=seed, dense_start=dense_start)
     learning_rate = t.learning_rate
     if t.learning_rate_schedule == "cosine":
-        total = t.epochs * steps
-        # A twentieth of the run to warm up, at most the usual thousand steps.
-        learning_rate = keras.optimizers.schedules.CosineDecay(
-            0.0,
-            decay_steps=total - min(1000, total // 20),
-            warmup_target=t.learning_rate,
-            warmup_steps=min(1000, total // 20),
-        )
+        learning_rate = cosine_with_warmup(t.learning_rate, t.epochs * run.steps)
     model.compile(
         keras.optimizers.AdamW(
             learning_rate,
@@ -275,18 +219,14 @@ def _dynamic_sparsity(training, seed, steps, folder):
     )
 
 
-def _load_checkpoint(path, expected, preset, steps):
+def _load_checkpoint(path, expected, training, steps):
     """Loads a checkpoint, which must be of the configuration that `expected` is made of."""
-    try:
-        model = keras.saving.load_model(path)
-    except Exception as error:  # a damaged file fails in any way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SettingsError(f"--resume: checkpoint {path} cannot be read: {reason}") from None
+    model = read_checkpoint(path)
     here, there = _description(expected), _description(model)
-    if preset.training.method != "dense" and there is not None:
+    if training.method != "dense" and there is not None:
         # What the callback will install in the model that is not trained yet.
         sparse = innermost_sparse_optimizer(model)
-        callback = _dynamic_sparsity(preset.training, None, steps, path.parent)
+        callback = _dynamic_sparsity(training, None, steps, path.parent)
         here["method"] = callback.method.name
         here["schedule"] = serialize_schedule(callback.schedule)
         there["method"] = sparse.method.name if sparse is not None else "dense"
@@ -304,22 +244,17 @@ def _load_checkpoint(path, expected, preset, steps):
 
 def _description(model):
     """What tells configurations apart in a model; None for what is no DiffusionModel."""
-    if not isinstance(model, DiffusionModel) or not isinstance(model.denoiser, ChiroDiff):
+    if not isinstance(model, DiffusionModel):
         return None
     optimizer = innermost_optimizer(model)
     optimizer_config = optimizer.get_config() if optimizer is not None else {}
     return {
-        "denoiser": model.denoiser.get_config(),
+        "denoiser": {"class": type(model.denoiser).__name__, **model.denoiser.get_config()},
         "noise schedule": model.noise_schedule.get_config(),
         "seed": model.seed,
         "optimizer": {k: v for k, v in optimizer_config.items() if k != "name"},
         "masks": [(k.target.density, k.target.structure) for k in masked_kernels(model)],
     }
-
-
-def _save_model(model, path):
-    with whole_file(path) as temporary:
-        model.save(temporary)
 
 
 def _iterations(model):
@@ -339,82 +274,36 @@ def _check_disk_space(folder, model):
         )
 
 
-def _trim_metrics(path, epochs_done):
-    """Drops rows of epochs that the checkpoint does not hold; they will be trained again."""
-    if not path.exists():
-        return
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    kept = rows[:1] + [row for row in rows[1:] if row and int(row[0]) < epochs_done]
-    with (
-        whole_file(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        csv.writer(file).writerows(kept if len(kept) > 1 else [])
-
-
-def _generate(model, preset, lengths, seed):
-    points = model.generate(
-        lengths=lengths,
-        steps=preset.sampling.steps,
-        sampler=preset.sampling.sampler,
-        eta=preset.sampling.eta,
-        seed=seed,
-    )
-    broken = ~np.isfinite(points).all(axis=(1, 2))
-    if broken.any():
-        print(f"{broken.sum()} of {len(points)} samples are not finite and are drawn empty.")
-        points[broken] = 0.0
-    return [
-        from_points(sketch[:length], preset.data.representation)
-        for sketch, length in zip(points, lengths, strict=True)
-    ]
-
-
-def _draw_beside_real(path, sketches, train_data, preset, seed):
-    chosen = np.random.default_rng(seed).permutation(len(train_data))[: len(sketches)]
-    real = [from_points(train_data[i], preset.data.representation) for i in chosen]
-    draw([sketches, real], path, titles=("generated", "real"))
-
-
-def _results(model, settings, steps, train_data, validation_data, sparsity):
-    preset = settings.to_preset()
-    t = preset.training
-    mean_length = round(float(train_data.lengths.mean()))
-    example = (
-        np.zeros((1, mean_length, 3), "float32"),
-        np.zeros(1, "int32"),
-        np.array([mean_length]),
-    )
-    sampler_steps = (
-        preset.sampling.steps if preset.sampling.sampler == "ddim" else preset.noise.timesteps
-    )
+def _results(model, settings, run, sparsity):
+    t, sampling = settings.training, settings.sampling
+    sampler_steps = sampling.steps if sampling.sampler == "ddim" else settings.noise.timesteps
     costs = cost(
         model.denoiser,
-        example,
+        run.example,
         sampling_steps=sampler_steps,
-        iterations=steps * t.epochs,
+        iterations=run.steps * t.epochs,
         method=t.method,
         update_every=t.update_every,
         schedule=None if sparsity is None else sparsity.schedule,
     )
-    report = sparsity_report(model)
+    # The denoiser's: what is frozen for good is no part of what is sparse or dense.
+    report = sparsity_report(model.denoiser)
     optimizer = innermost_sparse_optimizer(model)
     with open(settings.folder / METRICS_FILE, newline="", encoding="utf-8") as file:
         seconds = sum(float(row["seconds"]) for row in csv.DictReader(file))
     return {
-        "preset": preset.name,
+        "preset": settings.preset,
         "method": t.method,
         "seed": settings.seed,
         "epochs": t.epochs,
-        "iterations": steps * t.epochs,
+        "iterations": run.steps * t.epochs,
         "batch_size": t.batch_size,
-        "training_sketches": len(train_data),
-        "validation_sketches": len(validation_data),
-        "points_per_sketch": float(train_data.lengths.mean()),
-        "flops_points": mean_length,
-        "padding_waste": padding_waste(train_data, t.batch_size),
-        "sampler": preset.sampling.sampler,
+        f"training_{run.unit}": len(run.train),
+        f"validation_{run.unit}": len(run.validation),
+        "unit": run.unit,
+        "flops_example": run.example_name,
+        "samples": settings.samples,
+        "sampler": sampling.sampler,
         "sampling_steps": sampler_steps,
         "training_seconds": seconds,
         "topology_updates": optimizer.topology_updates if optimizer is not None else 0,
@@ -425,68 +314,17 @@ def _results(model, settings, steps, train_data, validation_data, sparsity):
     }
 
 
-class _StopOnDivergence(keras.callbacks.Callback):
-    """Ends the run as soon as the loss is not finite, before anything is overwritten."""
-
-    def __init__(self, checkpoint):
-        super().__init__()
-        self.checkpoint = checkpoint
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._check(logs, "loss")
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._check(logs, "val_loss")
-
-    def _check(self, logs, name):
-        value = (logs or {}).get(name)
-        if value is not None and not np.isfinite(value):
-            kept = (
-                f"The checkpoint of the last good epoch is kept: {self.checkpoint}."
-                if self.checkpoint.exists()
-                else "No epoch was finished, so there is no checkpoint."
-            )
-            raise TrainingDiverged(
-                f"Training stopped at step {_iterations(self.model)}: {name} is {value}. {kept} "
-                "A lower --learning-rate may help."
-            )
-
-
-class _EpochFigures(keras.callbacks.Callback):
-    """Adds the learning rate and the epoch's seconds to the logs."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._begin = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        logs["learning_rate"] = float(self.model.optimizer.learning_rate)
-        logs["seconds"] = time.perf_counter() - self._begin
-
-
 class _SamplePictures(keras.callbacks.Callback):
-    """Draws generated sketches every few epochs."""
+    """Draws generated samples every few epochs."""
 
-    def __init__(self, folder, preset, lengths, seed, every):
+    def __init__(self, run, folder, every):
         super().__init__()
+        self.run = run
         self.folder = folder
-        self.preset = preset
-        self.lengths = lengths
-        self.seed = seed
         self.every = every
 
     def on_epoch_end(self, epoch, logs=None):
         if self.every and (epoch + 1) % self.every == 0:
-            sketches = _generate(self.model, self.preset, self.lengths, self.seed)
+            samples = self.run.generate(self.model)
             (self.folder / "samples").mkdir(exist_ok=True)
-            draw([sketches], self.folder / "samples" / f"epoch-{epoch + 1:04d}.png")
-
-
-class _Checkpoint(keras.callbacks.Callback):
-    """Saves model, optimizer, masks and random state after every epoch."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.path = path
-
-    def on_epoch_end(self, epoch, logs=None):
-        _save_model(self.model, self.path)
+            self.run.draw(self.folder / "samples" / f"epoch-{epoch + 1:04d}.png", samples)

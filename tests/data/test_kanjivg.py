@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import keras_sparse_dm.data.kanjivg as kanjivg
+import keras_sparse_dm.data.preparation as preparation
 from keras_sparse_dm.data import load_kanjivg, read_sketches, read_svg, select_characters
 from keras_sparse_dm.data.sketch import from_points, prepare, to_absolute
 
@@ -363,14 +364,14 @@ def test_workers_do_not_import_tensorflow():
         " {'representation': 'absolute', 'spacing': 0.05, 'scale': 10.0})[0][2]"
     )
     imported = "[m for m in ('numpy', 'tensorflow', 'keras') if m in __import__('sys').modules]"
-    results = kanjivg._map_in_processes(eval, [prepare_one, imported], 1)
+    results = preparation.map_in_processes(eval, [prepare_one, imported], 1)
     assert list(results) == [None, ["numpy"]]
 
 
 def test_closing_the_preparation_early_ends_the_workers():
     import multiprocessing
 
-    results = kanjivg._map_in_processes(time.sleep, [0.01] + [60] * 3, 2)
+    results = preparation.map_in_processes(time.sleep, [0.01] + [60] * 3, 2)
     next(results)
     assert multiprocessing.active_children()
     start = time.monotonic()
