@@ -341,7 +341,7 @@ class _Reads:
         self._count = 0
         self._last = 0.0
         self._ended = False
-        pass  # atexit.register(self._end)
+        atexit.register(self._end)
 
     @contextlib.contextmanager
     def under_way(self):

@@ -1,5 +1,6 @@
 """Blocks that the U-Net and the autoencoder are made of (Rombach et al. 2022). Channels last."""
 
+import functools
 import math
 
 import keras
@@ -41,30 +42,72 @@ class GroupNorm(keras.layers.GroupNormalization):
         super().build(input_shape)
 
     def call(self, inputs):
-        x = ops.cast(inputs, "float32")
-        batch_size, channels = ops.shape(x)[0], x.shape[-1]
-        groups = (batch_size, self.groups, channels // self.groups)
-        channel_mean = ops.mean(x, axis=(1, 2), keepdims=True)
-        channel_variance = ops.mean(ops.square(x - channel_mean), axis=(1, 2))
-        channel_mean = ops.reshape(channel_mean, groups)
-        mean = ops.mean(channel_mean, axis=-1, keepdims=True)
-        variance = ops.mean(
-            ops.reshape(channel_variance, groups) + ops.square(channel_mean - mean),
-            axis=-1,
-            keepdims=True,
-        )
-        gamma = ops.reshape(ops.cast(self.gamma, "float32"), groups[1:])
-        beta = ops.reshape(ops.cast(self.beta, "float32"), groups[1:])
-        scale = gamma * ops.rsqrt(variance + self.epsilon)
-        shift = beta - mean * scale
-        per_channel = (batch_size, 1, 1, channels)
-        x = x * ops.reshape(scale, per_channel) + ops.reshape(shift, per_channel)
-        if self.activation == "silu":
-            x = ops.silu(x)
+        # Before the cast: of two half-precision inputs for the gradient one would be kept twice.
+        normalize = _group_norm(self.groups, self.epsilon, self.activation == "silu")
+        x = normalize(inputs, ops.cast(self.gamma, "float32"), ops.cast(self.beta, "float32"))
         return ops.cast(x, self.compute_dtype)
 
     def get_config(self):
         return super().get_config() | {"activation": self.activation}
+
+
+@functools.cache
+def _group_norm(groups, epsilon, silu):
+    """Returns the function behind `GroupNorm`, in float32.
+
+    Its gradient keeps the input alone, where differentiation would keep three more of its size.
+    """
+
+    @ops.custom_gradient
+    def group_norm(inputs, gamma, beta):
+        batch_size, height, width, channels = (*ops.shape(inputs)[:3], inputs.shape[-1])
+        grouped = (batch_size, groups, channels // groups)
+        flat = (batch_size, height * width, channels)
+        size = ops.cast(height * width * (channels // groups), "float32")
+
+        def per_channel(values):
+            return ops.reshape(ops.broadcast_to(values, grouped), (batch_size, 1, channels))
+
+        def of_group(values):
+            return ops.mean(ops.reshape(values, grouped), axis=-1, keepdims=True)
+
+        x = ops.reshape(ops.cast(inputs, "float32"), flat)
+        gamma, beta = (ops.reshape(v, grouped[1:]) for v in (gamma, beta))
+        # The squares of what is left of the channel's mean: no difference of large numbers.
+        channel_mean = ops.mean(x, axis=1, keepdims=True)
+        channel_variance = ops.mean(ops.square(x - channel_mean), axis=1)
+        mean = of_group(channel_mean)
+        between = ops.square(ops.reshape(channel_mean, grouped) - mean)
+        inverse = ops.rsqrt(of_group(channel_variance) + of_group(between) + epsilon)
+        scale = per_channel(gamma * inverse)
+        shift = per_channel(beta - mean * gamma * inverse)
+        output = x * scale + shift
+        if silu:
+            output = ops.silu(output)
+
+        def gradient(*arguments, upstream=None):
+            if upstream is None:
+                (upstream,) = arguments
+            x = ops.reshape(ops.cast(inputs, "float32"), flat)
+            d = ops.reshape(ops.cast(upstream, "float32"), flat)
+            if silu:
+                normalized = x * scale + shift
+                sigmoid = ops.sigmoid(normalized)
+                d = d * sigmoid * (1.0 + (normalized - ops.reshape(output, flat)))
+            d_shift = ops.reshape(ops.sum(d, axis=1), grouped)
+            d_scale = ops.reshape(ops.sum(d * x, axis=1), grouped)
+            d_scale = inverse * (d_scale - mean * d_shift)
+            # What the mean and the variance take back, spread over the group.
+            from_mean = inverse * ops.sum(gamma * d_shift, axis=-1, keepdims=True) / size
+            slope = inverse * inverse * ops.sum(gamma * d_scale, axis=-1, keepdims=True) / size
+            dx = d * scale - (x * per_channel(slope) + per_channel(from_mean - mean * slope))
+            dx = ops.cast(ops.reshape(dx, ops.shape(inputs)), inputs.dtype)
+            d_gamma, d_beta = (ops.reshape(ops.sum(v, axis=0), (-1,)) for v in (d_scale, d_shift))
+            return dx, d_gamma, d_beta
+
+        return ops.reshape(output, ops.shape(inputs)), gradient
+
+    return group_norm
 
 
 class ResidualBlock(keras.layers.Layer):
@@ -180,29 +223,78 @@ class Upsample(keras.layers.Layer):
 
 
 def attention(query, key, value, training=False):
-    """Scaled dot-product attention that never holds all scores at once.
+    """Scaled dot-product attention that never holds all scores of a large image at once.
 
-    By `keras.ops.dot_product_attention`, some queries at a time; in training the scores are
-    computed again for the gradient rather than kept.
+    Queries are taken some at a time, so that each head of each example holds at most `SCORES`
+    scores, and a row of them at least. Where that takes several parts, the scores are computed
+    again for the gradient, one part after another; where one part does, they are kept.
 
     Args:
         query, key, value: Float tensors (batch_size, positions, heads, channels), positions
             known.
-        training: Whether a gradient will be taken.
+        training: Whether a gradient will be taken; without, one is possible too.
 
     Returns:
         Float tensor of the shape of `query`.
     """
-    attend = ops.dot_product_attention
-    if training:
-        attend = keras.remat(attend)
-    positions = query.shape[1]
-    parts = math.ceil(positions * key.shape[1] / SCORES)
-    size = math.ceil(positions / parts)
-    outputs = [
-        attend(query[:, begin : begin + size], key, value) for begin in range(0, positions, size)
-    ]
-    return outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, axis=1)
+    query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
+    query = query * (1.0 / math.sqrt(query.shape[-1]))
+    parts = math.ceil(query.shape[2] * key.shape[2] / SCORES)
+    if parts == 1:
+        output = ops.matmul(_attention_shares(query, key), value)
+    else:
+        output = _attention_in_parts(query, key, value)
+    return ops.transpose(output, (0, 2, 1, 3))
+
+
+def _attention_shares(query, key):
+    """Shares (batch_size, heads, queries, keys) of the keys in the output, from scaled queries."""
+    scores = ops.matmul(query, ops.swapaxes(key, 2, 3))
+    # Half precision is too coarse for exponents.
+    return ops.cast(ops.softmax(ops.cast(scores, "float32")), query.dtype)
+
+
+@ops.custom_gradient
+def _attention_in_parts(query, key, value):
+    positions = query.shape[2]
+    size = max(1, SCORES // key.shape[2])
+    parts = [(begin, min(begin + size, positions)) for begin in range(0, positions, size)]
+
+    outputs = []
+    for begin, end in parts:
+        part = query[:, :, begin:end]
+        if outputs:
+            part = _after(outputs[-1], part)
+        outputs.append(ops.matmul(_attention_shares(part, key), value))
+    output = ops.concatenate(outputs, axis=2)
+
+    def gradient(*arguments, upstream=None):
+        if upstream is None:
+            (upstream,) = arguments
+        transposed_value = ops.swapaxes(value, 2, 3)
+        d_queries, d_key, d_value = [], 0.0, 0.0
+        for begin, end in parts:
+            d = upstream[:, :, begin:end]
+            part = _after(d_queries[-1] if d_queries else d, query[:, :, begin:end])
+            shares = _attention_shares(part, key)
+            d_value = d_value + ops.matmul(ops.swapaxes(shares, 2, 3), d)
+            mean = ops.sum(d * output[:, :, begin:end], axis=-1, keepdims=True)
+            d_scores = shares * (ops.matmul(d, transposed_value) - mean)
+            d_queries.append(ops.matmul(d_scores, key))
+            d_key = d_key + ops.matmul(ops.swapaxes(d_scores, 2, 3), part)
+        return ops.concatenate(d_queries, axis=2), d_key, d_value
+
+    return output, gradient
+
+
+def _after(first, then):
+    """Returns `then`, as something that is not known before `first` is.
+
+    So that compilers neither compute parts side by side, nor take what is computed again for
+    what was computed before.
+    """
+    known = ops.cast(ops.reshape(first, (-1,))[0], "bool")
+    return then + ops.cast(ops.where(ops.equal(known, known), 0.0, float("nan")), then.dtype)
 
 
 def conv_layer(conv, filters, size=3, zero=False, padding="same", **kwargs):

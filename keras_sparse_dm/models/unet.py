@@ -55,7 +55,7 @@ class AttentionBlock(keras.layers.Layer):
         heads = self.channels // self.head_channels
         qkv = self.qkv(ops.reshape(self.norm(x), (batch_size, height * width, self.channels)))
         qkv = ops.reshape(qkv, (batch_size, height * width, heads, 3, self.head_channels))
-        hidden = attention(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :], training=training)
+        hidden = attention(*ops.unstack(qkv, axis=3), training=training)
         hidden = self.output_projection(
             ops.reshape(hidden, (batch_size, height * width, self.channels))
         )

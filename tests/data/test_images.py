@@ -272,7 +272,7 @@ def test_a_file_larger_than_the_memory_is_read_batch_by_batch_and_let_go_of(tmp_
         pytest.skip("no sparse file of 60 GB can be made here")
     try:
         out = subprocess.run(
-            [sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=30
+            [sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=120
         )
     finally:
         path.unlink()
