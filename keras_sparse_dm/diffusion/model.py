@@ -12,7 +12,7 @@ from tqdm import tqdm
 from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule, check_timesteps
 from keras_sparse_dm.diffusion.samplers import ddim, ddpm
 from keras_sparse_dm.seeds import seed_generator
-from keras_sparse_dm.sparsity.masking import innermost_optimizer
+from keras_sparse_dm.sparsity.masking import build_optimizer, innermost_optimizer
 
 SAMPLERS = ("ddim", "ddpm")
 
@@ -128,6 +128,7 @@ class DiffusionModel(keras.Model):
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
         self._averages_final = False
+        build_optimizer(self)
         history = super().fit(*args, **kwargs)
         # Keras ends training by moving the averages into the weights.
         self._averages_final = True

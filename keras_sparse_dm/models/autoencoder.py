@@ -1,5 +1,6 @@
 """The vector-quantized autoencoder of latent diffusion (Esser et al. 2021; Rombach et al. 2022)."""
 
+import functools
 import hashlib
 import json
 
@@ -17,6 +18,7 @@ from keras_sparse_dm.models.blocks import (
 )
 from keras_sparse_dm.models.presets import get_preset
 from keras_sparse_dm.seeds import seed_generator
+from keras_sparse_dm.sparsity.masking import build_optimizer
 
 # Distances between latents and codes that are held at a time.
 DISTANCES = 2**22
@@ -374,6 +376,11 @@ class VQAutoencoder(keras.Model):
     @property
     def metrics(self):
         return list(self._trackers.values())
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        build_optimizer(self)
+        return super().fit(*args, **kwargs)
 
     def train_step(self, data):
         images = _images(data)

@@ -5,7 +5,11 @@ import contextlib
 import keras
 import numpy as np
 
-from keras_sparse_dm.sparsity.masking import innermost_sparse_optimizer, masked_kernels
+from keras_sparse_dm.sparsity.masking import (
+    build_optimizer,
+    innermost_sparse_optimizer,
+    masked_kernels,
+)
 from keras_sparse_dm.sparsity.methods import get_method
 from keras_sparse_dm.sparsity.optimizer import SparseOptimizer
 from keras_sparse_dm.sparsity.report import sparsity_report
@@ -248,6 +252,7 @@ def _install(model, method, schedule, seed, **options):
             optimizer.attach(model)
             if changed:
                 model.train_function = None
+    build_optimizer(model)
     return optimizer
 
 

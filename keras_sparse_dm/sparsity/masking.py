@@ -1,5 +1,6 @@
 """Finding a model's kernels, and making them sparse."""
 
+import contextlib
 import difflib
 import fnmatch
 import math
@@ -250,6 +251,18 @@ def what_is_left_alone(model):
     """Returns `{kernel name: reason}` of a model's kernels that are dense and cannot be sparse."""
     sparse = {k.name for k in masked_kernels(model)}
     return {name: why for name, why in _candidates(model)[1].items() if name not in sparse}
+
+
+def build_optimizer(model):
+    """Makes the variables of a compiled model's optimizer, if they are not made yet.
+
+    While the first training step is traced, they would be made too, but by tracing it twice.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None and not optimizer.built:
+        strategy = getattr(model, "distribute_strategy", None)
+        with strategy.scope() if strategy is not None else contextlib.nullcontext():
+            optimizer.build(model.trainable_variables)
 
 
 def innermost_optimizer(model):

@@ -91,7 +91,7 @@ def test_trains_and_uses_its_codes():
     model.compile(keras.optimizers.Adam(3e-3))
     images = pictures(64)
     before = model.evaluate(images, verbose=0, return_dict=True)
-    model.fit(images, batch_size=16, epochs=25, verbose=0)
+    model.fit(images, batch_size=16, epochs=40, verbose=0)
     after = model.evaluate(images, verbose=0, return_dict=True)
     assert after["reconstruction"] < 0.5 * before["reconstruction"]
     assert after["codes_used"] > 0.5
