@@ -57,6 +57,20 @@ def test_using_the_library_loads_neither_the_toolkit_nor_the_command_line():
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    "first", ["keras", "keras_sparse_dm.layers", "keras_sparse_dm.models.unet"]
+)
+def test_saved_classes_are_known_whatever_is_imported_first(first):
+    names = ("SparseDense", "SparseOptimizer", "ChiroDiff", "UNet", "LatentDiffusion")
+    code = (
+        f"import {first}, keras, keras_sparse_dm\n"
+        f"for name in {names!r}:\n"
+        "    assert keras.saving.get_registered_object('keras_sparse_dm>' + name), name\n"
+    )
+    result = python("-c", code, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("argv", [["train.py", "--help"], ["-m", "keras_sparse_dm.cli", "--help"]])
 def test_help_answers_at_once(argv):
     seconds = []

@@ -108,3 +108,22 @@ def test_chirodiff_example(monkeypatch, tmp_path):
     exec(shortened, names)
     ksd.sparsity.check_invariant(names["model"])
     assert names["points"].shape == (8, 80, 3)
+
+
+def test_latent_diffusion_example():
+    names = {}
+    block = shortened = block_with("LatentDiffusion(")
+    for long, short in (
+        ("(64, 32, 32, 3)", "(16, 8, 8, 3)"),
+        ("channels=32, num_res_blocks=1", "channels=32, num_res_blocks=1, channel_mult=(1,)"),
+        ("channel_mult=(1, 2), num_res_blocks=1", "channel_mult=(1,), num_res_blocks=1"),
+        ("image_size=32", "image_size=8"),
+        ("batch_size=8", "batch_size=4"),
+        ("steps=10", "steps=2"),
+    ):
+        assert long in block
+        shortened = shortened.replace(long, short)
+    exec(shortened, names)
+    assert names["pictures"].shape == (4, 8, 8, 3)
+    assert names["model"].optimizer.topology_updates == 1
+    ksd.sparsity.check_invariant(names["model"])

@@ -73,9 +73,12 @@ def draw_images(images, path=None, columns=8, titles=(), cell=1.1):
         raise ValueError("`images` must hold at least one image; received none.")
     columns = min(columns, max(len(group) for group in groups))
     rows = max(-(-len(group) // columns) for group in groups)
-    figure = Figure(figsize=(cell * (columns + 0.4) * len(groups), cell * rows + 0.4))
+    title = 0.4 if titles else 0.1
+    width, height = cell * (columns + 0.2), cell * rows + title
+    figure = Figure(figsize=(width * len(groups), height))
     for i, group in enumerate(groups):
-        axis = figure.add_axes((i / len(groups) + 0.01, 0.01, 1 / len(groups) - 0.02, 0.9))
+        left, share = (i + 0.01) / len(groups), 0.98 / len(groups)
+        axis = figure.add_axes((left, 0.01, share, 1 - title / height))
         axis.set_axis_off()
         axis.imshow(_grid(np.asarray(group), rows, columns))
         if i < len(titles):

@@ -16,7 +16,7 @@ def new_model(**arguments):
         channels=8, channel_mult=(1, 2), num_res_blocks=1, codes=16, norm_groups=4, seed=0
     )
     autoencoder.codebook.assign(0.5 * keras.random.normal((16, 3), seed=1))
-    denoiser = UNet(model_channels=32, channel_mult=(1, 1), num_res_blocks=1, timesteps=20)
+    denoiser = UNet(model_channels=32, channel_mult=(1,), num_res_blocks=1, timesteps=20)
     noise = NoiseSchedule.scaled_linear(20, 0.01, 0.3)
     return LatentDiffusion(
         denoiser, autoencoder, noise, **({"image_size": 8, "seed": 0} | arguments)
@@ -135,8 +135,8 @@ def test_mixed_precision_trains_with_the_invariant_kept(policy):
 
 
 def test_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match=r"`image_size` must be a multiple of 4, .*received 6"):
-        new_model(image_size=6)
+    with pytest.raises(ValueError, match=r"`image_size` must be a multiple of 2, .*received 7"):
+        new_model(image_size=7)
     autoencoder = VQAutoencoder(channels=8, channel_mult=(1,), norm_groups=4, code_channels=4)
     denoiser = UNet(model_channels=32, channel_mult=(1,), attention_factors=(), timesteps=20)
     with pytest.raises(ValueError, match="must have the 4 channels .* it has 3 and 3"):
