@@ -1,5 +1,6 @@
 """Training of the autoencoder that latent diffusion needs: by command, or once for the default."""
 
+import contextlib
 import json
 import platform
 import time
@@ -36,7 +37,8 @@ from keras_sparse_dm.experiments.settings import (
 )
 from keras_sparse_dm.models import VQAutoencoder
 
-EVAL_BATCH_SIZE = 32
+# Pixels of the images that are evaluated at a time: 64 of 64 x 64, 4 of 256 x 256.
+EVAL_PIXELS = 2**18
 # Part of the kept file's name: raise it where the same settings train another autoencoder.
 VERSION = 1
 
@@ -102,7 +104,7 @@ def train_autoencoder(settings):
         verbose=keras_verbosity(settings.verbose),
     )
     final = model.evaluate(
-        eval_image_batches(validation, EVAL_BATCH_SIZE), verbose=0, return_dict=True
+        eval_image_batches(validation, eval_batch_size(validation)), verbose=0, return_dict=True
     )
     save_model(model, folder / "autoencoder.keras")
     shown = np.stack([validation[i] for i in range(min(32, len(validation)))])
@@ -183,21 +185,37 @@ def load_image_data(settings):
     d = settings.data
     options = {"characters": d.characters} if d.dataset == "kanjivg" else {}
     try:
-        return load_images(
-            d.dataset,
-            data_dir=settings.data_dir,
-            cache_dir=settings.cache_dir,
-            size=d.image_size,
-            train_images=d.training_images or None,
-            validation_images=d.validation_images or None,
-            **options,
-        )
+        with cache_errors():
+            return load_images(
+                d.dataset,
+                data_dir=settings.data_dir,
+                cache_dir=settings.cache_dir,
+                size=d.image_size,
+                train_images=d.training_images or None,
+                validation_images=d.validation_images or None,
+                **options,
+            )
+    except SettingsError:
+        raise
     except (ValueError, FileNotFoundError) as error:
         raise SettingsError(f"--data-dir: {error}") from None
+
+
+@contextlib.contextmanager
+def cache_errors():
+    """Context that turns the errors of a cache that cannot be written into ours."""
+    try:
+        yield
     except OSError as error:
+        # Those of the operating system have a number, and are told as they are.
         if error.errno is not None:
             raise
         raise SettingsError(f"--cache-dir: {error}") from None
+
+
+def eval_batch_size(images):
+    """Images of a batch that nothing is learned from, so many that they fit into memory."""
+    return max(1, min(64, EVAL_PIXELS // images.size**2))
 
 
 def new_autoencoder(autoencoder, image_size, seed):
@@ -254,7 +272,7 @@ def fit_autoencoder(
         epochs=autoencoder.epochs,
         initial_epoch=epochs_done,
         steps_per_epoch=steps,
-        validation_data=eval_image_batches(validation, EVAL_BATCH_SIZE),
+        validation_data=eval_image_batches(validation, eval_batch_size(validation)),
         callbacks=list(callbacks),
         shuffle=False,
         verbose=verbose,

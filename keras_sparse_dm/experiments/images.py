@@ -13,6 +13,8 @@ from keras_sparse_dm.data.images import (
 )
 from keras_sparse_dm.data.latents import cache_latents
 from keras_sparse_dm.experiments.autoencoder import (
+    cache_errors,
+    eval_batch_size,
     load_image_data,
     new_autoencoder,
     trained_autoencoder,
@@ -21,7 +23,6 @@ from keras_sparse_dm.experiments.settings import SettingsError
 from keras_sparse_dm.metrics import frechet_distance
 from keras_sparse_dm.models import LatentDiffusion, UNet, VQAutoencoder
 
-EVAL_BATCH_SIZE = 64
 SAMPLING_BATCH_SIZE = 16
 # The distance that the report gives until a run names a feature network.
 PIXELS = 8
@@ -129,16 +130,17 @@ class ImageRun:
         if self.settings.data.cache_latents:
             encode = tf.function(model.encode)
             fingerprint = model.autoencoder.fingerprint()
-            self._encoded = tuple(
-                cache_latents(
-                    encode,
-                    images,
-                    cache_dir=self.settings.cache_dir,
-                    fingerprint=fingerprint,
-                    batch_size=EVAL_BATCH_SIZE,
+            with cache_errors():
+                self._encoded = tuple(
+                    cache_latents(
+                        encode,
+                        images,
+                        cache_dir=self.settings.cache_dir,
+                        fingerprint=fingerprint,
+                        batch_size=eval_batch_size(images),
+                    )
+                    for images in (self.train, self.validation)
                 )
-                for images in (self.train, self.validation)
-            )
         if model.scale_latents and not float(model.scale_known):
             # The untrained network is evaluated before the first training step.
             (batch,) = self.train_batches(0).take(1)
@@ -170,7 +172,7 @@ class ImageRun:
 
     def validation_batches(self):
         return eval_image_batches(
-            self._encoded[1] if self._encoded else self.validation, EVAL_BATCH_SIZE
+            self._encoded[1] if self._encoded else self.validation, eval_batch_size(self.validation)
         )
 
     def generate(self, model):
@@ -235,7 +237,7 @@ class ImageRun:
     def _distance(self, images):
         """Fréchet distance of images to the training images, by their coarse grey pixels."""
         if self._real_features is None:
-            n, size = len(self.train), EVAL_BATCH_SIZE
+            n, size = len(self.train), eval_batch_size(self.train)
             self._real_features = np.concatenate(
                 [
                     _pixel_features(
