@@ -180,9 +180,7 @@ def compare(ours, others):
     """Returns the name of the fastest of the others, and our seconds over its, by round."""
     fastest = min(others, key=lambda name: statistics.median(others[name]))
     # Within a round the machine is the same.
-    return fastest, statistics.median(
-        a / b for a, b in zip(ours, others[fastest], strict=True)
-    )
+    return fastest, statistics.median(a / b for a, b in zip(ours, others[fastest], strict=True))
 
 
 def main(
