@@ -286,8 +286,7 @@ def _results(model, settings, run, sparsity):
         update_every=t.update_every,
         schedule=None if sparsity is None else sparsity.schedule,
     )
-    # The denoiser's: what is frozen for good is no part of what is sparse or dense.
-    report = sparsity_report(model.denoiser)
+    report = sparsity_report(model)
     optimizer = innermost_sparse_optimizer(model)
     with open(settings.folder / METRICS_FILE, newline="", encoding="utf-8") as file:
         seconds = sum(float(row["seconds"]) for row in csv.DictReader(file))
