@@ -26,6 +26,7 @@ class Sketch:
             of space and time are the source's until `prepare` sets them. Kept as a tuple of
             read-only float64 arrays.
         name: what to call the sketch in messages, for example its file's stem.
+        label: what it shows, where that is known: QuickDraw's category, a digit; else empty.
 
     Raises:
         ValueError: if a stroke has another shape, no point, or a value that is not finite.
@@ -33,6 +34,7 @@ class Sketch:
 
     strokes: tuple[np.ndarray, ...]
     name: str = ""
+    label: str = ""
 
     def __post_init__(self):
         strokes = []
