@@ -396,13 +396,16 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         masks = {self._var_key(k.kernel): k.mask for k in self._kernels}
         # Kernels that this step does not train keep their masks too.
         trained = set(masks) & set(dense_gradients)
-        # `where`, not a product: a pruned weight stays zero even where its gradient is NaN.
-        masked = [
-            _where(masks[self._var_key(v)], g) if self._var_key(v) in trained else g
-            for v, g in pairs
-        ]
-        with self._at_work():
-            self.inner_optimizer.apply(masked, trainable_variables)
+        to_mask = {key: mask for key, mask in masks.items() if key in trained}
+        in_turn = self._works_in_turn()
+        if not (in_turn and self._updates_see_gradients_alone()):
+            grads = [_masked(to_mask.get(self._var_key(v)), g) for v, g in pairs]
+            to_mask = {}
+        with (
+            self._at_work(),
+            self._in_turn(grads, to_mask) if in_turn else contextlib.nullcontext(),
+        ):
+            self.inner_optimizer.apply(grads, trainable_variables)
         mixing = _is_one_of(self.inner_optimizer, MIXING)
         if not mixing and not self._method.dynamic:
             return
@@ -586,6 +589,76 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                         kernel, guard = work.guards.pop()
                         kernel.constraint = guard
                     vars(self.inner_optimizer).pop("_all_reduce_sum_gradients", None)
+
+    def _works_in_turn(self):
+        """Whether `_in_turn` is possible: not in parts of a graph, and not on several devices."""
+        if (
+            keras.backend.backend() != "tensorflow"
+            or self.inner_optimizer.gradient_accumulation_steps
+        ):
+            return False
+        import tensorflow as tf
+
+        return not (tf.executing_eagerly() or tf.distribute.has_strategy())
+
+    def _updates_see_gradients_alone(self):
+        """Whether nothing looks at a gradient before the update of its variable."""
+        inner = self.inner_optimizer
+        return not (inner.clipnorm or inner.global_clipnorm or inner.clipvalue)
+
+    @contextlib.contextmanager
+    def _in_turn(self, gradients, masks):
+        """Context in which the wrapped optimizer works on one variable after the other.
+
+        TensorFlow otherwise runs all it can as soon as it can: the temporaries of all variables
+        would be there at once, beside copies of all weights that are written while the backward
+        pass still reads them. Nothing that is computed differs.
+
+        Args:
+            gradients: What the optimizer is given; it begins when all are there.
+            masks: `{key of a variable: mask}` by which the gradients are still to be masked.
+        """
+        import tensorflow as tf
+
+        inner = self.inner_optimizer
+        plain_update_step, plain_weight_decay = inner.update_step, inner._apply_weight_decay
+        last = [g for g in gradients if isinstance(g, tf.Tensor)]
+
+        @contextlib.contextmanager
+        def turn_of(variable):
+            with _after(last):
+                yield
+                last[:] = [_written(variable)]
+
+        def update_step(gradient, variable, learning_rate):
+            with turn_of(variable):
+                gradient = _masked(masks.get(self._var_key(variable)), gradient)
+                plain_update_step(gradient, variable, learning_rate)
+
+        def apply_weight_decay(variables):
+            for variable in variables:
+                with turn_of(variable):
+                    plain_weight_decay([variable])
+
+        def update_averages(variables):
+            # As Keras does it.
+            momentum = inner.ema_momentum * ops.cast(ops.not_equal(inner.iterations, 0), "float32")
+            averages = inner._model_variables_moving_average
+            for variable, average in zip(variables, averages, strict=True):
+                if average is not None:
+                    with turn_of(average):
+                        kept = ops.cast(momentum, variable.dtype)
+                        average.assign(kept * average + (1 - kept) * variable)
+
+        replaced = {"update_step": update_step, "_apply_weight_decay": apply_weight_decay}
+        if inner.use_ema:
+            replaced["_update_model_variables_moving_average"] = update_averages
+        vars(inner).update(replaced)
+        try:
+            yield
+        finally:
+            for name in replaced:
+                vars(inner).pop(name, None)
 
     def _slots(self, kernel):
         """Yields the wrapped optimizer's per-weight state of a kernel, its EMA included."""
@@ -789,6 +862,25 @@ class _Work:
 def _where(mask, values):
     # A scalar zero: an array of zeros would cost the memory of the kernel.
     return ops.where(mask, values, ops.zeros((), values.dtype))
+
+
+def _masked(mask, gradient):
+    # `where`, not a product: a pruned weight stays zero even where its gradient is NaN.
+    return gradient if mask is None or gradient is None else _where(mask, gradient)
+
+
+def _written(variable):
+    """An empty tensor that is there once all writes to a TensorFlow variable so far are done."""
+    import tensorflow as tf
+
+    if isinstance(variable, keras.Variable):
+        variable = variable.value
+    if not variable.shape.rank:
+        return variable.read_value()
+    # No read of the whole: it would make the next write copy the variable.
+    return tf.raw_ops.ResourceGather(
+        resource=variable.handle, indices=tf.zeros([0], "int32"), dtype=variable.dtype
+    )
 
 
 def _is_one_of(optimizer, names):

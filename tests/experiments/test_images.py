@@ -183,7 +183,7 @@ def test_another_autoencoder_is_refused_on_resuming(unbroken, autoencoder_run, t
         (("--model-channels", "40"), "`model_channels` must be a multiple of 32"),
         (("--first-stage.channels", "6"), "`channels` must be a multiple of the 8 `norm_groups`"),
         (("--first-stage.codes", "0"), "--first-stage.codes must be 1 or more; received 0"),
-        (("--head-channels", "48"), "`head_channels` must divide"),
+        (("--head-channels", "40"), "`head_channels` must divide"),
         (("--units", "8"), "--units"),
     ],
     ids=lambda value: "-".join(value)[2:] if isinstance(value, tuple) else "",
