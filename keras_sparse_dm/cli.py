@@ -23,13 +23,15 @@ from keras_sparse_dm.experiments.settings import (
 from keras_sparse_dm.models.presets import PRESETS
 
 # Options without a value.
-FLAGS = ("resume", "remat", "scale-latents", "cache-latents")
-COMMANDS = ("train", "train-autoencoder", "convert")
+FLAGS = ("resume", "remat", "scale-latents", "cache-latents", "recognized")
+COMMANDS = ("train", "train-autoencoder", "convert", "convert-sketches", "data")
 USAGE = f"""usage: sparse-dm {{{", ".join(COMMANDS)}}} ...
 
   sparse-dm train [PRESET] [options]              train a sparse diffusion model, report on it
   sparse-dm train-autoencoder [PRESET] [options]  train latent diffusion's autoencoder on images
   sparse-dm convert SOURCE TARGET [options]       PyTorch checkpoints to .keras files and back
+  sparse-dm data NAME [options]                   what a data set of sketches is like
+  sparse-dm convert-sketches SOURCE TARGET        sketches of any format to .json or .svg
   sparse-dm COMMAND --help                        all options; of another preset, name it first
   sparse-dm --version
 
@@ -48,6 +50,14 @@ def main(argv=None):
         from keras_sparse_dm.convert.command import convert_command
 
         return convert_command(argv[1:])
+    if argv and argv[0] == "convert-sketches":
+        from keras_sparse_dm.data.sketch_command import convert_sketches_command
+
+        return convert_sketches_command(argv[1:])
+    if argv and argv[0] == "data":
+        from keras_sparse_dm.experiments.data_report import data_command
+
+        return data_command(argv[1:])
     if argv in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0

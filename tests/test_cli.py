@@ -75,7 +75,7 @@ def copy_sketches(folder, n=12):
         (["--epochs", "-1"], ["--epochs", "1 or more", "received -1"]),
         (["chirodiff_kanji"], ["'chirodiff_kanji'", "Did you mean 'chirodiff_kanjivg'?"]),
         (["--epochs", "3", "ldm"], ["received 'ldm'", *PRESETS]),
-        (["chirodiff_vmnist"], ["kanjivg", "received vmnist"]),
+        (["chirodiff_quickdraw"], ["--data-dir", "does not exist"]),
     ],
 )
 def test_bad_values(refused, argv, texts):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_sparse_dm.data.preparation import PreparationSummary
+from keras_sparse_dm.data.sketch import check_representation
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 # Batches are cut from pools of this many batches' worth of sketches, sorted by length. Larger
 # pools waste less padding; smaller ones mix sketches of different lengths better.
 POOL_BATCHES = 16
+# Points between those at which the noise of augmentation is drawn.
+JITTER_SPACING = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,7 @@ class SketchArrays:
         names: the sketches' names, n strings.
         representation: what the three columns are, see `sketch.REPRESENTATIONS`.
         summary: how the data set was prepared, or None.
+        labels: what the sketches show, n strings; by default none is known.
 
     Raises:
         ValueError: if shapes or sizes do not fit together, or a point is not finite.
@@ -42,6 +46,7 @@ class SketchArrays:
     names: tuple[str, ...]
     representation: str = "absolute"
     summary: PreparationSummary | None = None
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self):
         points = np.ascontiguousarray(self.points, np.float32)
@@ -56,11 +61,15 @@ class SketchArrays:
             )
         if len(self.names) != len(lengths):
             raise ValueError(f"names holds {len(self.names)} names for {len(lengths)} sketches")
+        labels = self.labels if len(self.labels) else ("",) * len(lengths)
+        if len(labels) != len(lengths):
+            raise ValueError(f"labels holds {len(labels)} labels for {len(lengths)} sketches")
         if not np.isfinite(points).all():
             raise ValueError("points holds a NaN or infinite value; all values must be finite")
         object.__setattr__(self, "points", points)
         object.__setattr__(self, "lengths", lengths)
         object.__setattr__(self, "names", tuple(map(str, self.names)))
+        object.__setattr__(self, "labels", tuple(map(str, labels)))
 
     @classmethod
     def from_list(
@@ -69,6 +78,7 @@ class SketchArrays:
         names: Sequence[str] | None = None,
         representation: str = "absolute",
         summary: PreparationSummary | None = None,
+        labels: Sequence[str] = (),
     ) -> SketchArrays:
         """Packs arrays of shape `(length, 3)`, one per sketch.
 
@@ -77,6 +87,7 @@ class SketchArrays:
             names: one name per sketch; by default their numbers.
             representation: what the columns are.
             summary: how they were prepared.
+            labels: what they show, one each; by default none is known.
 
         Returns:
             The packed arrays, in the same order.
@@ -92,7 +103,7 @@ class SketchArrays:
         if names is None:
             names = tuple(map(str, range(len(sketches))))
         packed = np.concatenate([np.zeros((0, 3), np.float32), *sketches])
-        return cls(packed, lengths, tuple(names), representation, summary)
+        return cls(packed, lengths, tuple(names), representation, summary, tuple(labels))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -142,6 +153,7 @@ class SketchArrays:
             points=self.points[rows],
             lengths=lengths,
             names=tuple(self.names[i] for i in indices),
+            labels=tuple(self.labels[i] for i in indices),
         )
 
     def take(self, n: int) -> SketchArrays:
@@ -189,6 +201,9 @@ def train_batches(
     seed: int,
     initial_epoch: int = 0,
     epochs: int | None = None,
+    jitter: float = 0.0,
+    num_shards: int = 1,
+    shard: int = 0,
 ) -> tf.data.Dataset:
     """An endless stream of shuffled training batches of sketches of similar length.
 
@@ -206,38 +221,117 @@ def train_batches(
         seed: integer in `[0, 2**63)`.
         initial_epoch: number of the first epoch, from 0 on.
         epochs: how many epochs the stream holds, counted from `initial_epoch`; endless if None.
+        jitter: amount of augmentation, see `jitter_points`, other in each epoch; 0 for none.
+        num_shards: number of workers that share the batches of each epoch, every one with its
+            own. They all give the same `seed`.
+        shard: which of them this is, from 0 on.
 
     Returns:
         A `tf.data.Dataset` of dictionaries: `"points"`, float32 `(batch, length, 3)`, zero after
         each sketch's own length, where `length` is that of the batch's longest sketch; and
-        `"lengths"`, int32 `(batch,)`. `steps_per_epoch` batches make an epoch.
+        `"lengths"`, int32 `(batch,)`. `steps_per_epoch` batches make an epoch, of which each of
+        several workers gets the same number, and no one those that are over.
 
     Raises:
         ValueError: if an argument is out of its range.
     """
     import tensorflow as tf
 
-    steps = steps_per_epoch(arrays, batch_size)
+    check_whole("num_shards", num_shards, 1, 2**31)
+    check_whole("shard", shard, 0, num_shards)
+    steps = steps_per_epoch(arrays, batch_size) // num_shards
+    if not steps:
+        raise ValueError(
+            f"num_shards={num_shards} is more than the {len(arrays) // batch_size} batches of an "
+            "epoch; every worker needs at least one"
+        )
     check_whole("seed", seed, 0, 2**63)
     check_whole("initial_epoch", initial_epoch, 0, 2**31)
     if epochs is not None:
         check_whole("epochs", epochs, 1, 2**31)
+    _check_jitter(jitter)
     stop = np.iinfo(np.int64).max if epochs is None else initial_epoch + epochs
     with tf.device("CPU"):
         lengths = tf.constant(arrays.lengths)
 
-    dataset = tf.data.Dataset.range(initial_epoch, stop)
-    dataset = dataset.flat_map(
-        lambda epoch: tf.data.Dataset.from_tensor_slices(
-            _epoch_order(lengths, batch_size, seed, epoch)
-        )
-    )
-    dataset = _gather_batches(dataset, arrays, batch_size)
+    def batches_of(epoch):
+        order = tf.reshape(_epoch_order(lengths, batch_size, seed, epoch), [-1, batch_size])
+        mine = order[shard::num_shards][:steps]
+        numbers = tf.range(steps, dtype=tf.int64) * num_shards + shard
+        seeds = tf.stack([tf.fill([steps], epoch), numbers], axis=1)
+        return tf.data.Dataset.from_tensor_slices((mine, seeds))
+
+    dataset = tf.data.Dataset.range(initial_epoch, stop).flat_map(batches_of)
+    augment = None
+    if jitter:
+        run_seed = tf.constant([seed, 2], tf.int64)
+
+        def augment(batch, place):
+            # Another stream than the order's, which folds other numbers into the same seed.
+            noise_seed = run_seed
+            for number in tf.unstack(place):
+                noise_seed = tf.random.fold_in(noise_seed, number, alg="philox")
+            points = jitter_points(
+                batch["points"], batch["lengths"], jitter, noise_seed, arrays.representation
+            )
+            return batch | {"points": points}
+
+    dataset = _gather_batches(dataset, arrays, augment)
     return dataset.apply(
         tf.data.experimental.assert_cardinality(
             tf.data.INFINITE_CARDINALITY if epochs is None else steps * epochs
         )
     )
+
+
+def jitter_points(
+    points, lengths, amount: float, seed, representation: str = "absolute"
+) -> tf.Tensor:
+    """Bends sketches a little, as another hand would draw them: augmentation.
+
+    Each point moves by noise that changes smoothly along the sketch: drawn every
+    `JITTER_SPACING` points and interpolated in between. Pen bits and padding stay. (The original
+    ChiroDiff offers smooth noise too, drawn once when a sketch is read.)
+
+    Args:
+        points: float tensor `(batch, length, 3)` in the model's representation.
+        lengths: integers `(batch,)`, the number of points of each sketch.
+        amount: standard deviation of the noise where it is drawn, in the unit of `points`: with
+            sketches of radius 10, 0.1 is a hundredth of that radius.
+        seed: two integers; equal seeds give equal noise.
+        representation: what the columns are; steps change by the noise's differences.
+
+    Returns:
+        float32 tensor of the shape of `points`.
+
+    Raises:
+        ValueError: if `amount` is negative or not finite, or `representation` is unknown.
+    """
+    import tensorflow as tf
+
+    _check_jitter(amount)
+    check_representation(representation)
+    points = tf.convert_to_tensor(points, tf.float32)
+    shape = tf.shape(points)
+    # One knot before the first point and one after the last.
+    knots = tf.random.stateless_normal(
+        [shape[0], shape[1] // JITTER_SPACING + 2, 2], seed, stddev=amount, alg="philox"
+    )
+    place = tf.range(shape[1])
+    knot = place // JITTER_SPACING
+    weight = tf.cast(place % JITTER_SPACING, tf.float32)[None, :, None] / JITTER_SPACING
+    noise = tf.gather(knots, knot, axis=1) * (1 - weight)
+    noise += tf.gather(knots, knot + 1, axis=1) * weight
+    if representation == "delta":
+        # The first step starts at the origin, which stays.
+        noise = noise - tf.pad(noise, [[0, 0], [1, 0], [0, 0]])[:, :-1]
+    inside = tf.sequence_mask(lengths, shape[1], tf.float32)[:, :, None]
+    return points + tf.pad(noise * inside, [[0, 0], [0, 0], [0, 1]])
+
+
+def _check_jitter(amount) -> None:
+    if not (amount >= 0 and np.isfinite(amount)):
+        raise ValueError(f"jitter={amount!r} must be a number, 0 or more")
 
 
 def eval_batches(arrays: SketchArrays, batch_size: int) -> tf.data.Dataset:
@@ -259,7 +353,8 @@ def eval_batches(arrays: SketchArrays, batch_size: int) -> tf.data.Dataset:
     if len(arrays) == 0:
         raise ValueError("arrays holds no sketch; there must be at least one to evaluate on")
     order = np.argsort(arrays.lengths, kind="stable").astype(np.int32)
-    return _gather_batches(tf.data.Dataset.from_tensor_slices(order), arrays, batch_size)
+    batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+    return _gather_batches(batches.map(lambda numbers: (numbers, ())), arrays)
 
 
 def padding_waste(arrays: SketchArrays, batch_size: int, seed: int = 0, epochs: int = 1) -> float:
@@ -333,24 +428,23 @@ def _epoch_order(lengths, batch_size: int, seed: int, epoch) -> tf.Tensor:
     return tf.reshape(tf.gather(tf.reshape(order, [steps, batch_size]), batches), [used])
 
 
-def _gather_batches(indices: tf.data.Dataset, arrays: SketchArrays, batch_size: int):
-    """Turns a stream of sketch numbers into padded batches of the sketches."""
+def _gather_batches(batches: tf.data.Dataset, arrays: SketchArrays, augment=None):
+    """Turns a stream of `(sketch numbers, what `augment` takes beside a batch)` into batches."""
     import tensorflow as tf
 
     # On the CPU, where tf.data runs: on a GPU machine TensorFlow would put them on the GPU.
     with tf.device("CPU"):
         sketches = tf.RaggedTensor.from_row_lengths(arrays.points, arrays.lengths)
 
-    def gather(batch):
-        chosen = tf.gather(sketches, batch)
-        return {
+    def gather(numbers, place):
+        chosen = tf.gather(sketches, numbers)
+        batch = {
             "points": tf.ensure_shape(chosen.to_tensor(), [None, None, 3]),
             "lengths": tf.cast(chosen.row_lengths(), tf.int32),
         }
+        return batch if augment is None else augment(batch, place)
 
-    dataset = indices.batch(batch_size).map(
-        gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-    )
+    dataset = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_sparse_dm.data.rendering import render
+from keras_sparse_dm.data.sketch import Sketch
 from keras_sparse_dm.files import whole_file
 
 
@@ -50,6 +52,72 @@ def draw(sketches, path=None, columns=8, titles=(), cell=1.1):
         panel.suptitle(title, fontsize=11)
     _save(figure, path)
     return figure
+
+
+def animate(sketches, path, columns=8, frames=60, seconds=4.0, size=96):
+    """Writes a GIF in which sketches are drawn point by point, each over the whole time.
+
+    Args:
+        sketches: List of `Sketch`, drawn in the order of their points. Coordinates grow to the
+            right and down.
+        path: The `.gif` file, written under a temporary name and renamed.
+        columns: Sketches in a row.
+        frames: Number of pictures, at least 2.
+        seconds: How long the drawing takes; then it stands for a second and begins again.
+        size: Width and height of a sketch in pixels.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if there is nothing to draw, or an argument is out of its range.
+    """
+    from PIL import Image
+
+    sketches = list(sketches)
+    if not sketches:
+        raise ValueError("`sketches` must hold at least one sketch; received none.")
+    if frames < 2 or size < 8 or columns < 1 or not seconds > 0:
+        raise ValueError(
+            "`frames` must be 2 or more, `size` 8 or more, `columns` 1 or more and `seconds` "
+            f"positive; received {frames}, {size}, {columns} and {seconds}."
+        )
+    columns = min(columns, len(sketches))
+    rows = -(-len(sketches) // columns)
+    pictures = []
+    for frame in range(1, frames + 1):
+        sheet = Image.new("L", (columns * size, rows * size), 255)
+        for i, sketch in enumerate(sketches):
+            drawn = _first_points(sketch, round(sketch.num_points * frame / frames))
+            picture = render(drawn, size, line_width=size / 48, box=_bounds(sketch))
+            sheet.paste(Image.fromarray(picture), (i % columns * size, i // columns * size))
+        pictures.append(sheet)
+    duration = [round(1000 * seconds / frames)] * (frames - 1) + [1000]
+    with whole_file(path) as temporary:
+        pictures[0].save(
+            temporary, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0
+        )
+    return path
+
+
+def _first_points(sketch, n):
+    """The first `n` points of a sketch."""
+    strokes = []
+    for stroke in sketch.strokes:
+        if n > 0:
+            strokes.append(stroke[:n])
+        n -= len(stroke)
+    return Sketch(tuple(strokes))
+
+
+def _bounds(sketch):
+    """Left, top, right, bottom, with some space around, never empty."""
+    if not sketch.strokes:
+        return (0.0, 0.0, 1.0, 1.0)
+    points = np.concatenate(sketch.strokes)[:, :2]
+    low, high = points.min(axis=0), points.max(axis=0)
+    space = 0.1 * max(*(high - low), 1e-9)
+    return (*(low - space), *(high + space))
 
 
 def draw_images(images, path=None, columns=8, titles=(), cell=1.1):

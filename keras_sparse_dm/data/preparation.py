@@ -17,12 +17,14 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 MAX_BROKEN = 0.05
+# More categories than this are not listed in one line.
+MANY_LABELS = 12
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class PreparationSummary:
         unit: what is counted, `"sketches"` or `"images"`.
         available: number that the source holds, where only a part of it was read; else None.
         enlarged: number of images that were smaller than the size asked for.
+        left_out: number of drawings that were read but not asked for.
+        labels: how many of the kept ones there are of each category, where there are any.
     """
 
     source: str
@@ -50,10 +54,16 @@ class PreparationSummary:
     unit: str = "sketches"
     available: int | None = None
     enlarged: int = 0
+    left_out: int = 0
+    labels: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         of = "" if self.available is None else f" of {self.available:,}"
         text = f"{self.source}: {self.read:,}{of} {self.unit} read, {self.kept:,} kept"
+        if 1 < len(self.labels) <= MANY_LABELS:
+            text += f" ({', '.join(f'{label} {n:,}' for label, n in self.labels.items())})"
+        if self.left_out:
+            text += f", {self.left_out:,} left out"
         if self.max_points is not None:
             text += f", {len(self.too_long):,} too long ({self.max_points} points or more)"
         if self.enlarged:
@@ -65,11 +75,11 @@ class PreparationSummary:
         return text
 
 
-def check_broken(broken, read: int, source: str) -> None:
-    """Raises the ValueError that names the first broken files where they are more than 5%."""
+def check_broken(broken, read: int, source: str, unit: str = "files") -> None:
+    """Raises the ValueError that names the first broken ones where they are more than 5%."""
     if len(broken) > MAX_BROKEN * read:
         raise ValueError(
-            f"{source}: {len(broken)} of {read} files are broken, more than {MAX_BROKEN:.0%}; "
+            f"{source}: {len(broken)} of {read} {unit} are broken, more than {MAX_BROKEN:.0%}; "
             "the first are " + "; ".join(reason for _, reason in broken[:3])
         )
 
@@ -121,18 +131,26 @@ def _end_with_parent(parent: int) -> None:
 
 
 def map_chunks(
-    work, items: Iterable, total: int, chunk: int, workers: int | None, progress: bool, title: str
+    work,
+    items: Iterable,
+    total: int | None,
+    chunk: int,
+    workers: int | None,
+    progress: bool,
+    title: str,
+    unit: str = "files",
 ) -> Iterator:
     """Yields the results of `work` on lists of `items`, one by one, under a progress bar.
 
     Args:
         work: takes a list of items, returns as many results; can be pickled.
         items: what to work on.
-        total: number of items.
+        total: number of items; None where it is not known.
         chunk: items per list.
         workers: processes; by default one per available core. A single one is this process.
         progress: whether to show a progress bar (on standard error).
         title: what the bar says.
+        unit: what the bar counts.
 
     Yields:
         One result per item, in order, whatever the number of workers.
@@ -140,13 +158,15 @@ def map_chunks(
     from loky import cpu_count
     from tqdm import tqdm
 
-    workers = min(workers or cpu_count(), -(-total // chunk))
+    workers = workers or cpu_count()
+    if total is not None:
+        workers = min(workers, -(-total // chunk))
     lists = _lists(items, chunk)
     results = (
         (work(items) for items in lists) if workers <= 1 else map_in_processes(work, lists, workers)
     )
     with (
-        tqdm(total=total, desc=title, unit=" files", disable=not progress) as bar,
+        tqdm(total=total, desc=title, unit=f" {unit}", disable=not progress) as bar,
         contextlib.closing(results),
     ):
         for done in results:

@@ -1,195 +1,195 @@
-"""Readers of sketch files: one function per format, and `read_sketches` for any of them."""
+"""Sketch files of any known format: `read_sketches`, and each format's own reader and writer."""
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+import glob
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
+from keras_sparse_dm.data.formats.chirodiff import is_packed, read_chirodiff
+from keras_sparse_dm.data.formats.common import OnBroken, named, report
+from keras_sparse_dm.data.formats.ndjson import (
+    Drawing,
+    check_max_strokes,
+    lines,
+    parse_line,
+    read_quickdraw,
+)
+from keras_sparse_dm.data.formats.npz import array_names
+from keras_sparse_dm.data.formats.sketch_json import read_sketch_json, write_sketch_json
+from keras_sparse_dm.data.formats.sketch_rnn import SPLITS, check_splits, read_sketch_rnn
+from keras_sparse_dm.data.formats.svg import read_svg, write_svg
 from keras_sparse_dm.data.sketch import Sketch
 
-# Curves become chords of the drawing's diagonal over this number: for a kanji about 0.01 of the
-# enclosing circle's radius, a fifth of the spacing that sketches are resampled to later.
-CHORDS_PER_DIAGONAL = 256
-# A kanji makes about 1,500. The bound keeps a hostile file from filling the memory.
-MAX_CHORDS = 1_000_000
+__all__ = [
+    "Drawing",
+    "find_files",
+    "lines",
+    "list_files",
+    "parse_line",
+    "read_chirodiff",
+    "read_quickdraw",
+    "read_sketch_json",
+    "read_sketch_rnn",
+    "read_sketches",
+    "read_svg",
+    "write_sketch_json",
+    "write_svg",
+]
 
 
-def read_svg(path) -> Sketch:
-    """Reads an SVG drawing: each subpath of each `<path>` is a stroke, in document order.
-
-    Made for KanjiVG, where one `<path>` is one stroke of the brush. An SVG holds no times, so
-    the pen is taken to move at constant speed, between strokes too: time is the distance
-    travelled since the start as a fraction of the whole, 0 at the first point and 1 at the last.
-
-    Args:
-        path: the `.svg` file.
-
-    Returns:
-        The sketch, named by the file's stem, in the file's own unit of length (KanjiVG: a square
-        of 109 x 109, y downwards). Curves are sampled as chords of about 1/256 and never more
-        than 3/256 of the drawing's diagonal.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is no XML, holds a path that is none, a `transform` on a path
-            (not supported), or nothing to draw; the message holds file name and reason.
-    """
-    path = Path(path)
+def _read_one_svg(path, on_broken, options) -> Iterator[Sketch]:
     try:
-        strokes = [
-            np.stack([stroke.real, stroke.imag], axis=1)
-            for stroke in _flatten([d for d in _path_data(path) if d.strip()])
-        ]
-    except OSError:
-        raise
-    except Exception as error:  # the parsers answer bad input with whatever they stumble over
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path.name}: {reason}") from error
-    if not strokes:
-        raise ValueError(f"{path.name}: holds no stroke, no <path> that draws something")
-    return Sketch(_with_travel_times(strokes), name=path.stem)
+        sketch = read_svg(path)
+    except ValueError as error:
+        report(on_broken, path.name, error)
+    else:
+        yield sketch
 
 
-def _path_data(path: Path) -> Iterator[str]:
-    """The `d` attributes of the stroke paths in document order."""
-    stack = [(ET.parse(path).getroot(), False)]
-    if _tag(stack[0][0]) != "svg":
-        raise ValueError(f"is no SVG: its root element is <{_tag(stack[0][0])}>")
-    while stack:
-        element, transformed = stack.pop()
-        # KanjiVG's second group labels the strokes with their numbers; definitions are not drawn.
-        if _tag(element) in ("defs", "clipPath", "symbol", "mask", "pattern", "marker") or (
-            "StrokeNumbers" in element.get("id", "")
-        ):
-            continue
-        transformed = transformed or "transform" in element.attrib
-        if _tag(element) == "path":
-            if transformed:
-                raise ValueError("has a transform on a path, which is not supported")
-            yield element.get("d", "")
-        stack.extend((child, transformed) for child in reversed(element))
+def _read_ndjson(path, on_broken, options) -> Iterator[Sketch]:
+    return read_quickdraw(path, on_broken, options["recognized"], options["max_strokes"])
 
 
-def _tag(element: ET.Element) -> str:
-    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
+def _read_npz(path, on_broken, options) -> Iterator[Sketch]:
+    try:
+        names = array_names(path)
+    except ValueError as error:
+        return report(on_broken, path.name, named(path.name, error))
+    if set(names) & set(SPLITS):
+        yield from read_sketch_rnn(path, on_broken, options["splits"])
+    elif is_packed(names):
+        yield from read_chirodiff(path, on_broken)
+    else:
+        reason = (
+            "holds neither 'train', 'valid' or 'test', as sketch-rnn's files do, nor 'attr0', as "
+            f"ChiroDiff's; it holds {', '.join(map(repr, names[:10])) or 'no array'}"
+        )
+        report(on_broken, path.name, named(path.name, reason))
 
 
-def _flatten(path_data: list[str]) -> list[np.ndarray]:
-    """The polylines, as complex numbers, of the subpaths of all paths, in order."""
-    # Curves of all kinds become cubic Bezier curves, so that one numpy expression samples a file.
-    curves, subpath = [], []
-    count = 0
-    for d in path_data:
-        for is_start, curve in _bezier_curves(d):
-            count += is_start
-            curves.append(curve)
-            subpath.append(count)
-    if not curves:
-        return []
-    curves, subpath = np.array(curves), np.array(subpath)
-    corners = curves.ravel()
-    diagonal = np.hypot(np.ptp(corners.real), np.ptp(corners.imag))
-    # The control polygon is at least as long as its curve.
-    lengths = np.abs(np.diff(curves, axis=1)).sum(axis=1)
-    if not np.isfinite(lengths).all() or not np.isfinite(diagonal):
-        raise ValueError("has coordinates that are infinite or too large")
-    chords = np.ones(len(curves), int)
-    if diagonal > 0:
-        chords = np.maximum(1, np.ceil(lengths / diagonal * CHORDS_PER_DIAGONAL)).astype(int)
-    if chords.sum() > MAX_CHORDS:
-        raise ValueError(f"makes {chords.sum():,} line segments; {MAX_CHORDS:,} is the most")
-
-    # Each curve gives its points at t = 1/chords, 2/chords, ... 1; its start is the end of the
-    # curve before, or the subpath's first point.
-    last = np.cumsum(chords)
-    t = (np.arange(last[-1]) - np.repeat(last - chords, chords) + 1) / np.repeat(chords, chords)
-    s = 1 - t
-    p0, p1, p2, p3 = np.repeat(curves, chords, axis=0).T
-    points = s**3 * p0 + 3 * s**2 * t * p1 + 3 * s * t**2 * p2 + t**3 * p3
-    is_start = np.concatenate([[True], np.diff(subpath) > 0])
-    pieces = np.split(points, (last - chords)[is_start][1:])
-    return [
-        np.concatenate([[start], piece])
-        for start, piece in zip(curves[is_start, 0], pieces, strict=True)
-    ]
+def _read_pickle(path, on_broken, options) -> Iterator[Sketch]:
+    return read_chirodiff(path, on_broken, max_strokes=options["max_strokes"])
 
 
-def _bezier_curves(d: str) -> Iterator[tuple[bool, tuple[complex, complex, complex, complex]]]:
-    """The path's segments as cubic Bezier curves, each with whether a subpath starts with it."""
-    from svg.path import Arc, CubicBezier, Move, QuadraticBezier, parse_path
-
-    starts = True
-    for segment in parse_path(d):
-        if isinstance(segment, Move):
-            starts = True
-            continue
-        if isinstance(segment, CubicBezier):
-            curves = [(segment.start, segment.control1, segment.control2, segment.end)]
-        elif isinstance(segment, QuadraticBezier):
-            a, b, c = segment.start, segment.control, segment.end
-            curves = [(a, (a + 2 * b) / 3, (c + 2 * b) / 3, c)]
-        elif isinstance(segment, Arc):
-            # A full circle is then a polygon of 256 sides, 7.5e-5 of the radius inside it.
-            ends = [segment.point(t) for t in np.linspace(0, 1, 257)]
-            curves = [_line(a, b) for a, b in zip(ends, ends[1:], strict=False)]
-        else:  # Line, Close
-            curves = [_line(segment.start, segment.end)]
-        for curve in curves:
-            yield starts, curve
-            starts = False
+def _read_json(path, on_broken, options) -> Iterator[Sketch]:
+    return read_sketch_json(path, on_broken)
 
 
-def _line(a: complex, b: complex) -> tuple[complex, complex, complex, complex]:
-    return a, (2 * a + b) / 3, (a + 2 * b) / 3, b
-
-
-def _with_travel_times(strokes: list[np.ndarray]) -> list[np.ndarray]:
-    points = np.concatenate(strokes)
-    travelled = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
-    if travelled[-1] > 0:
-        travelled = travelled / travelled[-1]
-    ends = np.cumsum([len(s) for s in strokes])[:-1]
-    return np.split(np.column_stack([points, travelled]), ends)
-
-
-READERS: dict[str, Callable[[Path], Iterator[Sketch]]] = {
-    ".svg": lambda path: iter([read_svg(path)]),
+# By the ending of the file's name.
+READERS: dict[str, Callable[[Path, OnBroken | None, dict], Iterator[Sketch]]] = {
+    ".svg": _read_one_svg,
+    ".ndjson": _read_ndjson,
+    ".ndjson.gz": _read_ndjson,
+    ".npz": _read_npz,
+    ".json": _read_json,
+    ".pkl": _read_pickle,
+    ".pickle": _read_pickle,
+    "sketch_0": _read_pickle,
 }
+# ChiroDiff's unpacked files have no ending.
+_UNPACKED = re.compile(r"sketch_\d+")
+
+
+def _kind(path: Path) -> str | None:
+    """The key of `READERS` for a file, None if its format is unknown."""
+    name = path.name.lower()
+    if _UNPACKED.fullmatch(name):
+        return "sketch_0"
+    return next((kind for kind in READERS if kind[0] == "." and name.endswith(kind)), None)
 
 
 def read_sketches(
-    path, on_broken: Callable[[Path, Exception], None] | None = None
+    path,
+    on_broken: OnBroken | None = None,
+    recognized: bool = False,
+    max_strokes: int | None = None,
+    splits: Iterable[str] = SPLITS,
 ) -> Iterator[Sketch]:
-    """Iterates over the sketches of a file, or of all sketch files of a folder sorted by name.
+    """Iterates over the sketches of a file, of all sketch files of a folder, or of a pattern.
+
+    Formats are told by the names of files: `.svg` (`read_svg`), QuickDraw's `.ndjson` and
+    `.ndjson.gz` (`read_quickdraw`), sketch-rnn's and ChiroDiff's packed `.npz`, by the names of
+    the arrays in it (`read_sketch_rnn`, `read_chirodiff`), ChiroDiff's unpacked `sketch_0`,
+    `sketch_1`, ... and such pickles that end in `.pkl` or `.pickle`, and `.json`
+    (`read_sketch_json`).
 
     Args:
-        path: a file of a known format (`.svg`), or a folder of such files; subfolders and files
-            of other formats in it are left out.
-        on_broken: called as `on_broken(file, error)` for a file that cannot be read, which is
-            then skipped. By default such a file raises.
+        path: a file of a known format; a folder of such files, of which subfolders and other
+            files are left out; or a pattern such as `"drawings/*.svg"` or `"**/*.npz"`. Files
+            are read in the order of their names.
+        on_broken: called as `on_broken(where, error)` for what cannot be read, which is then
+            skipped: `where` is a text such as `"cat.ndjson, line 17"`, or a file's name, `error`
+            a ValueError or OSError. By default the error is raised.
+        recognized: of QuickDraw's drawings, whether to leave out those that the game did not
+            recognize.
+        max_strokes: of QuickDraw's and ChiroDiff's unpacked drawings, the strokes that are kept,
+            the first ones; None for all.
+        splits: of sketch-rnn's files, which parts are read.
 
-    Yields:
-        One `Sketch` after the other; only one file is in memory at a time.
+    Returns:
+        Iterator of `Sketch`es; of most formats only one is in memory at a time, see their
+        readers.
 
     Raises:
-        FileNotFoundError: if `path` does not exist.
-        ValueError: if a file's format is unknown, a folder holds no sketch file, or a file does
-            not parse.
+        FileNotFoundError: if `path` does not exist, or fits no file.
+        ValueError: if a file's format is unknown, a folder holds no sketch file, an argument is
+            out of its range; and, while iterating without an `on_broken`, for what cannot be
+            read: the message begins with what `where` would be.
     """
-    path = Path(path)
+    check_max_strokes(max_strokes)
+    options = {
+        "recognized": recognized,
+        "max_strokes": max_strokes,
+        "splits": check_splits(splits),
+    }
     # Checked here rather than at the first sketch, where a generator would raise.
-    return _read_files(list_files(path) if path.is_dir() else [_known(path)], on_broken)
+    return _read_files(find_files(path), on_broken, options)
 
 
-def list_files(folder, argument: str = "path") -> list[Path]:
+def find_files(path) -> list[Path]:
+    """The files that `read_sketches` reads, in that order.
+
+    Args:
+        path: a file, a folder, or a pattern.
+
+    Returns:
+        The paths, at least one.
+
+    Raises:
+        FileNotFoundError: if `path` does not exist, or fits no file.
+        ValueError: if a file's format is unknown, or a folder or pattern holds no sketch file.
+    """
+    if Path(path).is_dir():
+        return list_files(path)
+    if not Path(path).exists() and glob.has_magic(str(path)):
+        found = [Path(f) for f in glob.glob(str(path), recursive=True)]
+        files = sorted(file for file in found if _kind(file) and file.is_file())
+        if not files:
+            raise FileNotFoundError(
+                f"path={str(path)!r} fits no sketch file ({_known_kinds()}), of "
+                f"{len(found):,} files and folders that it fits"
+            )
+        return files
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"path={str(path)!r} does not exist; give a sketch file ({_known_kinds()}), a folder "
+            "of them, or a pattern with *"
+        )
+    if _kind(path) is None:
+        raise ValueError(f"path={str(path)!r} has no known format; known are {_known_kinds()}")
+    return [path]
+
+
+def list_files(folder, argument: str = "path", suffixes: Iterable[str] | None = None) -> list[Path]:
     """The sketch files of a folder, sorted by name.
 
     Args:
         folder: an existing folder.
         argument: what the caller calls the folder, for the messages.
+        suffixes: the formats to list, by their endings, for example `(".svg",)`; None for all.
 
     Returns:
         The paths, at least one.
@@ -199,9 +199,10 @@ def list_files(folder, argument: str = "path") -> list[Path]:
         ValueError: if it cannot be listed, or holds no sketch file.
     """
     folder = Path(folder)
-    kinds = ", ".join(READERS)
+    wanted = tuple(READERS if suffixes is None else suffixes)
+    kinds = _known_kinds(wanted)
     try:
-        files = sorted(f for f in folder.iterdir() if f.suffix.lower() in READERS and f.is_file())
+        files = sorted(f for f in folder.iterdir() if _kind(f) in wanted and f.is_file())
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{argument}={str(folder)!r} does not exist; give a folder of sketch files ({kinds})"
@@ -219,22 +220,13 @@ def list_files(folder, argument: str = "path") -> list[Path]:
     return files
 
 
-def _known(path: Path) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(
-            f"path={str(path)!r} does not exist; give a sketch file ({', '.join(READERS)}) "
-            "or a folder of them"
-        )
-    if path.suffix.lower() not in READERS:
-        raise ValueError(f"path={str(path)!r} has no known format; known are {', '.join(READERS)}")
-    return path
+def _known_kinds(kinds: Iterable[str] = tuple(READERS)) -> str:
+    return ", ".join(kinds)
 
 
-def _read_files(files, on_broken) -> Iterator[Sketch]:
+def _read_files(files, on_broken, options) -> Iterator[Sketch]:
     for file in files:
         try:
-            yield from READERS[file.suffix.lower()](file)
-        except (OSError, ValueError) as error:
-            if on_broken is None:
-                raise
-            on_broken(file, error)
+            yield from READERS[_kind(file)](file, on_broken, options)
+        except OSError as error:
+            report(on_broken, file.name, error)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 PEN_THRESHOLD = 0.5
+# A drawing makes some hundred. The bound keeps a hostile one from filling the memory.
+MAX_POINTS = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +83,62 @@ def drop_short_strokes(sketch: Sketch) -> Sketch:
     return replace(sketch, strokes=tuple(s for s in sketch.strokes if len(s) > 1))
 
 
+def keep_strokes(sketch: Sketch, n: int) -> Sketch:
+    """Keeps the first strokes and leaves the later ones out, as the original does.
+
+    Args:
+        sketch: any sketch.
+        n: number of strokes to keep, at least 1.
+
+    Returns:
+        A sketch of at most `n` strokes.
+
+    Raises:
+        ValueError: if `n` is below 1.
+    """
+    if n < 1:
+        raise ValueError(f"n={n!r} must be 1 or more strokes")
+    return replace(sketch, strokes=sketch.strokes[:n])
+
+
+def simplify(sketch: Sketch, tolerance: float) -> Sketch:
+    """Drops points that lie close to the line without them (Ramer, Douglas and Peucker).
+
+    Args:
+        sketch: a sketch whose strokes have at least two points each.
+        tolerance: how far off the simplified line a dropped point may lie, in the sketch's unit
+            of length; 0 drops only what lies on the line.
+
+    Returns:
+        A sketch of as many strokes, whose points are among those given, with their times; each
+        stroke keeps its first point and its last.
+
+    Raises:
+        ValueError: if `tolerance` is negative or not finite, or a stroke has a single point.
+    """
+    if not (tolerance >= 0 and np.isfinite(tolerance)):
+        raise ValueError(f"tolerance={tolerance!r} must be a number, 0 or more")
+    if any(len(s) < 2 for s in sketch.strokes):
+        raise ValueError(
+            f"{_title(sketch.name)}: a stroke of one point cannot be simplified; "
+            "use drop_short_strokes first"
+        )
+    import shapely
+
+    # The time travels as the third coordinate, which the distances leave out.
+    lines = shapely.linestrings(
+        np.concatenate([np.zeros((0, 3)), *sketch.strokes]),
+        indices=np.repeat(np.arange(len(sketch)), [len(s) for s in sketch.strokes]),
+    )
+    simple = shapely.simplify(lines, tolerance, preserve_topology=False)
+    strokes = []
+    for stroke, line in zip(sketch.strokes, simple, strict=True):
+        points = shapely.get_coordinates(line, include_z=True)
+        # A stroke within the tolerance of one place is left as the line between its ends.
+        strokes.append(points if len(points) > 1 else stroke[[0, -1]])
+    return replace(sketch, strokes=tuple(strokes))
+
+
 def move_to_origin(sketch: Sketch) -> Sketch:
     """Moves the first point of the first stroke to (0, 0), which the original calls centring.
 
@@ -139,7 +197,8 @@ def resample(sketch: Sketch, spacing: float = 0.05) -> Sketch:
         A sketch of as many strokes, each of shape `(n, 3)`.
 
     Raises:
-        ValueError: if `spacing` is not a positive number, or a stroke has a single point.
+        ValueError: if `spacing` is not a positive number, a stroke has a single point, or would
+            get more than a million.
     """
     _require_positive("spacing", spacing)
     return replace(sketch, strokes=tuple(_resample(s, spacing, sketch) for s in sketch.strokes))
@@ -155,6 +214,11 @@ def _resample(stroke: np.ndarray, spacing: float, sketch: Sketch) -> np.ndarray:
     # Repeated points add no length, and np.interp wants distances that grow.
     corners = stroke[np.concatenate([[True], steps > 0])]
     distance = np.concatenate([[0.0], np.cumsum(steps[steps > 0])])
+    if distance[-1] / spacing > MAX_POINTS:
+        raise ValueError(
+            f"{_title(sketch.name)}: a stroke of length {distance[-1]:g} would get "
+            f"{distance[-1] / spacing:,.0f} points; {MAX_POINTS:,} is the most"
+        )
     count = max(2, int(distance[-1] / spacing))
     at = np.linspace(0.0, distance[-1], count)
     even = np.empty((count, 3))
@@ -191,7 +255,13 @@ def normalize_time(sketch: Sketch) -> Sketch:
     )
 
 
-def prepare(sketch: Sketch, spacing: float = 0.05, scale: float = 10.0) -> Sketch:
+def prepare(
+    sketch: Sketch,
+    spacing: float = 0.05,
+    scale: float = 10.0,
+    tolerance: float | None = None,
+    max_strokes: int | None = None,
+) -> Sketch:
     """The original ChiroDiff's preparation of a sketch.
 
     Drops strokes of one point, moves the start to the origin, scales to the unit circle,
@@ -203,6 +273,10 @@ def prepare(sketch: Sketch, spacing: float = 0.05, scale: float = 10.0) -> Sketc
         sketch: any sketch with a stroke of two points or more.
         spacing: distance of neighbouring points, as a fraction of the enclosing circle's radius.
         scale: distance of the farthest point from the origin in the result.
+        tolerance: `simplify`'s, as a fraction of the enclosing circle's radius, before
+            resampling; None to leave it out. (The original simplifies after resampling, which
+            leaves points at uneven distances.)
+        max_strokes: `keep_strokes`'s, before all else; None for all strokes.
 
     Returns:
         The prepared sketch: starts at (0, 0) at time 0, ends at time 1.
@@ -211,10 +285,14 @@ def prepare(sketch: Sketch, spacing: float = 0.05, scale: float = 10.0) -> Sketc
         ValueError: if no stroke has two points, all points lie at one place, or time stands
             still; the message names the sketch.
     """
+    if max_strokes is not None:
+        sketch = keep_strokes(sketch, max_strokes)
     sketch = drop_short_strokes(sketch)
     if not sketch.strokes:
         raise ValueError(f"{_title(sketch.name)}: no stroke has two points or more")
     sketch = scale_to_circle(move_to_origin(sketch), 1.0)
+    if tolerance is not None:
+        sketch = simplify(sketch, tolerance)
     return normalize_time(scale_to_circle(resample(sketch, spacing), scale))
 
 

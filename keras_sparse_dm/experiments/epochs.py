@@ -25,6 +25,18 @@ def cosine_with_warmup(learning_rate, steps):
     )
 
 
+def averaging_momentum(momentum, steps):
+    """The momentum of averaged weights for a run of `steps`.
+
+    It averages over about `1 / (1 - momentum)` steps: ten thousand with the usual 0.9999. A run
+    shorter than that would sample with weights that are mostly untrained ones, so it averages
+    over a tenth of its steps instead.
+    """
+    if momentum and steps * (1.0 - momentum) < 1.0:
+        return min(momentum, max(0.0, 1.0 - 10.0 / steps))
+    return momentum
+
+
 def save_model(model, path):
     """Saves a model, whole or not at all."""
     with whole_file(path) as temporary:

@@ -86,7 +86,8 @@ class ImageRun:
             raise SettingsError(str(error)) from None
         self.train, self.validation = load_image_data(settings)
         self.autoencoder = autoencoder or trained_autoencoder(settings, self.train, self.validation)
-        self.steps = image_steps_per_epoch(self.train, settings.training.batch_size)
+        self.batch_size = settings.training.batch_size
+        self.steps = image_steps_per_epoch(self.train, self.batch_size)
 
     def _check_size(self, autoencoder):
         down = 2 ** (len(self.settings.first_stage.channel_mult) - 1)

@@ -33,8 +33,9 @@ from keras_sparse_dm.sparsity.distributions import DISTRIBUTIONS
 CONFIG_FILE = "config.json"
 # Those of `keras_sparse_dm.sparsity.METHODS`, which would load Keras, and none.
 METHODS = ("rigl", "magran", "set", "snfs", "gmp", "static", "dense")
-SKETCH_DATASETS = ("kanjivg",)
+SKETCH_DATASETS = ("kanjivg", "quickdraw", "vmnist", "files")
 IMAGE_DATASETS = ("kanjivg", "celebahq", "lsun_bedrooms", "imagenette", "folder")
+DIGITS = ("test", "train", "all")
 CHARACTERS = ("kanji", "kanji+variants", "all")
 AUTOENCODER_SUFFIXES = (".keras", ".ckpt", ".pt", ".pth", ".safetensors")
 
@@ -63,7 +64,8 @@ class RunSettings:
     seed: int = 0
     """Seed of everything random in the run."""
     data_dir: Path | None = None
-    """Folder of the data set's files; for kanjivg by default those of the PyPI package kanjivg."""
+    """Folder of the data set's files. By default, kanjivg's are those of the PyPI package kanjivg,
+    vmnist is made of scikit-learn's digits, and quickdraw's are looked for in the cache folder."""
     cache_dir: Path | None = None
     """Folder for prepared data; by default the user's cache folder."""
     samples: int = 64
@@ -215,24 +217,15 @@ class SketchRunSettings(RunSettings):
         super().check()
         m, d = self.model, self.data
         _one_of("--kind", m.kind, ("chirodiff",))
-        _one_of("--representation", d.representation, ("absolute", "delta"))
-        _number("--spacing", d.spacing, 0, 1, closed_low=False)
-        _number("--scale", d.scale, 0, math.inf, closed_low=False)
+        check_sketch_settings(d, self.data_dir)
         _number("--time-scale", m.time_scale, 0, math.inf, closed_low=False)
         _at_least(
             ("--units", m.units, 1),
             ("--num-layers", m.num_layers, 1),
             ("--time-features", m.time_features, 2),
-            ("--max-points", d.max_points, 3),
         )
         if m.time_features % 2:
             raise SettingsError(f"--time-features must be even; received {m.time_features}.")
-        if d.dataset not in SKETCH_DATASETS:
-            raise SettingsError(
-                f"--dataset must be {' or '.join(SKETCH_DATASETS)}, which is what this version "
-                f"reads; received {d.dataset} (preset {self.preset}). Its network can be trained "
-                "from Python, with your own batches."
-            )
 
 
 @dataclass(frozen=True)
@@ -362,6 +355,33 @@ class AutoencoderRunSettings:
             raise SettingsError(f"--seed must be below 2147483648; received {self.seed}.")
         if self.verbose not in (-1, 0, 1, 2):
             raise SettingsError(f"--verbose must be -1, 0, 1 or 2; received {self.verbose}.")
+
+
+def check_sketch_settings(data, data_dir):
+    """Checks the settings of sketches.
+
+    Raises:
+        SettingsError: naming the option, what was received and what would be right.
+    """
+    _one_of("--dataset", data.dataset, SKETCH_DATASETS)
+    _one_of("--characters", data.characters, CHARACTERS)
+    _one_of("--digits", data.digits, DIGITS)
+    _one_of("--representation", data.representation, ("absolute", "delta"))
+    _number("--spacing", data.spacing, 0, 1, closed_low=False)
+    _number("--scale", data.scale, 0, math.inf, closed_low=False)
+    _number("--simplify", data.simplify, 0, 1)
+    _number("--jitter", data.jitter, 0, math.inf)
+    _at_least(
+        ("--max-points", data.max_points, 3),
+        ("--max-sketches", data.max_sketches, 0),
+        ("--max-strokes", data.max_strokes, 0),
+    )
+    if not data.categories:
+        raise SettingsError("--categories must name at least one, such as cat; received ().")
+    if data.dataset == "files" and data_dir is None:
+        raise SettingsError(
+            "--data-dir must be given for --dataset files: a folder of sketches, or one file."
+        )
 
 
 def check_image_settings(data, data_dir):

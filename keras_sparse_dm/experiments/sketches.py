@@ -1,4 +1,4 @@
-"""What a run on sketches is made of: KanjiVG, ChiroDiff, drawings."""
+"""What a run on sketches is made of: data sets, ChiroDiff, drawings."""
 
 import zlib
 
@@ -8,6 +8,9 @@ from keras_sparse_dm.data import (
     eval_batches,
     from_points,
     load_kanjivg,
+    load_quickdraw,
+    load_sketches,
+    load_vmnist,
     padding_waste,
     sample_lengths,
     steps_per_epoch,
@@ -17,8 +20,48 @@ from keras_sparse_dm.data.drawing import draw
 from keras_sparse_dm.diffusion import DiffusionModel
 from keras_sparse_dm.experiments.settings import SettingsError
 from keras_sparse_dm.models import ChiroDiff
+from keras_sparse_dm.models.presets import get_preset
 
 EVAL_BATCH_SIZE = 256
+
+
+def load_sketch_data(data, data_dir=None, cache_dir=None, progress=True):
+    """Loads the sketches that settings ask for.
+
+    Args:
+        data: `SketchSettings`.
+        data_dir: Folder of the data set's files, or None.
+        cache_dir: Folder for prepared data, or None.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        `(train, validation)`, two `SketchArrays`.
+
+    Raises:
+        SettingsError: for data that are missing, broken or too few.
+    """
+    preparation = {
+        "cache_dir": cache_dir,
+        "representation": data.representation,
+        "spacing": data.spacing,
+        "scale": data.scale,
+        "tolerance": data.simplify or None,
+        "max_strokes": data.max_strokes or None,
+        "max_sketches": data.max_sketches or None,
+        "max_points": data.max_points,
+        "progress": progress,
+    }
+    try:
+        if data.dataset == "kanjivg":
+            return load_kanjivg(data_dir, characters=data.characters, **preparation)
+        if data.dataset == "quickdraw":
+            return load_quickdraw(data_dir, data.categories, data.recognized, **preparation)
+        if data.dataset == "vmnist":
+            return load_vmnist(data_dir, data.digits, **preparation)
+        return load_sketches(data_dir, **preparation)
+    except (ValueError, FileNotFoundError) as error:
+        option = "--categories" if str(error).startswith("categories") else "--data-dir"
+        raise SettingsError(f"{option}: {error}") from None
 
 
 class SketchRun:
@@ -36,24 +79,21 @@ class SketchRun:
     def __init__(self, settings):
         self.settings = settings
         self.preset = settings.to_preset()
-        d = settings.data
+        self.train, self.validation = load_sketch_data(
+            settings.data, settings.data_dir, settings.cache_dir
+        )
+        self.batch_size = settings.training.batch_size
+        if self.batch_size > len(self.train) and self.batch_size == self._preset_batch_size():
+            # A preset's batch is for the data set that it is named after, whole.
+            self.batch_size = len(self.train)
         try:
-            self.train, self.validation = load_kanjivg(
-                folder=settings.data_dir,
-                cache_dir=settings.cache_dir,
-                representation=d.representation,
-                spacing=d.spacing,
-                scale=d.scale,
-                max_points=d.max_points,
-                characters=d.characters,
-            )
-        except (ValueError, FileNotFoundError) as error:
-            raise SettingsError(f"--data-dir: {error}") from None
-        try:
-            self.steps = steps_per_epoch(self.train, settings.training.batch_size)
+            self.steps = steps_per_epoch(self.train, self.batch_size)
         except ValueError as error:
             raise SettingsError(f"--batch-size: {error}") from None
         self.lengths = sample_lengths(self.train, settings.samples, settings.seed)
+
+    def _preset_batch_size(self):
+        return get_preset(self.settings.preset).training.batch_size
 
     def new_model(self):
         """The untrained, dense `DiffusionModel`, not compiled."""
@@ -74,22 +114,25 @@ class SketchRun:
 
     def summary(self):
         """What the data are, for the terminal."""
-        batch_size = self.settings.training.batch_size
+        fewer = ""
+        if self.batch_size < self.settings.training.batch_size:
+            fewer = f" (all there are; the preset's {self.settings.training.batch_size} are more)"
         return (
             f"{self.train.summary}\n"
-            f"{len(self.train):,} for training in {self.steps} batches of {batch_size} an epoch, "
-            f"{len(self.validation):,} for validation; {self.train.lengths.mean():.1f} points a "
-            f"sketch, {padding_waste(self.train, batch_size):.1%} of the points in batches are "
-            "padding"
+            f"{len(self.train):,} for training in {self.steps} batches of {self.batch_size}{fewer} "
+            f"an epoch, {len(self.validation):,} for validation; {self.train.lengths.mean():.1f} "
+            f"points a sketch, {padding_waste(self.train, self.batch_size):.1%} of the points in "
+            "batches are padding"
         )
 
     def train_batches(self, epochs_done):
         """Endless batches from the epoch after those done."""
         return train_batches(
             self.train,
-            self.settings.training.batch_size,
+            self.batch_size,
             self.settings.seed,
             initial_epoch=epochs_done,
+            jitter=self.settings.data.jitter,
         )
 
     def validation_batches(self):
@@ -146,7 +189,7 @@ class SketchRun:
         return {
             "points_per_sketch": float(self.train.lengths.mean()),
             "flops_points": self._mean_length,
-            "padding_waste": padding_waste(self.train, self.settings.training.batch_size),
+            "padding_waste": padding_waste(self.train, self.batch_size),
         }
 
     def report_rows(self, results):

@@ -17,6 +17,7 @@ from keras_sparse_dm.experiments.epochs import (
     Checkpoint,
     EpochFigures,
     StopOnDivergence,
+    averaging_momentum,
     cosine_with_warmup,
     keras_verbosity,
     read_checkpoint,
@@ -173,16 +174,17 @@ def _new_model(run, settings):
     if t.method != "dense":
         dense_start = t.method == "gmp"
         sparsify(model, t.sparsity, t.distribution, seed=seed, dense_start=dense_start)
+    steps = t.epochs * run.steps
     learning_rate = t.learning_rate
     if t.learning_rate_schedule == "cosine":
-        learning_rate = cosine_with_warmup(t.learning_rate, t.epochs * run.steps)
+        learning_rate = cosine_with_warmup(t.learning_rate, steps)
     model.compile(
         keras.optimizers.AdamW(
             learning_rate,
             weight_decay=t.weight_decay,
             global_clipnorm=t.global_clipnorm or None,
             use_ema=t.ema_momentum > 0,
-            ema_momentum=t.ema_momentum,
+            ema_momentum=averaging_momentum(t.ema_momentum, steps),
         )
     )
     return model
@@ -296,7 +298,7 @@ def _results(model, settings, run, sparsity):
         "seed": settings.seed,
         "epochs": t.epochs,
         "iterations": run.steps * t.epochs,
-        "batch_size": t.batch_size,
+        "batch_size": run.batch_size,
         f"training_{run.unit}": len(run.train),
         f"validation_{run.unit}": len(run.validation),
         "unit": run.unit,

@@ -108,9 +108,23 @@ class SketchSettings:
     """The training data."""
 
     dataset: str
-    """Data set: kanjivg."""
+    """Data set: kanjivg, quickdraw, vmnist, or files (sketches of your own, of any known
+    format)."""
     characters: str = "kanji"
     """KanjiVG's drawings: kanji (one of each), kanji+variants, or all."""
+    categories: tuple[str, ...] = ("cat", "crab", "mosquito")
+    """QuickDraw's categories, which one model learns together; the paper trains one of each."""
+    recognized: bool = False
+    """Only QuickDraw's drawings that the game recognized."""
+    digits: str = "test"
+    """MNIST's digits: test (10,000), train, or all."""
+    max_sketches: int = 0
+    """Sketches to read, the first ones; of QuickDraw in each category. 0 for all."""
+    max_strokes: int = 0
+    """Strokes of a sketch to keep, the first ones; 0 for all."""
+    simplify: float = 0.0
+    """How far off a simplified stroke may lie, for a sketch in the unit circle; 0 for no
+    simplification."""
     representation: str = "absolute"
     """Points as positions (absolute) or as differences (delta)."""
     spacing: float = 0.05
@@ -119,6 +133,9 @@ class SketchSettings:
     """Factor on the coordinates after that."""
     max_points: int = 300
     """Sketches with this many points or more are dropped."""
+    jitter: float = 0.0
+    """Smooth noise that bends training sketches, other in each epoch: its standard deviation in
+    the unit of the coordinates (0.1 is a hundredth of the sketch's radius); 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +187,8 @@ class TrainingSettings:
     global_clipnorm: float = 0.1
     """Largest norm of the gradient, over all variables; 0 for no clipping."""
     ema_momentum: float = 0.9999
-    """Momentum of the averaged weights that sampling uses; 0 for none."""
+    """Momentum of the averaged weights that sampling uses; 0 for none. A run shorter than what
+    this averages over, 1 / (1 - momentum) steps, averages over a tenth of its steps."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +239,7 @@ class Preset:
         return cls(
             name=settings["name"],
             model=from_plain(model, settings["model"]),
-            data=data(**settings["data"]),
+            data=from_plain(data, settings["data"]),
             training=TrainingSettings(**settings["training"]),
             noise=NoiseSettings(**settings["noise"]),
             sampling=SamplingSettings(**settings["sampling"]),

@@ -5,9 +5,11 @@ import pytest
 
 from keras_sparse_dm.data import batching
 from keras_sparse_dm.data.batching import (
+    JITTER_SPACING,
     PreparationSummary,
     SketchArrays,
     eval_batches,
+    jitter_points,
     padding_waste,
     sample_lengths,
     steps_per_epoch,
@@ -245,3 +247,103 @@ def test_sample_lengths_follow_the_training_lengths():
         sample_lengths(arrays, -1, 0)
     with pytest.raises(ValueError, match="no sketch"):
         sample_lengths(arrays.take(0), 1, 0)
+
+
+# Labels
+
+
+def test_labels_go_with_their_sketches():
+    rows = [np.zeros((k, 3)) for k in (1, 2, 3)]
+    arrays = SketchArrays.from_list(rows, labels=["cat", "crab", "cat"])
+    assert arrays.subset([2, 1]).labels == ("cat", "crab")
+    assert SketchArrays.from_list(rows).labels == ("", "", "")
+    with pytest.raises(ValueError, match="labels holds 2 labels for 3 sketches"):
+        SketchArrays.from_list(rows, labels=["cat", "crab"])
+
+
+# Augmentation
+
+
+def test_jitter_moves_points_smoothly_and_nothing_else():
+    rng = np.random.default_rng(0)
+    lengths = np.array([200, 37, 1])
+    points = np.zeros((3, 200, 3), "float32")
+    for row, length in zip(points, lengths, strict=True):
+        row[:length] = rng.standard_normal((length, 3))
+    bent = jitter_points(points, lengths, 0.5, (1, 2)).numpy()
+    np.testing.assert_array_equal(bent[:, :, 2], points[:, :, 2])
+    for row, before, length in zip(bent, points, lengths, strict=True):
+        assert not row[length:].any()
+        assert (row[:length, :2] != before[:length, :2]).all()
+    noise = (bent - points)[0, :, :2]
+    # Straight lines between the knots.
+    assert np.abs(np.diff(noise, 2, axis=0).reshape(-1, 2)[JITTER_SPACING:][:6]).max() < 1e-5
+    np.testing.assert_array_equal(bent, jitter_points(points, lengths, 0.5, (1, 2)))
+    assert (jitter_points(points, lengths, 0.5, (1, 3)).numpy() != bent).any()
+    np.testing.assert_array_equal(jitter_points(points, lengths, 0.0, (1, 2)), points)
+
+
+def test_jitter_has_the_strength_asked_for():
+    points = np.zeros((400, 64, 3), "float32")
+    noise = jitter_points(points, np.full(400, 64), 0.3, (5, 6)).numpy()[:, ::JITTER_SPACING, :2]
+    assert noise.std() == pytest.approx(0.3, rel=0.03)
+    assert abs(noise.mean()) < 0.01
+
+
+def test_jitter_of_steps_is_that_of_the_positions_they_lead_to():
+    rng = np.random.default_rng(0)
+    positions = rng.standard_normal((2, 50, 3)).astype("float32")
+    steps = positions.copy()
+    steps[:, 1:, :2] -= positions[:, :-1, :2]
+    lengths = np.array([50, 30])
+    bent = jitter_points(positions, lengths, 0.4, (7, 8)).numpy()
+    bent_steps = jitter_points(steps, lengths, 0.4, (7, 8), "delta").numpy()
+    for i, length in enumerate(lengths):
+        led_to = np.cumsum(bent_steps[i, :length, :2], axis=0)
+        np.testing.assert_allclose(led_to, bent[i, :length, :2], atol=1e-5)
+    np.testing.assert_array_equal(bent_steps[:, :, 2], steps[:, :, 2])
+
+
+def test_jittered_batches_differ_by_epoch_and_resume_to_the_same():
+    arrays = make_arrays(60)
+    steps = steps_per_epoch(arrays, 16)
+    plain = batches_of(train_batches(arrays, 16, 3, epochs=3))
+    bent = batches_of(train_batches(arrays, 16, 3, epochs=3, jitter=0.2))
+    resumed = batches_of(train_batches(arrays, 16, 3, initial_epoch=1, epochs=2, jitter=0.2))
+    assert_same_batches(bent[steps:], resumed)
+    noises = []
+    for (a, lengths), (b, same) in zip(plain, bent, strict=True):
+        np.testing.assert_array_equal(lengths, same)
+        noises.append((b - a)[0, : lengths[0], 0])
+    length = min(map(len, noises))
+    assert len({noise[:length].round(4).tobytes() for noise in noises}) == 3 * steps
+    # Evaluation is never jittered.
+    assert all(np.isin(sketch_numbers(p), range(60)).all() for p, _ in plain)
+
+
+@pytest.mark.parametrize("jitter", [-0.1, float("nan")])
+def test_bad_jitter_is_named(jitter):
+    with pytest.raises(ValueError, match="jitter="):
+        train_batches(make_arrays(60), 16, 0, jitter=jitter)
+
+
+# Shards
+
+
+def test_workers_share_the_batches_of_each_epoch():
+    arrays = make_arrays(203)
+    whole = batches_of(train_batches(arrays, 16, 9, epochs=2, jitter=0.1))
+    steps = steps_per_epoch(arrays, 16)
+    assert steps % 5 == 2
+    shards = [
+        batches_of(train_batches(arrays, 16, 9, epochs=2, jitter=0.1, num_shards=5, shard=i))
+        for i in range(5)
+    ]
+    for i, shard in enumerate(shards):
+        expected = whole[:steps][i::5][: steps // 5] + whole[steps:][i::5][: steps // 5]
+        assert_same_batches(shard, expected)
+    for change in ({"num_shards": 0}, {"num_shards": 2, "shard": 2}, {"shard": -1}):
+        with pytest.raises(ValueError, match="shard"):
+            train_batches(arrays, 16, 9, **change)
+    with pytest.raises(ValueError, match="num_shards=99 is more than the 12 batches"):
+        train_batches(arrays, 16, 9, num_shards=99)

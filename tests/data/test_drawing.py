@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_sparse_dm.data import Sketch
-from keras_sparse_dm.data.drawing import draw
+from keras_sparse_dm.data.drawing import animate, draw
 
 
 def sketch(*strokes):
@@ -110,3 +110,36 @@ def test_figures_do_not_pile_up_in_pyplot(cross):
     before = matplotlib.pyplot.get_fignums()
     draw([cross])
     assert matplotlib.pyplot.get_fignums() == before
+
+
+# Animations
+
+
+def test_an_animation_draws_every_sketch_to_its_end(tmp_path):
+    from PIL import Image
+
+    line = np.column_stack([np.arange(20.0), np.zeros(20), np.arange(20.0)])
+    sketches = [Sketch((line[:10], line[10:] + [0, 5, 0])), Sketch((line,)), Sketch(())]
+    path = animate(sketches, tmp_path / "a.gif", columns=2, frames=10, size=40)
+    with Image.open(path) as gif:
+        assert (gif.n_frames, gif.size) == (10, (80, 80))
+        ink = []
+        for frame in range(gif.n_frames):
+            gif.seek(frame)
+            ink.append(
+                (255 - np.asarray(gif.convert("L"), float)).reshape(2, 40, 2, 40).sum((1, 3))
+            )
+    ink = np.array(ink)
+    assert (np.diff(ink, axis=0) >= -1).all()
+    assert (ink[0] < ink[-1] / 2 + 1).all()
+    # The last picture is the whole sketch; there is nothing of the empty one.
+    assert ink[-1, 0, 0] > 0 and ink[-1, 0, 1] > 0
+    assert not ink[:, 1].any()
+
+
+def test_bad_animations_are_refused(tmp_path):
+    line = Sketch(([[0, 0, 0], [1, 1, 1]],))
+    for sketches, options in (([], {}), ([line], {"frames": 1}), ([line], {"seconds": 0})):
+        with pytest.raises(ValueError, match="must"):
+            animate(sketches, tmp_path / "a.gif", **options)
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import keras_sparse_dm.data.kanjivg as kanjivg
 import keras_sparse_dm.data.preparation as preparation
+import keras_sparse_dm.data.sketch_sets as sketch_sets
 from keras_sparse_dm.data import load_kanjivg, read_sketches, read_svg, select_characters
 from keras_sparse_dm.data.sketch import from_points, prepare, to_absolute
 
@@ -162,7 +163,7 @@ def test_subpaths_are_strokes_and_undrawn_parts_are_not(tmp_path):
         ("<svg><path d='M 0 0 C 1 2'/></svg>", "."),
         ("<svg><path d='M 0 0 L 1e999 3'/></svg>", "infinite or too large"),
         ("<svg><path d='M -1e308 0 L 1e308 3'/></svg>", "infinite or too large"),
-        ("<svg><g transform='scale(2)'><path d='M0 0 L1 1'/></g></svg>", "transform"),
+        ("<svg><g transform='turn(2)'><path d='M0 0 L1 1'/></g></svg>", "transform"),
         ("<?xml version='1.0' encoding='klingon'?><svg/>", "."),
     ],
 )
@@ -207,7 +208,7 @@ def test_read_sketches_of_a_file_a_folder_and_nothing(tmp_path):
     with pytest.raises(ValueError, match="aa.svg"):
         list(read_sketches(tmp_path))
     broken = []
-    sketches = read_sketches(tmp_path, on_broken=lambda file, error: broken.append(file.name))
+    sketches = read_sketches(tmp_path, on_broken=lambda where, error: broken.append(where))
     assert [s.name for s in sketches] == ["a", "b"]
     assert broken == ["aa.svg"]
     with pytest.raises(ValueError, match="notes.txt.*no known format; known are .svg"):
@@ -311,7 +312,7 @@ def test_broken_files_are_skipped_counted_and_named(load, folder):
         train, validation = load()
         assert len(train) + len(validation) == 60
         assert train.summary.read == 62
-        assert [name for name, _ in train.summary.broken] == ["broken", "dot"]
+        assert [name for name, _ in train.summary.broken] == ["broken.svg", "dot.svg"]
         assert "2 broken (broken.svg: " in str(train.summary)
         assert "all points lie at one place" in str(train.summary)
 
@@ -328,8 +329,8 @@ def test_many_broken_files_stop_with_the_counts(load, folder, tmp_path):
 
 def test_processes_give_what_one_process_gives(load, monkeypatch, tmp_path):
     alone = load(workers=1)
-    monkeypatch.setattr(kanjivg, "_SERIAL_FILES", 0)
-    monkeypatch.setattr(kanjivg, "_CHUNK_FILES", 7)
+    monkeypatch.setattr(sketch_sets, "_SERIAL", 0)
+    monkeypatch.setattr(sketch_sets, "_CHUNK", 7)
     pooled = load(workers=2, cache_dir=tmp_path / "other")
     for a, b in zip(alone, pooled, strict=True):
         assert_same(a, b)
@@ -341,7 +342,8 @@ def test_a_script_without_main_guard_prepares_in_processes_once(folder, tmp_path
         "import sys\n"
         "print('started')\n"
         "import keras_sparse_dm.data.kanjivg as kanjivg\n"
-        "kanjivg._SERIAL_FILES = 0\n"
+        "import keras_sparse_dm.data.sketch_sets as sketch_sets\n"
+        "sketch_sets._SERIAL = 0\n"
         f"train, _ = kanjivg.load_kanjivg({str(folder)!r}, {str(tmp_path / 'c')!r}, workers=2)\n"
         "print(len(train), 'tensorflow' in sys.modules)\n"
     )
@@ -359,9 +361,11 @@ def test_a_script_without_main_guard_prepares_in_processes_once(folder, tmp_path
 def test_workers_do_not_import_tensorflow():
     # Built-in functions as the work: a worker may be unable to import this test module.
     prepare_one = (
-        "__import__('keras_sparse_dm.data.kanjivg', fromlist=['_'])._prepare_chunk("
-        f"[__import__('pathlib').Path({str(SOURCE / '04e00.svg')!r})],"
-        " {'representation': 'absolute', 'spacing': 0.05, 'scale': 10.0})[0][2]"
+        "(lambda sets, kanji, path: sets._prepare_chunk([sets.Item('04e00', path)], kanji.read_svg,"
+        " {'representation': 'absolute', 'spacing': 0.05, 'scale': 10.0})[0][4])("
+        "__import__('keras_sparse_dm.data.sketch_sets', fromlist=['_']),"
+        "__import__('keras_sparse_dm.data.kanjivg', fromlist=['_']),"
+        f"__import__('pathlib').Path({str(SOURCE / '04e00.svg')!r}))"
     )
     imported = "[m for m in ('numpy', 'tensorflow', 'keras') if m in __import__('sys').modules]"
     results = preparation.map_in_processes(eval, [prepare_one, imported], 1)
@@ -431,13 +435,13 @@ def test_a_missing_package_is_answered_with_the_command(monkeypatch):
 def counted(monkeypatch):
     """Counts how often files are prepared."""
     calls = []
-    prepare_files = kanjivg._prepare_files
+    prepare_files = sketch_sets._prepare
 
     def counting(*args):
         calls.append(args)
         return prepare_files(*args)
 
-    monkeypatch.setattr(kanjivg, "_prepare_files", counting)
+    monkeypatch.setattr(sketch_sets, "_prepare", counting)
     return calls
 
 
@@ -520,9 +524,9 @@ def test_a_damaged_byte_anywhere_never_gives_other_data(load, tmp_path):
         file.write_bytes(damaged)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            stored = kanjivg._read_cache(file)
+            stored = sketch_sets._read_cache(file)
         if stored is not None:
-            points = dict(zip(stored[0].names, stored[0], strict=True))
+            points = dict(zip(stored.arrays.names, stored.arrays, strict=True))
             for name, expected in zip(good[0].names, good[0], strict=True):
                 np.testing.assert_array_equal(points[name], expected)
 
@@ -572,8 +576,8 @@ def test_an_interrupted_write_leaves_nothing_behind(load, tmp_path, monkeypatch)
 
 def test_leftovers_of_killed_runs_are_cleared(load, tmp_path):
     (tmp_path / "cache").mkdir()
-    old = tmp_path / "cache" / f"kanjivg-v{kanjivg.CACHE_VERSION}-0-x.tmp"
-    fresh = tmp_path / "cache" / f"kanjivg-v{kanjivg.CACHE_VERSION}-1-y.tmp"
+    old = tmp_path / "cache" / f"kanjivg-v{sketch_sets.CACHE_VERSION}-0-x.tmp"
+    fresh = tmp_path / "cache" / f"kanjivg-v{sketch_sets.CACHE_VERSION}-1-y.tmp"
     old.write_text("")
     fresh.write_text("")
     os.utime(old, (1, 1))
@@ -586,14 +590,14 @@ def test_leftovers_of_killed_runs_are_cleared(load, tmp_path):
 def test_two_at_once_both_get_the_data(load, tmp_path, counted, monkeypatch):
     # Both find no cache and prepare; the barrier makes the race certain.
     barrier = threading.Barrier(2, timeout=30)
-    read_cache = kanjivg._read_cache
+    read_cache = sketch_sets._read_cache
 
     def read_together(cache):
         found = read_cache(cache)
         barrier.wait()
         return found
 
-    monkeypatch.setattr(kanjivg, "_read_cache", read_together)
+    monkeypatch.setattr(sketch_sets, "_read_cache", read_together)
     results = []
     threads = [threading.Thread(target=lambda: results.append(load())) for _ in range(2)]
     for thread in threads:

@@ -1,0 +1,138 @@
+"""QuickDraw's `.ndjson` files: a drawing in JSON on each line, raw or simplified, or packed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from keras_sparse_dm.data.formats.common import (
+    OnBroken,
+    bounded_lines,
+    existing_file,
+    named,
+    report,
+    strokes_from_columns,
+)
+from keras_sparse_dm.data.sketch import Sketch
+
+# QuickDraw's longest raw lines have some 100 kB: 20 seconds of drawing. Hostile JSON takes about
+# 20 times its length in memory.
+MAX_LINE = 2**23
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A line of a QuickDraw file.
+
+    Args:
+        sketch: the drawing, with its category as the label.
+        recognized: whether QuickDraw's game guessed what it shows; False where it is not said.
+    """
+
+    sketch: Sketch
+    recognized: bool
+
+
+def read_quickdraw(
+    path,
+    on_broken: OnBroken | None = None,
+    recognized: bool = False,
+    max_strokes: int | None = None,
+) -> Iterator[Sketch]:
+    """Iterates over the drawings of a QuickDraw file.
+
+    Args:
+        path: an `.ndjson` or `.ndjson.gz` file, of the raw format (strokes of xs, ys and times in
+            milliseconds) or the simplified one (xs and ys; times are then the distance travelled
+            as a share of the whole, as `read_svg` has them).
+        on_broken: called as `on_broken(where, error)`, with a text such as
+            `"cat.ndjson, line 17"` and a ValueError, for a line that cannot be read, which is
+            then skipped; `lines` says which lines it tells of. By default the error is raised.
+        recognized: whether to leave out the drawings that the game did not recognize.
+        max_strokes: strokes of a drawing that are kept, the first ones; None for all.
+
+    Returns:
+        Iterator of `Sketch`es, named by their `key_id` (or by file and line), labelled with their
+        `word`, in the file's units, y downwards. One line is in memory at a time.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if `max_strokes` is out of range; and, while iterating without an
+            `on_broken`, for a line that is no drawing: no JSON, lists of unequal lengths,
+            numbers that are infinite, NaN or beyond 1e9, times that go back, no stroke. The
+            message begins with file and line.
+    """
+    check_max_strokes(max_strokes)
+    return _read(existing_file(path), on_broken, recognized, max_strokes)
+
+
+def check_max_strokes(max_strokes: int | None) -> None:
+    """Raises the ValueError that says so where `max_strokes` is neither None nor 1 or more."""
+    if max_strokes is not None and not (isinstance(max_strokes, int) and max_strokes >= 1):
+        raise ValueError(f"max_strokes={max_strokes!r} must be 1 or more, or None for all strokes")
+
+
+def _read(path, on_broken, recognized, max_strokes) -> Iterator[Sketch]:
+    for number, line in lines(path, on_broken):
+        where = f"{path.name}, line {number}"
+        try:
+            drawing = parse_line(line, where, max_strokes)
+        except ValueError as error:
+            report(on_broken, where, error)
+        else:
+            if drawing.recognized or not recognized:
+                yield drawing.sketch
+
+
+def lines(path, on_broken: OnBroken | None = None) -> Iterator[tuple[int, bytes]]:
+    """Iterates over the lines of a QuickDraw file, for `parse_line`, perhaps in other processes.
+
+    Args:
+        path: an `.ndjson` or `.ndjson.gz` file.
+        on_broken: called as `on_broken(where, error)` for a line of more than 8 MiB, which is
+            skipped, and where a `.gz` file is damaged or unpacks to more than both 16 MiB and
+            100 times its size, which ends it. By default the error, a ValueError, is raised.
+
+    Returns:
+        Iterator of `(number, line)`: numbers count from 1; blank lines are left out.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    return bounded_lines(existing_file(path), MAX_LINE, on_broken)
+
+
+def parse_line(line: bytes, where: str, max_strokes: int | None = None) -> Drawing:
+    """The drawing on a line of a QuickDraw file.
+
+    Args:
+        line: the line, JSON in UTF-8.
+        where: what messages call it, for example `"cat.ndjson, line 17"`; also the sketch's name
+            where the line holds none.
+        max_strokes: strokes that are kept, the first ones; None for all.
+
+    Raises:
+        ValueError: if the line is no drawing; the message begins with `where`.
+    """
+    try:
+        record = json.loads(line.decode("utf-8"))
+        return parse_record(record, where, max_strokes)
+    except (ValueError, RecursionError) as error:
+        raise named(where, error) from error
+
+
+def parse_record(record, name: str, max_strokes: int | None = None) -> Drawing:
+    """The drawing that a dictionary in QuickDraw's form holds; ValueErrors give the reason."""
+    if type(record) is not dict or "drawing" not in record:
+        raise ValueError("is no drawing: a dictionary with the key 'drawing' is wanted")
+    word = record.get("word", "")
+    if type(word) is not str:
+        raise ValueError(f"has a word of type {type(word).__name__}; it must be a text")
+    key = record.get("key_id", "")
+    if type(key) is str and 0 < len(key) <= 100:
+        name = key
+    elif type(key) is int and 0 <= key < 2**64:
+        name = str(key)
+    strokes = strokes_from_columns(record["drawing"], max_strokes)
+    return Drawing(Sketch(tuple(strokes), name, word), record.get("recognized") is True)
