@@ -127,3 +127,19 @@ def test_latent_diffusion_example():
     assert names["pictures"].shape == (4, 8, 8, 3)
     assert names["model"].optimizer.topology_updates == 1
     ksd.sparsity.check_invariant(names["model"])
+
+
+def test_sketches_example(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "cache"))
+    names = {}
+    block = block_with("load_vmnist").replace("load_vmnist()", "load_vmnist(max_sketches=40)")
+    exec(block, names)
+    assert names["train"].summary.read == 40
+    assert (tmp_path / "digits.gif").stat().st_size > 5000
+    out = capsys.readouterr().out
+    assert out.count("[(") == 16
+    read = list(ksd.data.read_sketches(tmp_path / "digits.json"))
+    for a, b in zip(read, names["sketches"], strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)

@@ -24,9 +24,9 @@ PARTS = ("train", "test", "all")
 MAX_PIXELS = 2**29
 
 HOW_TO_GET = (
-    "for MNIST, run `tfds build mnist` and leave data_dir out; or put t10k-images-idx3-ubyte.gz "
+    "for MNIST, run `tfds build mnist` and leave folder out; or put t10k-images-idx3-ubyte.gz "
     "and t10k-labels-idx1-ubyte.gz (for the larger part train-...), from "
-    "https://storage.googleapis.com/cvdf-datasets/mnist/, into a folder and name it as data_dir"
+    "https://storage.googleapis.com/cvdf-datasets/mnist/, into a folder and name it as folder"
 )
 
 # "t10k-images-idx3-ubyte", "t10k-images.idx3-ubyte", each perhaps with ".gz".
@@ -84,11 +84,11 @@ class DigitImages:
         return len(self.images)
 
 
-def load_digits(data_dir=None, part: str = "test") -> DigitImages:
+def load_digits(folder=None, part: str = "test") -> DigitImages:
     """Pictures of handwritten digits from where they are; nothing is downloaded.
 
     Args:
-        data_dir: one of
+        folder: one of
 
             - a folder with MNIST's IDX files, as they are published or unpacked:
               `*images-idx3-ubyte` or `*images.idx3-ubyte`, the labels beside them;
@@ -105,7 +105,7 @@ def load_digits(data_dir=None, part: str = "test") -> DigitImages:
         Images and labels in the source's order.
 
     Raises:
-        FileNotFoundError: if `data_dir` does not exist or does not hold MNIST or that part of
+        FileNotFoundError: if `folder` does not exist or does not hold MNIST or that part of
             it; the message says how to get it.
         ValueError: if `part` is unknown, or a file is broken; the message names it.
     """
@@ -113,28 +113,28 @@ def load_digits(data_dir=None, part: str = "test") -> DigitImages:
         raise ValueError(
             f"part={part!r} is unknown; it must be one of " + ", ".join(map(repr, PARTS))
         )
-    if data_dir is None:
+    if folder is None:
         digits = _read_tfds(None, part)
         return _embedded_digits() if digits is None else digits
 
-    path = Path(data_dir).expanduser()
+    path = Path(folder).expanduser()
     if path.is_file():
         match = _IMAGES_NAME.fullmatch(path.name)
         if match is None:
             raise ValueError(
-                f"data_dir={str(path)!r} is a file, but not named as MNIST's images are "
+                f"folder={str(path)!r} is a file, but not named as MNIST's images are "
                 "(t10k-images-idx3-ubyte.gz); give such a file or its folder"
             )
         return _read_idx([path])
     if not path.is_dir():
-        raise FileNotFoundError(f"data_dir={str(path)!r} does not exist; {HOW_TO_GET}")
+        raise FileNotFoundError(f"folder={str(path)!r} does not exist; {HOW_TO_GET}")
     sets = _idx_files(path)
     if sets:
         return _read_idx(_select(sets, part, path))
     digits = _read_tfds(path, part)
     if digits is None:
         raise FileNotFoundError(
-            f"data_dir={str(path)!r} holds neither IDX files of images (t10k-images-idx3-ubyte.gz) "
+            f"folder={str(path)!r} holds neither IDX files of images (t10k-images-idx3-ubyte.gz) "
             f"nor a mnist that tensorflow-datasets has prepared; {HOW_TO_GET}"
         )
     return digits
@@ -167,13 +167,13 @@ def _select(sets: dict[str, Path], part: str, folder: Path) -> list[Path]:
         files = by_part[which]
         if not files:
             raise FileNotFoundError(
-                f"data_dir={str(folder)!r} holds no IDX file of images for part={part!r}, "
+                f"folder={str(folder)!r} holds no IDX file of images for part={part!r}, "
                 f"'{'train' if which == 'train' else 't10k'}-images-idx3-ubyte', but {names}; "
                 "give another part, or such a file itself"
             )
         if len(files) > 1:
             raise ValueError(
-                f"data_dir={str(folder)!r} holds more than one IDX file of images for "
+                f"folder={str(folder)!r} holds more than one IDX file of images for "
                 f"part={part!r}: {', '.join(file.name for file in files)}; give the file itself"
             )
         chosen += files
@@ -258,12 +258,12 @@ def _read_array(file: Path, magic: int, axes: int) -> np.ndarray:
 # tensorflow-datasets -----------------------------------------------------------------------
 
 
-def _read_tfds(data_dir: Path | None, part: str) -> DigitImages | None:
+def _read_tfds(folder: Path | None, part: str) -> DigitImages | None:
     """What tensorflow-datasets has prepared, or None where it has nothing there."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder("mnist", data_dir=data_dir)
+    builder = tfds.builder("mnist", data_dir=folder)
     try:
         dataset = builder.as_dataset(
             split="train+test" if part == "all" else part,

@@ -250,9 +250,7 @@ def prepare_source(
         too_long=tuple(arrays.names[i] for i in np.flatnonzero(~fits)),
         max_points=max_points,
         left_out=prepared.left_out,
-        labels=dict(Counter(arrays.labels[i] for i in np.flatnonzero(fits)))
-        if any(arrays.labels)
-        else {},
+        labels=_counts([arrays.labels[i] for i in np.flatnonzero(fits)]),
     )
     arrays = SketchArrays(
         arrays.points, arrays.lengths, arrays.names, representation, summary, arrays.labels
@@ -265,6 +263,11 @@ def prepare_source(
             f"{len(arrays) - train} for validation; both need at least one ({summary})"
         )
     return arrays.subset(order[:train]), arrays.subset(order[train:])
+
+
+def _counts(labels: list[str]) -> dict[str, int]:
+    """How many there are of each label, in alphabetical order; none where none is known."""
+    return dict(sorted(Counter(labels).items())) if any(labels) else {}
 
 
 # Preparation -------------------------------------------------------------------------------

@@ -110,11 +110,13 @@ def describe(train, validation, batch_size):
         f"points        {_spread(lengths)}",
         f"strokes       {_spread(strokes)}",
     ]
-    counts, edges = np.histogram(lengths, bins=min(BINS, int(np.ptp(lengths)) + 1))
+    # Bins of whole numbers.
+    width = -(-(int(np.ptp(lengths)) + 1) // BINS)
+    counts = np.bincount((lengths - lengths.min()) // width)
     lines += ["", "points a sketch"]
-    for count, low, high in zip(counts, edges, edges[1:], strict=False):
+    for low, count in zip(range(lengths.min(), lengths.max() + 1, width), counts, strict=True):
         bar = "#" * round(BAR * count / counts.max())
-        lines.append(f"{np.ceil(low):6.0f} to {np.ceil(high) - 1:4.0f}  {count:8,}  {bar}".rstrip())
+        lines.append(f"{low:6} to {low + width - 1:4}  {count:8,}  {bar}".rstrip())
     return "\n".join(lines)
 
 

@@ -77,6 +77,12 @@ def train(settings):
     keras.utils.set_random_seed(settings.seed)
     run = (ImageRun if settings.to_preset().model.kind == "unet" else SketchRun)(settings)
     sparsity = _dynamic_sparsity(t, settings.seed, run.steps, folder)
+    steps = run.steps * t.epochs
+    if sparsity is not None and sparsity.method.dynamic and steps < t.update_every:
+        print(
+            f"The masks will not change: {steps} training steps are fewer than --update-every "
+            f"{t.update_every}."
+        )
     # The same random state whatever was prepared before.
     keras.utils.set_random_seed(settings.seed)
     checkpoint = folder / CHECKPOINT

@@ -43,7 +43,7 @@ def assert_is(digits, *expected):
 
 @pytest.fixture
 def no_tfds(monkeypatch):
-    monkeypatch.setattr(module, "_read_tfds", lambda data_dir, part: None)
+    monkeypatch.setattr(module, "_read_tfds", lambda folder, part: None)
 
 
 # DigitImages

@@ -1,0 +1,121 @@
+"""Preparing sketches, and feeding them: how fast, and how much faster than a model trains.
+
+Sketches are read, prepared and cached anew: KanjiVG's SVG drawings, the same drawings as lines of
+QuickDraw's raw format, and digits that are traced first. Then batches of the digits, shuffled and
+padded, are drawn from `tf.data` alone, and with the VMNIST network training on them.
+
+    python benchmarks/data_pipeline.py [--sketches 10000] [--digits FOLDER] [--json-path F.json]
+"""
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import keras_sparse_dm as ksd
+from keras_sparse_dm.data import (
+    kanjivg_folder,
+    load_kanjivg,
+    load_quickdraw,
+    load_vmnist,
+    read_svg,
+    train_batches,
+)
+
+BATCH_SIZE = 128
+
+
+def seconds_of(work):
+    begin = time.perf_counter()
+    result = work()
+    return time.perf_counter() - begin, result
+
+
+def write_quickdraw(folder, sketches):
+    """The first drawings of KanjiVG as QuickDraw's raw format has them: whole pixels, times."""
+    files = sorted(kanjivg_folder().glob("*.svg"))[:sketches]
+    with open(folder / "cat.ndjson", "w", encoding="utf-8") as file:
+        for path in files:
+            strokes = [
+                [*np.round(s[:, :2] * 2).T.astype(int).tolist(), (s[:, 2] * 9000).tolist()]
+                for s in read_svg(path)
+            ]
+            file.write(json.dumps({"word": "cat", "recognized": True, "drawing": strokes}) + "\n")
+
+
+def main(
+    sketches: int = 10_000,
+    digits: Path | None = None,
+    seconds: float = 20.0,
+    json_path: Path | None = None,
+):
+    """Measures.
+
+    Args:
+        sketches: Sketches of each data set to prepare.
+        digits: Folder of MNIST's files; without it, scikit-learn's 1,797 digits.
+        seconds: How long to train.
+        json_path: File for the figures, as JSON.
+    """
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        write_quickdraw(folder, sketches)
+        options = {"cache_dir": folder / "cache", "max_sketches": sketches, "progress": False}
+        options["max_points"] = 10**6
+        for name, load in (
+            ("KanjiVG, SVG", lambda: load_kanjivg(characters="all", **options)),
+            ("QuickDraw, raw", lambda: load_quickdraw(folder, "cat", **options)),
+            ("VMNIST, traced", lambda: load_vmnist(digits, **options)),
+        ):
+            taken, (train, validation) = seconds_of(load)
+            figures[f"{name}: sketches"] = len(train) + len(validation)
+            figures[f"{name}: sketches / s"] = (len(train) + len(validation)) / taken
+            figures[f"{name}: seconds from the cache"] = seconds_of(load)[0]
+    # As many as the paper's training set, whatever there is.
+    arrays = train.subset(np.random.default_rng(0).integers(0, len(train), 8500))
+    dataset = train_batches(arrays, BATCH_SIZE, seed=0)
+    stream = iter(dataset)
+    next(stream)
+    count, begin = 0, time.perf_counter()
+    while time.perf_counter() - begin < 5:
+        next(stream)
+        count += 1
+    fed = count / (time.perf_counter() - begin)
+
+    preset = ksd.models.get_preset("chirodiff_vmnist")
+    model = ksd.diffusion.DiffusionModel(
+        ksd.models.ChiroDiff(**preset.denoiser_arguments(), seed=0), preset.noise.to_schedule()
+    )
+    ksd.sparsify(model, 0.5, seed=0)
+    model.compile(keras.optimizers.AdamW(1e-3, weight_decay=1e-2, global_clipnorm=0.1))
+    callback = ksd.DynamicSparsity("rigl", update_every=800, prune_rate=0.05)
+    model.fit(dataset, steps_per_epoch=20, verbose=0, callbacks=[callback])  # traces
+    steps, begin = 0, time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        model.fit(dataset, steps_per_epoch=20, verbose=0, callbacks=[callback])
+        steps += 20
+    trained = steps / (time.perf_counter() - begin)
+    figures["batches / s, tf.data alone"] = fed
+    figures["batches / s, VMNIST network training"] = trained
+    figures["ratio"] = fed / trained
+
+    table = Table("", "value", title=f"batches of {BATCH_SIZE}")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:,.2f}")
+    Console().print(table)
+    if json_path is not None:
+        json_path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
