@@ -1,5 +1,6 @@
 """What all tests share: quiet TensorFlow, private caches, the reference answers."""
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -56,3 +57,11 @@ def reference():
 def fresh_start():
     """Every test begins with the same global random state."""
     keras.utils.set_random_seed(1234)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_memory():
+    """What a file of tests has traced does not stay in memory while the next ones run."""
+    yield
+    keras.backend.clear_session()
+    gc.collect()

@@ -3,12 +3,16 @@
 import csv
 import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
 
 from keras_sparse_dm.experiments.settings import SettingsError, TrainingDiverged
 from keras_sparse_dm.files import whole_file
+
+# In a run's folder.
+CHECKPOINT = Path("checkpoints") / "last.keras"
 
 
 def keras_verbosity(verbose):

@@ -5,7 +5,6 @@ import platform
 import shutil
 import time
 from importlib.metadata import version
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,6 +13,7 @@ from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
 import keras_sparse_dm
 from keras_sparse_dm.diffusion import DiffusionModel
 from keras_sparse_dm.experiments.epochs import (
+    CHECKPOINT,
     Checkpoint,
     EpochFigures,
     StopOnDivergence,
@@ -46,7 +46,6 @@ from keras_sparse_dm.sparsity import (
 from keras_sparse_dm.sparsity.masking import innermost_optimizer, innermost_sparse_optimizer
 from keras_sparse_dm.sparsity.schedules import serialize_schedule
 
-CHECKPOINT = Path("checkpoints") / "last.keras"
 STATE_FILE = "state.json"
 METRICS_FILE = "metrics.csv"
 
