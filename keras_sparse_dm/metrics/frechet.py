@@ -1,6 +1,20 @@
 """The Fréchet distance between two sets of features (Heusel et al. 2017)."""
 
+import warnings
+
 import numpy as np
+
+from keras_sparse_dm.metrics.statistics import (
+    FeatureStatistics,
+    check_widths,
+    checked_features,
+)
+
+NAMES = ("features_a", "features_b")
+
+
+class FewSamplesWarning(UserWarning):
+    """A set has so few samples that its covariance is singular."""
 
 
 def frechet_distance(features_a, features_b):
@@ -10,11 +24,18 @@ def frechet_distance(features_a, features_b):
     With Inception's features it is the FID; other features give other scales, so name the
     features with the number.
 
-    The trace of the root is taken from singular values, in float64, which is exact and stable
-    for singular covariances too, as those of fewer samples than features.
+    It falls with the number of samples, by an amount that is nearly proportional to 1/n:
+    compare distances of equal numbers only, or correct them with `bootstrap_interval`. Sets of
+    no more samples than features (a `FewSamplesWarning`) have singular covariances; the formula
+    still holds, but tells more of the numbers than of the samples.
+
+    The trace of the root is the sum of the singular values of `R_a R_b^T`, where `S = R^T R`.
+    Of features R comes from a QR decomposition, of statistics from the covariance's eigenvalues;
+    both are in float64 and stable for singular covariances too.
 
     Args:
-        features_a, features_b: Float arrays (samples, features), of 2 samples or more each.
+        features_a, features_b: Float arrays (samples, features), or `FeatureStatistics` of
+            them; of 2 samples or more each.
 
     Returns:
         The distance, a float, 0 or more.
@@ -22,34 +43,83 @@ def frechet_distance(features_a, features_b):
     Raises:
         ValueError: for arrays of other shapes, too few samples, or values that are not finite.
     """
-    a, b = (
-        _checked(name, features)
-        for name, features in (("features_a", features_a), ("features_b", features_b))
-    )
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(
-            "`features_a` and `features_b` must have as many features; received "
-            f"{a.shape[1]} and {b.shape[1]}."
-        )
-    means = a.mean(axis=0), b.mean(axis=0)
-    # Roots of the covariances: S = R^T R, with at most as many rows as there are features.
-    roots = [
-        np.linalg.qr((features - mean) / np.sqrt(len(features) - 1), mode="r")
-        for features, mean in zip((a, b), means, strict=True)
-    ]
-    traces = sum(np.sum(root**2) for root in roots)
-    # tr (S_a S_b)^(1/2) is the sum of the singular values of R_a R_b^T.
-    overlap = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
-    return float(max(0.0, np.sum((means[0] - means[1]) ** 2) + traces - 2 * overlap))
+    sets = checked_sets(features_a, features_b)
+    warn_of_few_samples(*sets, stacklevel=2)
+    return distance_of_checked(*sets)
 
 
-def _checked(name, features):
-    features = np.asarray(features, np.float64)
-    if features.ndim != 2 or len(features) < 2 or not features.shape[1]:
-        raise ValueError(
-            f"`{name}` must be of shape (samples, features) with 2 samples or more; received "
-            f"shape {features.shape}."
+def checked_sets(features_a, features_b):
+    """Both sets as they are given to `frechet_distance`, or its errors.
+
+    Args:
+        features_a, features_b: As of `frechet_distance`.
+
+    Returns:
+        For each, a float64 array or the `FeatureStatistics`.
+    """
+    sets = []
+    for name, given in zip(NAMES, (features_a, features_b), strict=True):
+        if not isinstance(given, FeatureStatistics):
+            given = checked_features(name, given, 2)
+        elif given.count < 2:
+            raise ValueError(
+                f"`{name}` must be of 2 samples or more; received statistics of {given.count}."
+            )
+        sets.append(given)
+    check_widths(NAMES, *(_size(given)[1] for given in sets))
+    return tuple(sets)
+
+
+def warn_of_few_samples(*sets, stacklevel):
+    """Gives the `FewSamplesWarning` where one of `checked_sets` has too few samples.
+
+    Args:
+        *sets: Both sets.
+        stacklevel: Whose line the warning names: 1 for the caller's, 2 for its caller's.
+    """
+    few = []
+    for name, given in zip(NAMES, sets, strict=True):
+        samples, features = _size(given)
+        if samples < features + 1:
+            few.append(f"`{name}` has {samples:,} samples")
+    if few:
+        warnings.warn(
+            f"{' and '.join(few)} of {features:,} features: a stable Fréchet distance needs "
+            f"{features + 1:,} samples or more of each set; with fewer the covariance is singular",
+            FewSamplesWarning,
+            stacklevel=stacklevel + 1,
         )
-    if not np.isfinite(features).all():
-        raise ValueError(f"`{name}` must be finite; it holds NaN or infinite values.")
-    return features
+
+
+def distance_of_checked(a, b):
+    """`frechet_distance` of what `checked_sets` gave, without a warning."""
+    (mean_a, root_a), (mean_b, root_b) = mean_and_root(a), mean_and_root(b)
+    overlap = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
+    traces = np.sum(root_a**2) + np.sum(root_b**2)
+    return float(max(0.0, np.sum((mean_a - mean_b) ** 2) + traces - 2 * overlap))
+
+
+def _size(given):
+    """Numbers of samples and features."""
+    if isinstance(given, FeatureStatistics):
+        return given.count, given.features
+    return given.shape
+
+
+def mean_and_root(given):
+    """Mean, and a root R of the covariance: S = R^T R, of no more rows than its rank can be."""
+    if isinstance(given, FeatureStatistics):
+        return given.mean, _root_of_covariance(given)
+    mean = given.mean(axis=0)
+    return mean, np.linalg.qr((given - mean) / np.sqrt(len(given) - 1), mode="r")
+
+
+def _root_of_covariance(statistics):
+    covariance = statistics.covariance
+    values, vectors = np.linalg.eigh(covariance)
+    # n samples leave at most n - 1 eigenvalues that are not zero. What eigh gives for the rest,
+    # and below its precision, is rounding, whose roots would be large beside it.
+    kept = min(statistics.count - 1, len(values))
+    values, vectors = values[-kept:], vectors[:, -kept:]
+    kept = values > len(covariance) * np.finfo(np.float64).eps * values[-1]
+    return np.sqrt(values[kept])[:, None] * vectors[:, kept].T
