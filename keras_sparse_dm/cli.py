@@ -24,12 +24,22 @@ from keras_sparse_dm.models.presets import PRESETS
 
 # Options without a value.
 FLAGS = ("resume", "remat", "scale-latents", "cache-latents", "recognized")
-COMMANDS = ("train", "train-autoencoder", "convert", "convert-sketches", "data")
+COMMANDS = (
+    "train",
+    "train-autoencoder",
+    "convert",
+    "convert-sketches",
+    "data",
+    "evaluate",
+    "sample",
+)
 USAGE = f"""usage: sparse-dm {{{", ".join(COMMANDS)}}} ...
 
   sparse-dm train [PRESET] [options]              train a sparse diffusion model, report on it
   sparse-dm train-autoencoder [PRESET] [options]  train latent diffusion's autoencoder on images
   sparse-dm convert SOURCE TARGET [options]       PyTorch checkpoints to .keras files and back
+  sparse-dm evaluate RUN [options]                how far its samples are from real data, its cost
+  sparse-dm sample RUN -n 64 --output FILE        samples to look at: .png .svg .gif .npz .json
   sparse-dm data NAME [options]                   what a data set of sketches is like
   sparse-dm convert-sketches SOURCE TARGET        sketches of any format to .json or .svg
   sparse-dm COMMAND --help                        all options; of another preset, name it first
@@ -54,6 +64,10 @@ def main(argv=None):
         from keras_sparse_dm.data.sketch_command import convert_sketches_command
 
         return convert_sketches_command(argv[1:])
+    if argv and argv[0] in ("evaluate", "sample"):
+        from keras_sparse_dm.experiments.evaluation_command import evaluate_command, sample_command
+
+        return (evaluate_command if argv[0] == "evaluate" else sample_command)(argv[1:])
     if argv and argv[0] == "data":
         from keras_sparse_dm.experiments.data_report import data_command
 
@@ -78,6 +92,10 @@ def train_command(argv, prog="train.py"):
             from keras_sparse_dm.experiments.training import train
         folder = train(settings)
         print((folder / "report.md").read_text(encoding="utf-8"))
+        if settings.sampling.evaluation:
+            text = (folder / "evaluation.md").read_text(encoding="utf-8")
+            # Without the cost, which the report has told.
+            print(text.partition("```")[0])
         print(f"Samples: {folder / 'samples.png'}   Report: {folder / 'report.md'}")
 
     return _run(argv, prog, RunSettings, "quickstart", train)

@@ -190,7 +190,12 @@ class RunSettings:
             ("--samples-every", self.samples_every, 0),
             ("--noise.timesteps", n.timesteps, 2),
             ("--sampling.steps", s.steps, 1),
+            ("--sampling.evaluation", s.evaluation, 0),
         )
+        if 0 < s.evaluation < 8:
+            raise SettingsError(
+                f"--sampling.evaluation must be 0, or 8 or more; received {s.evaluation}."
+            )
         if self.seed >= 2**31:
             raise SettingsError(f"--seed must be below 2147483648; received {self.seed}.")
         if s.steps > n.timesteps:
@@ -479,6 +484,9 @@ def unusable_folder(folder, error):
 def _differences(mine, theirs, prefix=""):
     """Yields `(option, value here, value there)` for what differs."""
     for name, value in mine.items():
+        # What the version that began the run did not know has had its default there.
+        if isinstance(theirs, dict) and name not in theirs:
+            continue
         other = theirs.get(name) if isinstance(theirs, dict) else None
         if isinstance(value, dict):
             flat = name in ("training", "model", "data")

@@ -24,8 +24,10 @@ from keras_sparse_dm.experiments.epochs import (
     save_model,
     trim_metrics,
 )
+from keras_sparse_dm.experiments.evaluation import evaluate
 from keras_sparse_dm.experiments.images import ImageRun
 from keras_sparse_dm.experiments.report import write_report
+from keras_sparse_dm.experiments.samples import MODEL, Run
 from keras_sparse_dm.experiments.settings import (
     CONFIG_FILE,
     SettingsError,
@@ -144,7 +146,7 @@ def train(settings):
 
     trained = model.evaluate(validation, verbose=0, return_dict=True)["loss"]
     check_invariant(model)
-    save_model(model, folder / "model.keras")
+    save_model(model, folder / MODEL)
     samples = run.generate(model)
     run.draw_beside_real(folder / "samples.png", samples)
     results = _results(model, settings, run, sparsity) | state | run.results(samples)
@@ -154,6 +156,15 @@ def train(settings):
         "session_seconds": time.perf_counter() - begin,
     }
     write_report(folder, results, run.report_rows(results))
+    if settings.sampling.evaluation:
+        trained_run = Run(folder, settings, model, folder / MODEL, run.train, run.validation)
+        evaluate(
+            trained_run,
+            settings.sampling.evaluation,
+            seed=settings.seed,
+            cache_dir=settings.cache_dir,
+            progress=settings.verbose != 0,
+        )
     return folder
 
 

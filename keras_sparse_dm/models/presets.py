@@ -201,6 +201,8 @@ class SamplingSettings:
     """Steps of ddim, from 1 to T."""
     eta: float = 0.0
     """Noise of ddim: 0 for none, 1 for as much as ddpm."""
+    evaluation: int = 0
+    """Samples to generate and evaluate at the end of training; 0 to leave it to `evaluate`."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,7 @@ def _chirodiff(name, units, num_layers, dataset, **training):
         model=ChiroDiffSettings("chirodiff", units, num_layers),
         data=SketchSettings(dataset),
         training=TrainingSettings(**({"epochs": 600} | training)),
+        sampling=SamplingSettings(evaluation=1000),
     )
 
 

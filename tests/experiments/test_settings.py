@@ -75,6 +75,8 @@ BAD = [
     ("sampling", "sampler", "euler", "--sampling.sampler", "ddim, ddpm"),
     ("sampling", "steps", 0, "--sampling.steps", "1 or more"),
     ("sampling", "steps", 1001, "--sampling.steps", "1000"),
+    ("sampling", "evaluation", -1, "--sampling.evaluation", "0 or more"),
+    ("sampling", "evaluation", 1, "--sampling.evaluation", "8 or more"),
     ("sampling", "eta", -0.5, "--sampling.eta", "[0, 1]"),
     ("sampling", "eta", 1.5, "--sampling.eta", "[0, 1]"),
     ("data", "dataset", "mnist", "--dataset", "kanjivg"),

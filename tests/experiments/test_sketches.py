@@ -17,6 +17,7 @@ from keras_sparse_dm.sparsity import check_invariant
 TINY = (
     *("--units", "8", "--num-layers", "1", "--noise.timesteps", "50", "--update-every", "2"),
     *("--prune-rate", "0.2", "--sampling.steps", "3", "--samples", "4", "--verbose", "0"),
+    *("--sampling.evaluation", "0"),
 )
 
 

@@ -29,6 +29,7 @@ TINY = (
     *("--update-every", "2", "--prune-rate", "0.2", "--sparsity", "0.5", "--seed", "3"),
     *("--learning-rate", "0.01", "--learning-rate-schedule", "cosine", "--ema-momentum", "0.8"),
     *("--sampling.steps", "3", "--samples", "4", "--verbose", "0"),
+    *("--sampling.evaluation", "0"),
 )
 THREE_EPOCHS = (*TINY, "--epochs", "3")
 LOSS_COLUMNS = ("epoch", "loss", "val_loss", "learning_rate", "sparsity")
