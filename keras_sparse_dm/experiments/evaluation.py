@@ -13,7 +13,7 @@ from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.metrics import cost
 from keras_sparse_dm.metrics.bootstrap import Interval, bootstrap_interval
 from keras_sparse_dm.metrics.embedded import EmbeddedFeatures
-from keras_sparse_dm.metrics.frechet import frechet_distance
+from keras_sparse_dm.metrics.frechet import FewSamplesWarning, frechet_distance
 from keras_sparse_dm.metrics.inception import InceptionFeatures
 from keras_sparse_dm.metrics.kernel import kernel_distance
 from keras_sparse_dm.metrics.precision_recall import precision_recall
@@ -28,6 +28,8 @@ FOLDER = "evaluation"
 PICTURE_SIZE = 128
 DRAWN = 64
 IMAGES_AT_ONCE = 512
+# Real ones that are compared with, as the paper takes them.
+REAL_SAMPLES = 20_000
 # Samples of a subset of the kernel distance, as torch-fidelity takes them.
 KERNEL_SUBSET = 1000
 # Halves must hold more than the neighbours by which precision and recall are told.
@@ -41,7 +43,7 @@ def evaluate(
     sampler=None,
     eta=None,
     real="train",
-    real_samples=20_000,
+    real_samples=REAL_SAMPLES,
     weights=(),
     seed=0,
     cache_dir=None,
@@ -84,16 +86,17 @@ def evaluate(
         "steps": s.steps if steps is None else steps,
         "eta": s.eta if eta is None else eta,
     }
-    generated = generate(run, samples, **sampling, seed=seed, keep=folder, progress=progress)
+    generated, broken = generate(
+        run, samples, **sampling, seed=seed, keep=folder, progress=progress
+    )
     folder.mkdir(parents=True, exist_ok=True)
     write_samples(run, generated, folder / "samples.npz")
     few = generated.take(DRAWN) if run.of_sketches else generated[:DRAWN]
     write_samples(run, few, folder / "samples.png")
 
-    rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.permutation(len(others))[:real_samples])
+    chosen = _choose(others, real_samples, seed)
     # As many as were generated, to say how low a distance can be.
-    control = np.sort(rng.permutation(len(held_out))[:samples])
+    control = _choose(held_out, samples, seed)
     distances = {}
     for network in networks:
         of_real = _real_features(run, network, others, chosen, cache_dir, progress)
@@ -114,6 +117,7 @@ def evaluate(
         "sparsity": run.settings.training.sparsity,
         "steps_trained": int(run.model.optimizer.iterations),
         "samples": samples,
+        "samples_not_finite": broken,
         "real": real,
         "real_samples": len(chosen),
         "held_out_samples": len(control),
@@ -128,6 +132,33 @@ def evaluate(
     for part in folder.glob("part-*.npz"):
         part.unlink()
     return results
+
+
+def distance_from_training_data(run, samples, seed=0, cache_dir=None):
+    """The embedded network's Fréchet distance of a run's samples, without all else of `evaluate`.
+
+    Args:
+        run: The `Run`; its model may be in training.
+        samples: Number of samples, `FEWEST` or more.
+        seed: Seed of everything random.
+        cache_dir: Folder for the features of real data.
+
+    Returns:
+        The distance, a float: that which `evaluate` gives for as many samples.
+    """
+    network = EmbeddedFeatures()
+    chosen = _choose(run.train, REAL_SAMPLES, seed)
+    real = _real_features(run, network, run.train, chosen, cache_dir, progress=False)
+    generated, _ = generate(run, samples, seed=seed, progress=False)
+    with warnings.catch_warnings():
+        # Distances of few samples are larger, but fall all the same.
+        warnings.simplefilter("ignore", FewSamplesWarning)
+        return frechet_distance(real, network(_pictures(run, generated, progress=False)))
+
+
+def _choose(data, number, seed):
+    """Numbers of at most so many, drawn at random."""
+    return np.sort(np.random.default_rng(seed).permutation(len(data))[:number])
 
 
 def _inception(path):
@@ -166,7 +197,7 @@ def _measure(real, other, seed):
     size = min(KERNEL_SUBSET, len(real), len(other))
     with warnings.catch_warnings():
         # Of few samples; the report says it once for all.
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", FewSamplesWarning)
         # The real ones are the same whatever is compared with them.
         intervals = {
             "frechet": bootstrap_interval(frechet_distance, real, other, seed=seed, resample="b"),
@@ -241,6 +272,8 @@ def _markdown(run, r, networks, costs):
         "compared with. Brackets: 95% intervals over the samples, for as many samples. The "
         "Fréchet distance of fewer samples is larger: compare runs of equal numbers only.",
     ]
+    if r["samples_not_finite"]:
+        lines.append(f"{r['samples_not_finite']:,} samples came out not finite.")
     lines += [
         f"{network.name} is not stable here: it wants more than its {network.dimensions} features' "
         f"number of samples, and the smallest set has {few:,}."

@@ -161,7 +161,7 @@ def sample_command(argv, prog="sparse-dm sample"):
                 f"--output must end in {', '.join(IMAGE_ENDINGS)} for a run on images; received "
                 f"{settings.output}."
             )
-        samples = generate(
+        samples, broken = generate(
             run,
             settings.n,
             settings.steps,
@@ -170,6 +170,8 @@ def sample_command(argv, prog="sparse-dm sample"):
             settings.seed,
             progress=settings.verbose > 0,
         )
+        if broken:
+            print(f"{broken} of {settings.n} samples are not finite and are left empty.")
         write_samples(run, samples, settings.output)
         print(f"Samples: {settings.output}")
 

@@ -28,7 +28,7 @@ from keras_sparse_dm.files import whole_file
 MODEL = "model.keras"
 # Samples that are generated and kept at a time.
 SKETCHES_A_PART = 500
-IMAGES_A_PART = 64
+IMAGES_A_PART = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +127,9 @@ def generate(run, n, steps=None, sampler=None, eta=None, seed=0, keep=None, prog
         progress: Whether to show a progress bar.
 
     Returns:
-        `SketchArrays`, or images: uint8 array (n, height, width, 3). Sketches that came out not
-        finite are replaced by empty strokes.
+        `(samples, broken)`: `SketchArrays`, or images, a uint8 array (n, height, width, 3); and how
+        many came out not finite. Such sketches are replaced by empty strokes, such pixels by grey,
+        black or white.
 
     Raises:
         ValueError: for steps or eta out of range.
@@ -141,17 +142,18 @@ def generate(run, n, steps=None, sampler=None, eta=None, seed=0, keep=None, prog
     }
     size = SKETCHES_A_PART if run.of_sketches else IMAGES_A_PART
     lengths = sample_lengths(run.train, n, seed) if run.of_sketches else None
-    parts = []
+    checksum = None if keep is None else run.checksum
+    parts, broken = [], 0
     with tqdm(total=n, desc="Sampling", unit=" samples", disable=not progress) as bar:
         for begin in range(0, n, size):
             count = min(size, n - begin)
             # What a part holds depends on nothing but this.
-            place = [run.checksum, options, seed, begin, count]
+            place = [checksum, options, seed, begin, count]
             file = None if keep is None else Path(keep) / f"part-{fingerprint_of(place)}.npz"
-            part = _read_part(file, count)
-            if part is None:
+            stored = _read_part(file, count)
+            if stored is None:
                 part_seed = int(np.random.default_rng([seed, begin]).integers(2**31))
-                part = _generate_part(
+                stored = _generate_part(
                     run,
                     count,
                     None if lengths is None else lengths[begin : begin + count],
@@ -161,11 +163,12 @@ def generate(run, n, steps=None, sampler=None, eta=None, seed=0, keep=None, prog
                 if file is not None:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     with whole_file(file) as temporary, open(temporary, "wb") as stream:
-                        np.savez(stream, samples=part)
-            parts.append(part)
+                        np.savez(stream, samples=stored[0], broken=stored[1])
+            parts.append(stored[0])
+            broken += stored[1]
             bar.update(count)
     if not run.of_sketches:
-        return np.concatenate(parts)
+        return np.concatenate(parts), broken
     points = np.concatenate(
         [
             part[np.arange(part.shape[1])[None] < lengths[begin : begin + len(part), None]]
@@ -173,7 +176,7 @@ def generate(run, n, steps=None, sampler=None, eta=None, seed=0, keep=None, prog
         ]
     )
     names = [f"sample {i}" for i in range(n)]
-    return SketchArrays(points, lengths, names, run.settings.data.representation)
+    return SketchArrays(points, lengths, names, run.settings.data.representation), broken
 
 
 def _read_part(file, count):
@@ -181,20 +184,26 @@ def _read_part(file, count):
         return None
     try:
         with np.load(file, allow_pickle=False) as stored:
-            samples = stored["samples"]
+            samples, broken = stored["samples"], int(stored["broken"])
     except Exception:  # a damaged file fails in any way, and is made again
         return None
-    return samples if len(samples) == count else None
+    return (samples, broken) if len(samples) == count else None
 
 
 def _generate_part(run, count, lengths, seed, options):
     if lengths is None:
-        images = run.model.generate(count, seed=seed, batch_size=16, **options)
+        # The bar of all samples is the one to show.
+        images = run.model.generate(
+            count, seed=seed, batch_size=IMAGES_A_PART, progress=False, **options
+        )
+        broken = ~np.isfinite(images).all(axis=(1, 2, 3))
         images = np.nan_to_num(images, nan=0.0, posinf=1.0, neginf=-1.0)
-        return np.clip(np.round((images + 1) * 127.5), 0, 255).astype("uint8")
+        images = np.clip(np.round((images + 1) * 127.5), 0, 255).astype("uint8")
+        return images, int(broken.sum())
     points = run.model.generate(lengths=lengths, seed=seed, **options)
-    points[~np.isfinite(points).all(axis=(1, 2))] = 0.0
-    return points
+    broken = ~np.isfinite(points).all(axis=(1, 2))
+    points[broken] = 0.0
+    return points, int(broken.sum())
 
 
 def write_samples(run, samples, path):
@@ -202,7 +211,7 @@ def write_samples(run, samples, path):
 
     Args:
         run: The `Run` that generated them.
-        samples: What `generate` gave.
+        samples: Those that `generate` gave.
         path: The file; its ending says what it is: `.npz` (sketches: points, lengths and
             representation; images: uint8), `.json` (sketches), `.gif` (sketches, drawn point by
             point), or a picture.

@@ -72,6 +72,9 @@ class RunSettings:
     """Samples to generate for the pictures."""
     samples_every: int = 0
     """Epochs between sample pictures during training; 0 for only one at the end."""
+    distance_every: int = 0
+    """Epochs between distances (FD-kanji) of --sampling.evaluation samples, or of 500, from the
+    training data, for metrics.csv and TensorBoard; 0 for none during training."""
     verbose: int = -1
     """0 silent, 1 progress bar, 2 one line an epoch; -1 picks 1 in a terminal and 2 elsewhere."""
     training: _Flat[TrainingSettings] = field(
@@ -142,6 +145,8 @@ class RunSettings:
                 "seed": stored["seed"],
                 "samples": stored["samples"],
                 "samples_every": stored["samples_every"],
+                # Runs that were begun before there was this setting have none.
+                "distance_every": stored.get("distance_every", 0),
                 "data_dir": None if data_dir is None else Path(data_dir),
                 "autoencoder": None if autoencoder is None else Path(autoencoder),
                 **cls._of_preset(preset),
@@ -188,6 +193,7 @@ class RunSettings:
             ("--seed", self.seed, 0),
             ("--samples", self.samples, 1),
             ("--samples-every", self.samples_every, 0),
+            ("--distance-every", self.distance_every, 0),
             ("--noise.timesteps", n.timesteps, 2),
             ("--sampling.steps", s.steps, 1),
             ("--sampling.evaluation", s.evaluation, 0),

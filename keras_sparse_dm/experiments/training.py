@@ -24,7 +24,7 @@ from keras_sparse_dm.experiments.epochs import (
     save_model,
     trim_metrics,
 )
-from keras_sparse_dm.experiments.evaluation import evaluate
+from keras_sparse_dm.experiments.evaluation import distance_from_training_data, evaluate
 from keras_sparse_dm.experiments.images import ImageRun
 from keras_sparse_dm.experiments.report import write_report
 from keras_sparse_dm.experiments.samples import MODEL, Run
@@ -50,6 +50,8 @@ from keras_sparse_dm.sparsity.schedules import serialize_schedule
 
 STATE_FILE = "state.json"
 METRICS_FILE = "metrics.csv"
+# For a distance during training of a run that asks for no evaluation.
+DISTANCE_SAMPLES = 500
 
 
 def train(settings):
@@ -122,7 +124,10 @@ def train(settings):
         write_json(folder / STATE_FILE, state)
     trim_metrics(folder / METRICS_FILE, epochs_done)
 
+    as_trained = Run(folder, settings, model, folder / MODEL, run.train, run.validation)
     callbacks = [StopOnDivergence(checkpoint), EpochFigures()]
+    if settings.distance_every:
+        callbacks.append(_Distances(as_trained))
     if sparsity is not None:
         callbacks.append(sparsity)
     callbacks += [
@@ -157,9 +162,8 @@ def train(settings):
     }
     write_report(folder, results, run.report_rows(results))
     if settings.sampling.evaluation:
-        trained_run = Run(folder, settings, model, folder / MODEL, run.train, run.validation)
         evaluate(
-            trained_run,
+            as_trained,
             settings.sampling.evaluation,
             seed=settings.seed,
             cache_dir=settings.cache_dir,
@@ -329,6 +333,26 @@ def _results(model, settings, run, sparsity):
         "sparsity": report.to_dict(),
         "sparsity_table": str(report),
     }
+
+
+class _Distances(keras.callbacks.Callback):
+    """Measures every few epochs how far generated samples are from the training data."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def on_epoch_end(self, epoch, logs=None):
+        settings = self.run.settings
+        # `metrics.csv` has the same columns in every row.
+        logs["fd_kanji"] = float("nan")
+        if (epoch + 1) % settings.distance_every == 0:
+            logs["fd_kanji"] = distance_from_training_data(
+                self.run,
+                settings.sampling.evaluation or DISTANCE_SAMPLES,
+                settings.seed,
+                settings.cache_dir,
+            )
 
 
 class _SamplePictures(keras.callbacks.Callback):

@@ -1,9 +1,11 @@
 """`sparse-dm evaluate` and `sparse-dm sample` on a small run."""
 
+import csv
 import json
 import re
 import shutil
 
+import keras
 import numpy as np
 import pytest
 
@@ -36,6 +38,7 @@ def trained(tmp_path_factory):
         shutil.copy(file, data)
     run = tmp_path_factory.mktemp("run") / "tiny"
     options = ("--data-dir", data, "--output-dir", run, "--sampling.evaluation", "20")
+    options += ("--distance-every", "2")
     assert train_command([*TINY, *map(str, options)]) == 0
     return run
 
@@ -76,6 +79,27 @@ def test_a_run_ends_with_an_evaluation(trained):
         assert len(stored["lengths"]) == 20 and stored["lengths"].sum() == len(stored["points"])
     assert (trained / "evaluation" / "samples.png").stat().st_size > 1000
     assert not list((trained / "evaluation").glob("part-*"))
+
+
+def test_distances_during_training_are_those_of_the_evaluation(trained):
+    with open(trained / "metrics.csv", newline="") as file:
+        first, second = (float(row["fd_kanji"]) for row in csv.DictReader(file))
+    assert np.isnan(first)
+    at_the_end = results_of(trained)["distances"]["FD-kanji"]["generated"]["frechet"][0]
+    np.testing.assert_allclose(second, at_the_end, rtol=1e-4)
+
+
+def test_samples_that_are_not_finite_are_counted(run, tmp_path, capsys):
+    model = keras.saving.load_model(run / "model.keras")
+    # Which no optimizer averages.
+    model.denoiser.time_frequencies.assign(np.full(4, np.nan))
+    model.save(run / "model.keras")
+    assert command("evaluate", run, "--samples", 10, "--verbose", 0) == 0
+    assert results_of(run)["samples_not_finite"] == 10
+    assert "10 samples came out not finite" in capsys.readouterr().out
+    picture = tmp_path / "a.png"
+    assert command("sample", run, "-n", 3, "--output", picture, "--verbose", 0) == 0
+    assert "3 of 3 samples are not finite" in capsys.readouterr().out
 
 
 def test_evaluating_again_gives_the_same_and_other_seeds_other_numbers(run, capsys):

@@ -94,6 +94,7 @@ BAD = [
     (None, "seed", 2**31, "--seed", "below 2147483648"),
     (None, "samples", 0, "--samples", "1 or more"),
     (None, "samples_every", -1, "--samples-every", "0 or more"),
+    (None, "distance_every", -1, "--distance-every", "0 or more"),
     (None, "verbose", 3, "--verbose", "-1, 0, 1 or 2"),
 ]
 
