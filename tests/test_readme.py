@@ -5,6 +5,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 
 import keras_sparse_dm as ksd
 
@@ -129,11 +130,34 @@ def test_latent_diffusion_example():
     ksd.sparsity.check_invariant(names["model"])
 
 
+def test_evaluation_example(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path))
+    block = block_with("EmbeddedFeatures")
+    for long, short in (
+        ("load_vmnist()", "load_vmnist(max_sketches=300)"),
+        ("model_channels=32, channel_mult=(1, 2)", "model_channels=32, channel_mult=(1,)"),
+        ("(1, 16, 16, 3)", "(1, 4, 4, 3)"),
+        ("subset_size=100", "subset_size=20"),
+    ):
+        assert long in block
+        block = block.replace(long, short)
+    names = {}
+    with pytest.warns(ksd.metrics.FewSamplesWarning):
+        exec(block, names)
+    distance, interval, kernel, near, *cost = capsys.readouterr().out.splitlines()
+    assert 0 < float(distance) < 100
+    assert interval.startswith(f"{float(distance):.1f}"[:2]) and "[" in interval
+    assert "±" in kernel and near.startswith("PrecisionRecall(precision=0.")
+    assert "FLOPs, sampling" in "\n".join(cost)
+
+
 def test_sketches_example(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "cache"))
     names = {}
-    block = block_with("load_vmnist").replace("load_vmnist()", "load_vmnist(max_sketches=40)")
+    block = block_with("load_vmnist", "animate").replace(
+        "load_vmnist()", "load_vmnist(max_sketches=40)"
+    )
     exec(block, names)
     assert names["train"].summary.read == 40
     assert (tmp_path / "digits.gif").stat().st_size > 5000
