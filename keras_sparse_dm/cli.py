@@ -32,6 +32,7 @@ COMMANDS = (
     "data",
     "evaluate",
     "sample",
+    "export",
 )
 USAGE = f"""usage: sparse-dm {{{", ".join(COMMANDS)}}} ...
 
@@ -40,6 +41,7 @@ USAGE = f"""usage: sparse-dm {{{", ".join(COMMANDS)}}} ...
   sparse-dm convert SOURCE TARGET [options]       PyTorch checkpoints to .keras files and back
   sparse-dm evaluate RUN [options]                how far its samples are from real data, its cost
   sparse-dm sample RUN -n 64 --output FILE        samples to look at: .png .svg .gif .npz .json
+  sparse-dm export RUN [options]                  small files of it: sparse, TFLite, SavedModel
   sparse-dm data NAME [options]                   what a data set of sketches is like
   sparse-dm convert-sketches SOURCE TARGET        sketches of any format to .json or .svg
   sparse-dm COMMAND --help                        all options; of another preset, name it first
@@ -68,6 +70,10 @@ def main(argv=None):
         from keras_sparse_dm.experiments.evaluation_command import evaluate_command, sample_command
 
         return (evaluate_command if argv[0] == "evaluate" else sample_command)(argv[1:])
+    if argv and argv[0] == "export":
+        from keras_sparse_dm.experiments.export_command import export_command
+
+        return export_command(argv[1:])
     if argv and argv[0] == "data":
         from keras_sparse_dm.experiments.data_report import data_command
 

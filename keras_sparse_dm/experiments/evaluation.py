@@ -90,9 +90,9 @@ def evaluate(
         run, samples, **sampling, seed=seed, keep=folder, progress=progress
     )
     folder.mkdir(parents=True, exist_ok=True)
-    write_samples(run, generated, folder / "samples.npz")
+    write_samples(generated, folder / "samples.npz")
     few = generated.take(DRAWN) if run.of_sketches else generated[:DRAWN]
-    write_samples(run, few, folder / "samples.png")
+    write_samples(few, folder / "samples.png")
 
     chosen = _choose(others, real_samples, seed)
     # As many as were generated, to say how low a distance can be.

@@ -50,6 +50,7 @@ class EvaluateSettings:
         Raises:
             SettingsError: naming the option, what was received and what would be right.
         """
+        check_folder_of_run(self.run)
         _check_sampling(self, self.samples, "--samples", 8)
         if self.real not in ("train", "validation"):
             raise SettingsError(f"--real must be train or validation; received {self.real}.")
@@ -65,10 +66,11 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Generates samples of a run, to look at or to work with."""
+    """Generates samples of a run, or of what was exported from it, to look at or to work with."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run, finished or not."""
+    """Folder of the run, finished or not; or what `export` wrote: a .tflite file, the directory
+    of a SavedModel, or a sparse checkpoint."""
     output: Path
     """File to write: .png, .svg or .pdf (a picture), .gif (sketches, drawn point by point), .npz
     (points and lengths, or images), .json (sketches, for convert-sketches)."""
@@ -95,6 +97,10 @@ class SampleSettings:
         Raises:
             SettingsError: naming the option, what was received and what would be right.
         """
+        if not self.run.exists():
+            raise SettingsError(
+                f"there is no {self.run}; give the folder of a run, or an exported model."
+            )
         _check_sampling(self, self.n, "-n", 1)
         if self.output.suffix.lower() not in SAMPLE_ENDINGS:
             raise SettingsError(
@@ -104,9 +110,13 @@ class SampleSettings:
             raise SettingsError(f"--output: the folder {self.output.parent} does not exist.")
 
 
+def check_folder_of_run(run):
+    """Raises the SettingsError that says so where a run's folder is none."""
+    if not run.is_dir():
+        raise SettingsError(f"there is no folder {run}; give that of a run.")
+
+
 def _check_sampling(settings, count, option, least):
-    if not settings.run.is_dir():
-        raise SettingsError(f"there is no folder {settings.run}; give that of a run.")
     if count < least:
         raise SettingsError(f"{option} must be {least} or more; received {count}.")
     if settings.steps is not None and settings.steps < 1:
@@ -125,7 +135,8 @@ def evaluate_command(argv, prog="sparse-dm evaluate"):
     def work(settings):
         from keras_sparse_dm.experiments.evaluation import FOLDER, REPORT, evaluate
 
-        run = _load(settings)
+        run = load_for(settings)
+        _check_steps(settings.steps, run.settings.noise.timesteps)
         evaluate(
             run,
             settings.samples,
@@ -143,7 +154,7 @@ def evaluate_command(argv, prog="sparse-dm evaluate"):
         print(f"Report: {run.folder / REPORT}   Samples: {run.folder / FOLDER / 'samples.npz'}")
 
     advice = "What was generated is kept: the same command goes on from there."
-    return _run(argv, prog, EvaluateSettings, work, advice)
+    return run_command(argv, prog, EvaluateSettings, work, advice)
 
 
 def sample_command(argv, prog="sparse-dm sample"):
@@ -152,9 +163,16 @@ def sample_command(argv, prog="sparse-dm sample"):
     argv = ["--n" if argument == "-n" else argument for argument in argv]
 
     def work(settings):
+        from keras_sparse_dm.experiments.exported import is_exported, load_exported
         from keras_sparse_dm.experiments.samples import generate, write_samples
 
-        run = _load(settings)
+        if is_exported(settings.run):
+            run = load_exported(settings.run)
+            _check_options_of_exported(settings, run)
+            _check_steps(settings.steps, run.timesteps)
+        else:
+            run = load_for(settings)
+            _check_steps(settings.steps, run.settings.noise.timesteps)
         ending = settings.output.suffix.lower()
         if not run.of_sketches and ending not in IMAGE_ENDINGS:
             raise SettingsError(
@@ -172,25 +190,53 @@ def sample_command(argv, prog="sparse-dm sample"):
         )
         if broken:
             print(f"{broken} of {settings.n} samples are not finite and are left empty.")
-        write_samples(run, samples, settings.output)
+        write_samples(samples, settings.output)
         print(f"Samples: {settings.output}")
 
-    return _run(argv, prog, SampleSettings, work, "")
+    return run_command(argv, prog, SampleSettings, work, "")
 
 
-def _load(settings):
+def load_for(settings):
+    """The `Run` of a command's settings."""
     from keras_sparse_dm.experiments.samples import load_run
 
-    run = load_run(settings.run, settings.data_dir, settings.cache_dir, settings.verbose)
-    timesteps = run.settings.noise.timesteps
-    if settings.steps is not None and settings.steps > timesteps:
+    return load_run(settings.run, settings.data_dir, settings.cache_dir, settings.verbose)
+
+
+def _check_steps(steps, timesteps):
+    if steps is not None and steps > timesteps:
         raise SettingsError(
-            f"--steps must be at most the run's {timesteps} timesteps; received {settings.steps}."
+            f"--steps must be at most the run's {timesteps} timesteps; received {steps}."
         )
-    return run
 
 
-def _run(argv, prog, kind, work, advice):
+def _check_options_of_exported(settings, exported):
+    """Refuses what a run could, but an exported model cannot."""
+    if exported.only_ddim and (settings.sampler or exported.sampling.sampler) != "ddim":
+        raise SettingsError(
+            f"--sampler must be ddim, the only one in {settings.run}; received "
+            f"{settings.sampler or exported.sampling.sampler}."
+        )
+    eta = exported.sampling.eta if settings.eta is None else settings.eta
+    if exported.deterministic and eta:
+        raise SettingsError(f"--eta must be 0 for {settings.run}; received {eta:g}.")
+    if exported.steps is not None and settings.steps not in (None, exported.steps):
+        raise SettingsError(
+            f"--steps must be {exported.steps}, which {settings.run} was exported for; received "
+            f"{settings.steps}."
+        )
+
+
+def run_command(argv, prog, kind, work, advice):
+    """Parses options, does the work, tells errors, and returns the exit code.
+
+    Args:
+        argv: List of strings.
+        prog: What the command is called.
+        kind: The dataclass of its settings, with a `check`.
+        work: Called with them.
+        advice: What is said after an error of the disk or an interrupt.
+    """
     try:
         settings = parse_options(kind, argv, prog)
         settings.check()

@@ -56,6 +56,27 @@ class Run:
         return self.settings.to_preset().model.kind == "chirodiff"
 
     @property
+    def sampling(self):
+        """The `SamplingSettings` that samples are generated with by default."""
+        return self.settings.sampling
+
+    @property
+    def representation(self):
+        """Of sketches: `"absolute"` or `"delta"`."""
+        return self.settings.data.representation
+
+    def lengths(self, n, seed):
+        """Lengths of `n` sketches to generate, drawn from those trained on: int32 (n,)."""
+        return sample_lengths(self.train, n, seed)
+
+    def sample(self, n, lengths, **options):
+        """Samples of the model: points (n, max(lengths), 3), or images in [-1, 1]."""
+        if lengths is not None:
+            return self.model.generate(lengths=lengths, **options)
+        # The bar of all samples is the one to show.
+        return self.model.generate(n, batch_size=IMAGES_A_PART, progress=False, **options)
+
+    @property
     def example(self):
         """Inputs of the denoiser of batch size 1, for which FLOPs are counted."""
         if self.of_sketches:
@@ -118,7 +139,7 @@ def generate(run, n, steps=None, sampler=None, eta=None, seed=0, keep=None, prog
     """Generates samples of a run, part by part.
 
     Args:
-        run: The `Run`.
+        run: The `Run`, or an `Exported` one.
         n: Number of samples, 1 or more.
         steps, sampler, eta: As `DiffusionModel.generate`; the run's own by default.
         seed: Equal seeds give equal samples, whether interrupted or not.
@@ -134,14 +155,14 @@ def generate(run, n, steps=None, sampler=None, eta=None, seed=0, keep=None, prog
     Raises:
         ValueError: for steps or eta out of range.
     """
-    s = run.settings.sampling
+    s = run.sampling
     options = {
         "steps": s.steps if steps is None else steps,
         "sampler": s.sampler if sampler is None else sampler,
         "eta": s.eta if eta is None else eta,
     }
     size = SKETCHES_A_PART if run.of_sketches else IMAGES_A_PART
-    lengths = sample_lengths(run.train, n, seed) if run.of_sketches else None
+    lengths = run.lengths(n, seed) if run.of_sketches else None
     checksum = None if keep is None else run.checksum
     parts, broken = [], 0
     with tqdm(total=n, desc="Sampling", unit=" samples", disable=not progress) as bar:
@@ -176,7 +197,7 @@ def generate(run, n, steps=None, sampler=None, eta=None, seed=0, keep=None, prog
         ]
     )
     names = [f"sample {i}" for i in range(n)]
-    return SketchArrays(points, lengths, names, run.settings.data.representation), broken
+    return SketchArrays(points, lengths, names, run.representation), broken
 
 
 def _read_part(file, count):
@@ -191,26 +212,20 @@ def _read_part(file, count):
 
 
 def _generate_part(run, count, lengths, seed, options):
+    samples = run.sample(count, lengths, seed=seed, **options)
+    broken = ~np.isfinite(samples).all(axis=tuple(range(1, samples.ndim)))
     if lengths is None:
-        # The bar of all samples is the one to show.
-        images = run.model.generate(
-            count, seed=seed, batch_size=IMAGES_A_PART, progress=False, **options
-        )
-        broken = ~np.isfinite(images).all(axis=(1, 2, 3))
-        images = np.nan_to_num(images, nan=0.0, posinf=1.0, neginf=-1.0)
-        images = np.clip(np.round((images + 1) * 127.5), 0, 255).astype("uint8")
-        return images, int(broken.sum())
-    points = run.model.generate(lengths=lengths, seed=seed, **options)
-    broken = ~np.isfinite(points).all(axis=(1, 2))
-    points[broken] = 0.0
-    return points, int(broken.sum())
+        samples = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)
+        samples = np.clip(np.round((samples + 1) * 127.5), 0, 255).astype("uint8")
+    else:
+        samples[broken] = 0.0
+    return samples, int(broken.sum())
 
 
-def write_samples(run, samples, path):
+def write_samples(samples, path):
     """Writes samples into a file, whole or not at all.
 
     Args:
-        run: The `Run` that generated them.
         samples: Those that `generate` gave.
         path: The file; its ending says what it is: `.npz` (sketches: points, lengths and
             representation; images: uint8), `.json` (sketches), `.gif` (sketches, drawn point by
@@ -218,14 +233,15 @@ def write_samples(run, samples, path):
     """
     path = Path(path)
     ending = path.suffix.lower()
+    of_sketches = isinstance(samples, SketchArrays)
     if ending == ".npz":
         arrays = {"images": samples}
-        if run.of_sketches:
+        if of_sketches:
             arrays = {"points": samples.points, "lengths": samples.lengths}
             arrays["representation"] = np.array(samples.representation)
         with whole_file(path) as temporary, open(temporary, "wb") as stream:
             np.savez_compressed(stream, **arrays)
-    elif not run.of_sketches:
+    elif not of_sketches:
         draw_images(samples.astype("float32") / 127.5 - 1, path)
     elif ending == ".json":
         write_sketch_json(path, sketches_of(samples))
