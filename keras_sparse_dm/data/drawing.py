@@ -1,37 +1,56 @@
 """Pictures of sketches, as strokes with pen lifts, and of images, side by side."""
 
+import io
+from pathlib import Path
+
 import numpy as np
+from matplotlib.figure import Figure
 
 from keras_sparse_dm.data.rendering import render
 from keras_sparse_dm.data.sketch import Sketch
 from keras_sparse_dm.files import whole_file
 
 
+class _Picture(Figure):
+    """A figure that a notebook shows where it is a cell's value.
+
+    Notebooks know how to show figures of pyplot only, which keeps all that it has ever made.
+    """
+
+    def _repr_png_(self):
+        file = io.BytesIO()
+        self.savefig(file, dpi=100)
+        return file.getvalue()
+
+
 def draw(sketches, path=None, columns=8, titles=(), cell=1.1):
     """Draws sketches in a grid, each stroke a line, dark to light in the order of drawing.
 
     Args:
-        sketches: One list of `Sketch`, or several, which stand side by side with a gap between
-            them. Coordinates grow to the right and down.
+        sketches: One list of `Sketch`, or what else gives some, such as `read_sketches`; or a
+            list of several such lists, which stand side by side with a gap between them.
+            Coordinates grow to the right and down.
         path: Where to save the picture (the ending says the format: .png, .svg, .pdf), written
             under a temporary name and renamed; None to save nothing.
-        columns: Sketches in a row, of each list.
+        columns: Sketches in a row, of each list, at least 1.
         titles: A title for each list.
         cell: Width and height of a sketch in inches.
 
     Returns:
-        The `matplotlib.figure.Figure`.
+        The `matplotlib.figure.Figure`, which a notebook shows.
 
     Raises:
-        ValueError: if there is nothing to draw.
+        ValueError: if there is nothing to draw, something that is no sketch, or `columns` is out
+            of its range.
     """
-    from matplotlib.figure import Figure
-
-    groups = sketches if sketches and isinstance(sketches[0], (list, tuple)) else [sketches]
-    if not any(len(group) for group in groups):
+    sketches = [sketches] if isinstance(sketches, Sketch) else list(sketches)
+    several = bool(sketches) and isinstance(sketches[0], (list, tuple))
+    groups = [_list_of(group) for group in (sketches if several else [sketches])]
+    if not any(groups):
         raise ValueError("`sketches` must hold at least one sketch; received none.")
+    _check_columns(columns)
     rows = max(-(-len(group) // columns) for group in groups)
-    figure = Figure(figsize=(cell * (columns + 0.4) * len(groups), cell * rows + 0.4))
+    figure = _Picture(figsize=(cell * (columns + 0.4) * len(groups), cell * rows + 0.4))
     for panel, group in zip(np.atleast_1d(figure.subfigures(1, len(groups))), groups, strict=True):
         axes = panel.subplots(
             rows,
@@ -58,10 +77,10 @@ def animate(sketches, path, columns=8, frames=60, seconds=4.0, size=96):
     """Writes a GIF in which sketches are drawn point by point, each over the whole time.
 
     Args:
-        sketches: List of `Sketch`, drawn in the order of their points. Coordinates grow to the
-            right and down.
+        sketches: `Sketch`es, as many as are to be seen at once, drawn in the order of their
+            points. Coordinates grow to the right and down.
         path: The `.gif` file, written under a temporary name and renamed.
-        columns: Sketches in a row.
+        columns: Sketches in a row, at least 1.
         frames: Number of pictures, at least 2.
         seconds: How long the drawing takes; then it stands for a second and begins again.
         size: Width and height of a sketch in pixels.
@@ -70,17 +89,21 @@ def animate(sketches, path, columns=8, frames=60, seconds=4.0, size=96):
         The path.
 
     Raises:
-        ValueError: if there is nothing to draw, or an argument is out of its range.
+        ValueError: if there is nothing to draw, something that is no sketch, or an argument is
+            out of its range.
     """
     from PIL import Image
 
-    sketches = list(sketches)
+    sketches = _list_of(sketches)
     if not sketches:
         raise ValueError("`sketches` must hold at least one sketch; received none.")
-    if frames < 2 or size < 8 or columns < 1 or not seconds > 0:
+    if Path(path).suffix.lower() != ".gif":
+        raise ValueError(f"`path` must end in .gif; received {str(path)!r}.")
+    _check_columns(columns)
+    if frames < 2 or size < 8 or not seconds > 0:
         raise ValueError(
-            "`frames` must be 2 or more, `size` 8 or more, `columns` 1 or more and `seconds` "
-            f"positive; received {frames}, {size}, {columns} and {seconds}."
+            "`frames` must be 2 or more, `size` 8 or more and `seconds` positive; received "
+            f"{frames}, {size} and {seconds}."
         )
     columns = min(columns, len(sketches))
     rows = -(-len(sketches) // columns)
@@ -98,6 +121,23 @@ def animate(sketches, path, columns=8, frames=60, seconds=4.0, size=96):
             temporary, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0
         )
     return path
+
+
+def _list_of(sketches):
+    """The sketches given, as a list."""
+    sketches = [sketches] if isinstance(sketches, Sketch) else list(sketches)
+    for sketch in sketches:
+        if not isinstance(sketch, Sketch):
+            raise ValueError(
+                f"`sketches` must hold Sketch objects; received {type(sketch).__name__}. "
+                "ksd.data.from_points makes one of a model's points."
+            )
+    return sketches
+
+
+def _check_columns(columns):
+    if columns < 1:
+        raise ValueError(f"`columns` must be 1 or more; received {columns}.")
 
 
 def _first_points(sketch, n):
@@ -132,18 +172,17 @@ def draw_images(images, path=None, columns=8, titles=(), cell=1.1):
         The `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: if there is nothing to draw.
+        ValueError: if there is nothing to draw, or `columns` is out of its range.
     """
-    from matplotlib.figure import Figure
-
     groups = images if isinstance(images, (list, tuple)) else [images]
     if not any(len(group) for group in groups):
         raise ValueError("`images` must hold at least one image; received none.")
+    _check_columns(columns)
     columns = min(columns, max(len(group) for group in groups))
     rows = max(-(-len(group) // columns) for group in groups)
     title = 0.4 if titles else 0.1
     width, height = cell * (columns + 0.2), cell * rows + title
-    figure = Figure(figsize=(width * len(groups), height))
+    figure = _Picture(figsize=(width * len(groups), height))
     for i, group in enumerate(groups):
         left, share = (i + 0.01) / len(groups), 0.98 / len(groups)
         axis = figure.add_axes((left, 0.01, share, 1 - title / height))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_sparse_dm.data import Sketch
-from keras_sparse_dm.data.drawing import animate, draw
+from keras_sparse_dm.data.drawing import animate, draw, draw_images
 
 
 def sketch(*strokes):
@@ -104,6 +104,36 @@ def test_an_empty_list_beside_a_full_one_is_drawn(cross):
     assert len(lines_of(draw([[cross], []]))) == 1
 
 
+def test_whatever_gives_sketches_is_drawn(cross, tmp_path):
+    assert len(lines_of(draw(cross))) == 1
+    assert len(lines_of(draw(iter([cross] * 3)))) == 3
+    assert animate(cross, tmp_path / "a.gif", frames=2, size=8).exists()
+
+
+@pytest.mark.parametrize("wrong", [[np.zeros((4, 3))], [[np.zeros((4, 3))]], ["cat"]])
+def test_what_is_no_sketch_is_named(wrong, tmp_path):
+    with pytest.raises(ValueError, match="Sketch objects; received (ndarray|str)"):
+        draw(wrong, tmp_path / "picture.png")
+    with pytest.raises(ValueError, match="Sketch objects"):
+        animate(wrong, tmp_path / "a.gif")
+    assert not list(tmp_path.iterdir())
+
+
+def test_columns_are_checked(cross):
+    for call in (draw, lambda x, columns: draw_images(np.zeros((1, 4, 4, 3)), columns=columns)):
+        with pytest.raises(ValueError, match="`columns` must be 1 or more; received 0"):
+            call([cross], columns=0)
+
+
+def test_a_notebook_shows_what_is_drawn(cross):
+    assert draw([cross])._repr_png_().startswith(b"\x89PNG")
+    formatters = pytest.importorskip("IPython.core.formatters")
+    shown, _ = formatters.DisplayFormatter().format(draw([cross]))
+    assert shown["image/png"].startswith(b"\x89PNG")
+    shown, _ = formatters.DisplayFormatter().format(draw_images(np.zeros((1, 4, 4, 3))))
+    assert shown["image/png"].startswith(b"\x89PNG")
+
+
 def test_figures_do_not_pile_up_in_pyplot(cross):
     import matplotlib.pyplot
 
@@ -142,4 +172,6 @@ def test_bad_animations_are_refused(tmp_path):
     for sketches, options in (([], {}), ([line], {"frames": 1}), ([line], {"seconds": 0})):
         with pytest.raises(ValueError, match="must"):
             animate(sketches, tmp_path / "a.gif", **options)
+    with pytest.raises(ValueError, match=r"`path` must end in .gif; received '.*a.png'"):
+        animate([line], tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
