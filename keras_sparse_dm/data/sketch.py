@@ -283,13 +283,14 @@ def prepare(
 
     Raises:
         ValueError: if no stroke has two points, all points lie at one place, or time stands
-            still; the message names the sketch.
+            still or goes back; the message names the sketch.
     """
     if max_strokes is not None:
         sketch = keep_strokes(sketch, max_strokes)
     sketch = drop_short_strokes(sketch)
     if not sketch.strokes:
         raise ValueError(f"{_title(sketch.name)}: no stroke has two points or more")
+    _require_time_order(sketch)
     sketch = scale_to_circle(move_to_origin(sketch), 1.0)
     if tolerance is not None:
         sketch = simplify(sketch, tolerance)
@@ -484,6 +485,17 @@ def _require_strokes(sketch: Sketch) -> tuple[np.ndarray, ...]:
     if not sketch.strokes:
         raise ValueError(f"{_title(sketch.name)}: has no stroke")
     return sketch.strokes
+
+
+def _require_time_order(sketch: Sketch) -> None:
+    times = np.concatenate([stroke[:, 2] for stroke in sketch.strokes])
+    back = np.flatnonzero(times[1:] < times[:-1])
+    if len(back):
+        before, after = times[back[0]], times[back[0] + 1]
+        raise ValueError(
+            f"{_title(sketch.name)}: time goes back from {before:g} to {after:g}; "
+            "points must stand in the order of drawing"
+        )
 
 
 def _require_positive(argument: str, value: float) -> None:

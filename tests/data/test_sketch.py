@@ -216,7 +216,9 @@ def test_prepare_follows_the_original_step_by_step():
         (([[1, 2, 3]], [[4, 5, 6]]), "no stroke has two points"),
         (([[1, 2, 3], [1, 2, 4]], [[1, 2, 5], [1, 2, 6]]), "all points lie at one place"),
         (([[1, 2, 3], [4, 5, 3]],), "time runs from 3 to 3"),
-        (([[1, 2, 3], [4, 5, 1]],), "time runs from 3 to 1"),
+        (([[1, 2, 3], [4, 5, 1]],), "time goes back from 3 to 1"),
+        (([[1, 2, 3], [4, 5, 1], [1, 1, 9]],), "time goes back from 3 to 1"),
+        (([[1, 2, 0], [4, 5, 5]], [[1, 1, 4], [2, 2, 9]]), "time goes back from 5 to 4"),
     ],
 )
 def test_prepare_refuses_degenerate_sketches_by_name(strokes, reason):
