@@ -138,7 +138,9 @@ def _source(folder: Path, characters: str) -> SketchSource:
             argument=argument,
             state=state_of(files),
             items=lambda complete: items_of(
-                lambda on_broken: read_sketch_rnn(files[0], on_broken, splits=("train",)), complete
+                lambda on_broken: read_sketch_rnn(files[0], on_broken, splits=("train",)),
+                complete,
+                file=files[0].name,
             ),
             read=as_it_is,
             unit="sketches",

@@ -21,11 +21,16 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from keras_sparse_dm.data.batching import SketchArrays
-from keras_sparse_dm.data.formats import ndjson
 from keras_sparse_dm.data.preparation import cache_folder, state_of
 from keras_sparse_dm.data.reading import read_chirodiff, read_sketches
-from keras_sparse_dm.data.sketch import Sketch
-from keras_sparse_dm.data.sketch_sets import Item, SketchSource, items_of, prepare_source
+from keras_sparse_dm.data.sketch_sets import (
+    Item,
+    SketchSource,
+    items_of,
+    line_items,
+    prepare_source,
+    read_line_or_sketch,
+)
 
 # Those that the paper trains on, one after the other.
 PAPER_CATEGORIES = ("cat", "crab", "mosquito")
@@ -113,7 +118,7 @@ def load_quickdraw(
         argument=f"folder={str(folder)!r}",
         state=[recognized, [(c, state_of(_contents(file))) for c, file in files.items()]],
         items=functools.partial(_items, files),
-        read=functools.partial(_read, recognized=recognized),
+        read=functools.partial(read_line_or_sketch, recognized=recognized),
     )
     return prepare_source(source, cache_dir=cache_dir, **preparation)
 
@@ -184,24 +189,8 @@ def _contents(path: Path) -> list[Path]:
 
 def _items(files: dict[str, Path], complete: set) -> Iterator[Item]:
     for category, file in files.items():
-        if file.suffix.lower() == ".npz":
-            read, item = functools.partial(read_sketches, file), None
-        elif file.is_dir():
-            read, item = functools.partial(read_chirodiff, file), None
-        else:
-            # The worker processes take the lines apart.
-            read = functools.partial(ndjson.lines, file)
-            item = functools.partial(_line_item, file.name, category)
-        yield from items_of(read, complete, category, item)
-
-
-def _line_item(file: str, category: str, line: tuple[int, bytes]) -> Item:
-    where = f"{file}, line {line[0]}"
-    return Item(where, (line[1], where), category)
-
-
-def _read(content, recognized: bool):
-    if isinstance(content, Sketch):
-        return content
-    drawing = ndjson.parse_line(*content)
-    return drawing.sketch if drawing.recognized or not recognized else None
+        if _is_text(file):
+            yield from line_items(file, complete, category)
+            continue
+        reader = read_chirodiff if file.is_dir() else read_sketches
+        yield from items_of(functools.partial(reader, file), complete, category, file=file.name)

@@ -100,6 +100,16 @@ def _kind(path: Path) -> str | None:
     return next((kind for kind in READERS if kind[0] == "." and name.endswith(kind)), None)
 
 
+def is_ndjson(path: Path) -> bool:
+    """Whether a file is one of QuickDraw's, by its name."""
+    return READERS.get(_kind(path)) is _read_ndjson
+
+
+def holds_several(path: Path) -> bool:
+    """Whether a file is of a format that can hold more than one sketch, by its name."""
+    return READERS.get(_kind(path)) not in (_read_one_svg, _read_pickle)
+
+
 def read_sketches(
     path,
     on_broken: OnBroken | None = None,

@@ -7,7 +7,6 @@ worker processes, the cache, what is too long or broken, and the split, is the s
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import warnings
 from collections import Counter
@@ -30,12 +29,19 @@ from keras_sparse_dm.data.preparation import (
     state_of,
     warn_of_damage,
 )
-from keras_sparse_dm.data.reading import find_files, read_sketches
+from keras_sparse_dm.data.reading import (
+    find_files,
+    holds_several,
+    is_ndjson,
+    lines,
+    parse_line,
+    read_sketches,
+)
 from keras_sparse_dm.data.sketch import Sketch, check_representation, prepare, to_points
 
 # Part of the cache's file name: raise it with every change of the file's layout or of what
 # reading and preparing give for the same file.
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 
 # Below this number of drawings starting processes costs more time than it saves.
 _SERIAL = 256
@@ -105,9 +111,11 @@ def load_sketches(path, **preparation) -> tuple[SketchArrays, SketchArrays]:
 
     def items(complete):
         for file in files:
-            yield from items_of(
-                lambda on_broken, file=file: read_sketches(file, on_broken), complete
-            )
+            if is_ndjson(file):
+                yield from line_items(file, complete)
+            else:
+                read = partial(_read_file, file)
+                yield from items_of(read, complete, file=file.name, numbered=holds_several(file))
 
     # One drawing each, as a rule: then their number is known.
     one_each = all(file.suffix.lower() == ".svg" for file in files)
@@ -117,14 +125,20 @@ def load_sketches(path, **preparation) -> tuple[SketchArrays, SketchArrays]:
         argument=f"path={str(path)!r}",
         state=state_of(files),
         items=items,
-        read=as_it_is,
+        read=read_line_or_sketch,
         total=len(files) if one_each else None,
         unit="sketches",
     )
     return prepare_source(source, **preparation)
 
 
-def items_of(read, complete: set, group: str = "", item=None) -> Iterator[Item]:
+def _read_file(file: Path, on_broken) -> Iterator[Sketch]:
+    return read_sketches(file, on_broken)
+
+
+def items_of(
+    read, complete: set, group: str = "", item=None, file: str = "", numbered: bool = True
+) -> Iterator[Item]:
     """The items of a reader, what is broken included, until the group is complete.
 
     Args:
@@ -132,25 +146,66 @@ def items_of(read, complete: set, group: str = "", item=None) -> Iterator[Item]:
         complete: the groups that are complete, as `SketchSource.items` is given.
         group: the items' group.
         item: makes an `Item` of what is read; by default of a sketch.
+        file: the name of the file, with which the items that are made by default are called.
+        numbered: whether their number is part of that, from 0 on, broken ones counted too.
 
     Yields:
         An `Item` for each, in order.
     """
     broken: list[tuple[str, Exception]] = []
     values = iter(read(lambda where, error: broken.append((str(where), error))))
-    for number in itertools.count():
-        if group in complete:
-            return
+    number = 0
+    while group not in complete:
         value = next(values, None)
         for where, error in broken:
             yield Item(where, error, group)
+        number += len(broken)
         broken.clear()
         if value is None:
             return
         if item is None:
-            yield Item(value.name or f"sketch {number}", value, group)
+            where = [file] * bool(file) + [f"sketch {number}"] * numbered
+            yield Item(", ".join(where), value, group)
         else:
             yield item(value)
+        number += 1
+
+
+def line_items(file: Path, complete: set, group: str = "") -> Iterator[Item]:
+    """The lines of one of QuickDraw's `.ndjson` files, for `read_line_or_sketch`.
+
+    So the worker processes take them apart, and what is broken is told by its line.
+
+    Args:
+        file: the file.
+        complete: the groups that are complete, as `SketchSource.items` is given.
+        group: the items' group.
+
+    Yields:
+        An `Item` for each, in order.
+    """
+
+    def item(line):
+        where = f"{file.name}, line {line[0]}"
+        return Item(where, (line[1], where), group)
+
+    yield from items_of(partial(lines, file), complete, group, item)
+
+
+def read_line_or_sketch(content, recognized: bool = False) -> Sketch | None:
+    """The sketch: `SketchSource.read` for the items of `line_items`, and those of sketches.
+
+    Args:
+        content: an item's.
+        recognized: whether lines are left out, None, whose drawing the game did not recognize.
+
+    Raises:
+        ValueError: if a line is no drawing.
+    """
+    if isinstance(content, Sketch):
+        return content
+    drawing = parse_line(*content)
+    return drawing.sketch if drawing.recognized or not recognized else None
 
 
 def as_it_is(sketch: Sketch) -> Sketch:

@@ -147,7 +147,12 @@ def test_a_reader_that_gives_up_on_a_file_still_gives_what_it_read():
         on_broken("file, line 4", ValueError("ends here"))
 
     items = list(items_of(read, set()))
-    assert [item.where for item in items] == ["s0", "file, line 2", "s1", "file, line 4"]
+    assert [item.where for item in items] == [
+        "sketch 0",
+        "file, line 2",
+        "sketch 2",
+        "file, line 4",
+    ]
     assert [isinstance(item.content, ValueError) for item in items] == [False, True, False, True]
 
 
@@ -182,6 +187,27 @@ def test_own_files_of_several_formats(tmp_path):
     assert few.summary.read == 3
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_sketches(tmp_path / "nowhere")
+
+
+def test_what_cannot_be_prepared_is_told_by_file_and_place(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    dot = Sketch(([[1, 2, 3]],), "dot")
+    back = Sketch(([[1, 2, 3], [5, 5, 1], [6, 5, 9]],), "back")
+    write_sketch_json(folder / "a.json", [scribble(0), dot, *map(scribble, range(1, 80)), back])
+    write_svg(folder / "b.svg", dot)
+    line = {"drawing": [[[0, 9], [0, 9], [0, 5]]], "key_id": "1"}
+    text = json.dumps(line) + "\n\n" + json.dumps(line | {"drawing": [[[0], [0], [0]]]})
+    (folder / "c.ndjson").write_text(text)
+    train, _ = load_sketches(folder, progress=False)
+    assert [reason for _, reason in train.summary.broken] == [
+        "a.json, sketch 1: sketch 'dot': no stroke has two points or more",
+        "a.json, sketch 81: sketch 'back': time goes back from 3 to 1; points must stand in the "
+        "order of drawing",
+        "b.svg: sketch 'b': all points lie at one place; it has no size",
+        "c.ndjson, line 3: sketch '1': no stroke has two points or more",
+    ]
+    assert train.summary.read == 85
 
 
 def test_a_changed_file_of_ones_own_is_read_anew(tmp_path):
