@@ -886,11 +886,27 @@ def test_transforms_of_groups_apply_to_what_is_in_them(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("d", "ends"),
+    [
+        ("m1e1-2.5l.5-.5,3 3z", [[10, -2.5], [10, -2.5]]),
+        ("M0,0H10V10h-5 v-5 , ", [[0, 0], [5, 5]]),
+        (" M 0 0\nC1 1 2 2 3 3S5 5 6 6Q7 7 8 8T10 10 ", [[0, 0], [10, 10]]),
+        ("M10 10a5 5 0 0110 0 5 5 0 1 0 1 1", [[10, 10], [21, 11]]),
+        ("M+1.-1.L2.,2.", [[1, -1], [2, 2]]),
+    ],
+)
+def test_paths_may_be_written_tersely(tmp_path, d, ends):
+    (stroke,) = read_svg(draw(tmp_path / "a.svg", f'<path d="{d}"/>'))
+    np.testing.assert_allclose(stroke[[0, -1], :2], ends, atol=1e-12)
+
+
 def test_what_is_not_drawn_is_left_out(tmp_path):
     path = draw(
         tmp_path / "a.svg",
         '<defs><line x2="1"/></defs><g display="none"><line x2="2"/></g><line x2="3"/>'
-        '<clipPath><rect width="4" height="4"/></clipPath>',
+        '<clipPath><rect width="4" height="4"/></clipPath>'
+        '<g style="fill:none; display : none"><path d="M0 0H5"/></g>',
     )
     assert [s[-1, 0] for s in read_svg(path)] == [3]
 
@@ -903,6 +919,11 @@ def test_what_is_not_drawn_is_left_out(tmp_path):
         ('<path transform="scale(a)" d="M0 0 L1 1"/>', "'a' for the transform scale"),
         ('<path transform="scale" d="M0 0 L1 1"/>', "the transform 'scale', which is none"),
         ('<path transform="scale(1e400)" d="M0 0 L1 1"/>', "infinite or too large|NaN"),
+        ('<path d="M0 0 L1 1 2"/>', "the path 'M0 0 L1 1 2', which is none"),
+        ('<path d="M0 0 L1 1 X 3 3 L5 5"/>', "path .* which is none"),
+        ('<path d="M0 0 L1..5 1 L5 5"/>', "path .* which is none"),
+        ('<path d="M0 0 A1 1 0 2 0 3 3"/>', "path .* which is none"),
+        ('<path d="L3 3"/>', "path .* which is none"),
         ('<line x1="50%"/>', "'50%' for x1 of a <line>"),
         ('<line x1="1 2"/>', "'1 2' for x1 of a <line>"),
         ('<polyline points="1 2 3"/>', "<polyline> with 3 numbers"),

@@ -36,10 +36,10 @@ def read_svg(path) -> Sketch:
 
     Shapes are `<path>`, `<line>`, `<polyline>`, `<polygon>`, `<rect>`, `<circle>` and
     `<ellipse>`, with the `transform`s on them and around them; all else, filling and style too,
-    is left out. Made for KanjiVG, where one `<path>` is one stroke of the brush. An SVG holds no
-    times, so the pen is taken to move at constant speed, between strokes too: time is the
-    distance travelled since the start as a fraction of the whole, 0 at the first point and 1 at
-    the last.
+    is left out, and so is what `display: none` hides. Made for KanjiVG, where one `<path>` is one
+    stroke of the brush. An SVG holds no times, so the pen is taken to move at constant speed,
+    between strokes too: time is the distance travelled since the start as a fraction of the whole,
+    0 at the first point and 1 at the last.
 
     Args:
         path: the `.svg` file, of at most 32 MiB, a path in it of at most 1 MiB.
@@ -109,6 +109,8 @@ class _Document:
             and tag not in _UNDRAWN
             and "StrokeNumbers" not in attributes.get("id", "")
             and attributes.get("display") != "none"
+            # As Inkscape hides layers.
+            and not _HIDDEN.search(attributes.get("style", ""))
         )
         if drawn and attributes.get("transform", "").strip():
             matrix = _product(matrix, _parse_transform(attributes["transform"]))
@@ -123,6 +125,9 @@ class _Document:
     def draw(self, d: str, matrix: Matrix | None) -> None:
         if len(d) > MAX_PATH_LENGTH:
             raise ValueError(f"has a path of {len(d):,} characters; {MAX_PATH_LENGTH:,} are read")
+        # The parser leaves out, without a word, what it does not understand.
+        if not _PATH.fullmatch(d):
+            raise ValueError(f"has the path {d[:50]!r}, which is none, at its beginning or later")
         for starts, straight, curve in _bezier_curves(d):
             if matrix is not None:
                 curve = tuple(_transformed(point, *matrix) for point in curve)
@@ -194,6 +199,21 @@ def _path_data(tag: str, attributes: dict[str, str]) -> str | None:
 # Possessive throughout: a text is looked at once, whatever it holds.
 _NUMBER = r"[+-]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][+-]?\d++)?+"
 _NUMBERS = re.compile(rf"\s*+(?:{_NUMBER}\s*+(?:,\s*+)?+)*+")
+_COMMA = r"\s*+(?:,\s*+)?+"
+
+
+def _arguments(numbers: int) -> str:
+    """Of a command: so many numbers, at least once."""
+    return rf"\s*+(?:(?:{_NUMBER}{_COMMA}){{{numbers}}}+)++"
+
+
+# Radii and angle, two flags, which may stand without a gap, and the end.
+_ARC = rf"\s*+(?:(?:{_NUMBER}{_COMMA}){{3}}+(?:[01]{_COMMA}){{2}}+(?:{_NUMBER}{_COMMA}){{2}}+)++"
+_PATH = re.compile(
+    rf"\s*+(?=[Mm])(?:[MmLlTt]{_arguments(2)}|[HhVv]{_arguments(1)}|[SsQq]{_arguments(4)}"
+    rf"|[Cc]{_arguments(6)}|[Aa]{_ARC}|[Zz]\s*+)*+"
+)
+_HIDDEN = re.compile(r"(?:^|[;\s])display\s*:\s*none")
 _FUNCTION = re.compile(r"\s*(\w+)\s*\(([^()]*)\)\s*,?")
 
 
