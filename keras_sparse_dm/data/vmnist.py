@@ -17,7 +17,7 @@ from keras_sparse_dm.data.sketch_sets import Item, SketchSource, prepare_source
 from keras_sparse_dm.data.tracing import trace
 
 # Raise it with every change of the strokes that tracing gives.
-TRACING_VERSION = 1
+TRACING_VERSION = 2
 
 
 def load_vmnist(

@@ -240,6 +240,16 @@ def test_times_are_shares_of_the_way_at_constant_speed():
     np.testing.assert_allclose(np.diff(points[:, 2]), steps / steps.sum(), atol=1e-12)
 
 
+def test_straight_lines_have_few_points_and_curves_keep_theirs():
+    straight = trace(picture(np.array([[14, 4], [14, 24.0]])))
+    assert straight.num_points <= 4
+    (circle,) = trace(picture(arc(14, 14, 8)))
+    chords = np.hypot(*np.diff(circle[:, :2], axis=0).T)
+    # A chord that lies within 0.05 of an arc of radius 8 is at most 1.8 long; the traced line is
+    # no perfect circle.
+    assert len(circle) > 15 and chords.max() < 4
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2), (3, 3), (20, 31)])
 def test_pictures_of_nothing_but_ink_have_a_stroke(shape):
     image = np.full(shape, 7, np.uint8)
