@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -171,6 +172,7 @@ def find_files(path) -> list[Path]:
         FileNotFoundError: if `path` does not exist, or fits no file.
         ValueError: if a file's format is unknown, or a folder or pattern holds no sketch file.
     """
+    path = os.path.expanduser(path)
     if Path(path).is_dir():
         return list_files(path)
     if not Path(path).exists() and glob.has_magic(str(path)):

@@ -310,6 +310,11 @@ def prepare_source(
     arrays = SketchArrays(
         arrays.points, arrays.lengths, arrays.names, representation, summary, arrays.labels
     ).subset(np.flatnonzero(fits))
+    if len(arrays) == 0:
+        raise ValueError(
+            f"max_points={max_points!r} leaves no sketch: the shortest has "
+            f"{prepared.arrays.lengths.min() + 1} points, and max_points must be more ({summary})"
+        )
     order = np.random.default_rng(split_seed).permutation(len(arrays))
     train = int(len(arrays) * split)
     if not 0 < train < len(arrays):

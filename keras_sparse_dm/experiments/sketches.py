@@ -60,8 +60,9 @@ def load_sketch_data(data, data_dir=None, cache_dir=None, progress=True):
             return load_vmnist(data_dir, data.digits, **preparation)
         return load_sketches(data_dir, **preparation)
     except (ValueError, FileNotFoundError) as error:
-        option = "--categories" if str(error).startswith("categories") else "--data-dir"
-        raise SettingsError(f"{option}: {error}") from None
+        options = ("--categories", "--max-points")
+        named = (o for o in options if str(error).startswith(o[2:].replace("-", "_")))
+        raise SettingsError(f"{next(named, '--data-dir')}: {error}") from None
 
 
 class SketchRun:

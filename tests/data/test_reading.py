@@ -86,6 +86,13 @@ def test_patterns_fit_files_of_known_formats(folder, monkeypatch):
         read_sketches("*.txt")
 
 
+def test_the_home_folder_may_be_a_tilde(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.setenv("USERPROFILE", str(folder.parent))
+    for path in (f"~/{folder.name}", f"~/{folder.name}/*", Path("~") / folder.name):
+        assert [s.name for s in read_sketches(path)] == NAMES
+
+
 def test_formats_are_restricted_by_their_suffixes(folder):
     assert [f.name for f in list_files(folder, suffixes=(".svg", ".npz"))] == [
         "e.npz",

@@ -119,6 +119,11 @@ def test_nothing_left_is_told():
         load([None] * 3)
     with pytest.raises(ValueError, match="leaves 0 for training and 1 for validation"):
         load([scribble(0)])
+    sketches = [scribble(0), scribble(1)]
+    shortest = min(len(to_points(prepare(sketch))) for sketch in sketches) + 1
+    message = f"max_points=5 leaves no sketch: the shortest has {shortest} points"
+    with pytest.raises(ValueError, match=f"{message}.*2 too long"):
+        load(sketches, max_points=5)
 
 
 @pytest.mark.parametrize(

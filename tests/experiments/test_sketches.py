@@ -120,6 +120,7 @@ def test_what_quickdraw_lacks_is_told_by_option(quickdraw, tmp_path, capfd):
         (("--data-dir", quickdraw, "--categories", "crap"), "--categories: .*did you mean 'crab'"),
         (("--data-dir", quickdraw, "--categories", "owl"), "--data-dir: .*raw/owl.ndjson"),
         ((), "--data-dir: .*raw/cat.ndjson"),
+        (("--data-dir", quickdraw, "--max-points", "4"), "--max-points: max_points=4 leaves no"),
     ):
         assert train("chirodiff_quickdraw", *options) == 2
         err = capfd.readouterr().err
