@@ -13,6 +13,36 @@ PYTORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SAFETENSORS = ".safetensors"
 # How PyTorch's files begin: a zip archive, or a bare pickle as it wrote before 1.6.
 _PYTORCH_BEGINNINGS = (b"PK", b"\x80")
+# What PyTorch Lightning's checkpoints, the published ones among them, hold beside the weights:
+# its callbacks' classes, scores as NumPy's scalars, settings of OmegaConf.
+_IGNORED_PACKAGES = ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf")
+_IGNORED = (
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "_codecs.encode",
+    "typing.Any",
+    "typing.Union",
+    *(f"builtins.{name}" for name in ("bool", "bytes", "dict", "float", "int", "list", "str")),
+)
+
+
+class _Ignored:
+    """Stands in for everything that a file holds beside tensors and that is not needed."""
+
+    def __new__(cls, *args, **kwargs):
+        return super().__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+def _plain_dict(*args):
+    """Stands in for `defaultdict`: PyTorch fills no others than plain ones."""
+    return {}
 
 
 def read_tensors(path):
@@ -20,11 +50,12 @@ def read_tensors(path):
 
     Args:
         path: A `.ckpt`, `.pt`, `.pth` or `.bin` file of PyTorch, with the tensors as they are or
-            under `"state_dict"`, or a `.safetensors` file.
+            under `"state_dict"`, or a `.safetensors` file. What PyTorch Lightning writes beside
+            the tensors is passed over.
 
     Raises:
-        ValueError: for a file that does not exist, is of another kind or damaged, or holds more
-            than tensors.
+        ValueError: for a file that does not exist, is of another kind or damaged, or holds other
+            objects.
         ImportError: where reading it needs a package that is not installed.
     """
     path = Path(path)
@@ -91,23 +122,33 @@ def _read_safetensors(path):
 
 def _read_pytorch(path):
     torch = _torch()
-    try:
-        content = torch.load(
-            path,
-            map_location="cpu",
-            weights_only=True,
-            # Of a whole checkpoint often only a part is used; old files cannot be mapped.
-            mmap=zipfile.is_zipfile(path),
-        )
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file fails in any way
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and refused:
-            raise ValueError(_more_than_weights(path, refused[1])) from None
-        raise ValueError(
-            f"`source` {path} cannot be read as a PyTorch file of weights: {_reason(error)}."
-        ) from None
+    content, ignored = None, list(_IGNORED)
+    while content is None:
+        try:
+            # Whatever these names are, in this file they are only `_Ignored`.
+            stand_ins = [(_Ignored, name) for name in ignored]
+            stand_ins.append((_plain_dict, "collections.defaultdict"))
+            with torch.serialization.safe_globals(stand_ins):
+                content = torch.load(
+                    path,
+                    map_location="cpu",
+                    weights_only=True,
+                    # Of a whole checkpoint often only a part is used; old files cannot be mapped.
+                    mmap=zipfile.is_zipfile(path),
+                )
+        except OSError:
+            raise
+        except Exception as error:  # a damaged file fails in any way
+            refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if not (isinstance(error, pickle.UnpicklingError) and refused):
+                raise ValueError(
+                    f"`source` {path} cannot be read as a PyTorch file of weights: "
+                    f"{_reason(error)}."
+                ) from None
+            name = refused[1]
+            if name.split(".")[0] not in _IGNORED_PACKAGES or name in ignored:
+                raise ValueError(_more_than_weights(path, name)) from None
+            ignored.append(name)
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state.items()
@@ -122,7 +163,7 @@ def _read_pytorch(path):
 
 def _more_than_weights(path, name):
     return (
-        f"`source` {path} holds more than weights ({name}; PyTorch Lightning's checkpoints do), "
+        f"`source` {path} holds more than weights ({name}), "
         "and loading that could run code from the file; none was run. If you trust where it "
         "comes from, write its weights alone to a file that loads, in an environment that has "
         "what it was saved with:\n"

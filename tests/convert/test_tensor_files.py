@@ -1,6 +1,9 @@
 """What is read from PyTorch's files, and what never is."""
 
 import collections
+import pickle
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -33,8 +36,47 @@ def test_a_whole_checkpoint_file(tmp_path, torch):
         assert float(model.scale_factor) == 0.75
 
 
+@pytest.fixture
+def lightning(monkeypatch):
+    """A class that files know as one of PyTorch Lightning's, which is not installed."""
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    for end in range(1, name.count(".") + 2):
+        parent = ".".join(name.split(".")[:end])
+        monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+    callback = type("ModelCheckpoint", (), {"__module__": name})
+    sys.modules[name].ModelCheckpoint = callback
+    yield callback
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_of_lightning_as_the_published_ones_are(
+    tmp_path, torch, lightning, monkeypatch, zipped
+):
+    tensors = random_tensors("autoencoder")
+    made = lightning()
+    made.monitor = "val/rec_loss"
+    content = {
+        "epoch": 3,
+        "callbacks": {
+            lightning: {"best_model_score": torch.tensor(0.5), "current": np.float64(0.5)}
+        },
+        "hyper_parameters": collections.defaultdict(dict, {"callback": made, "kind": dict}),
+        "state_dict": {name: torch.from_numpy(t) for name, t in tensors.items()},
+    }
+    path = tmp_path / "model.ckpt"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    for name in [name for name in sys.modules if name.startswith("pytorch_lightning")]:
+        monkeypatch.delitem(sys.modules, name)
+    model = new_autoencoder()
+    load_pytorch(model, path)
+    assert_holds("autoencoder", model, tensors)
+    # What was let pass for this file is let pass for no other.
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+
+
 class Callback:
-    """Stands for what PyTorch Lightning saves beside the weights."""
+    """Stands for what a program saves of its own beside the weights."""
 
 
 def test_a_file_with_objects_says_how_to_write_its_weights_alone(tmp_path, torch):
