@@ -206,6 +206,8 @@ def cache_errors():
     """Context that turns the errors of a cache that cannot be written into ours."""
     try:
         yield
+    except FileNotFoundError:  # of data, not of the cache, which is made
+        raise
     except OSError as error:
         # Those of the operating system have a number, and are told as they are.
         if error.errno is not None:

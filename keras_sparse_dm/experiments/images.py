@@ -1,5 +1,7 @@
 """What a run on images is made of: data sets, a frozen autoencoder, latent diffusion, pictures."""
 
+import warnings
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -20,7 +22,7 @@ from keras_sparse_dm.experiments.autoencoder import (
     trained_autoencoder,
 )
 from keras_sparse_dm.experiments.settings import SettingsError
-from keras_sparse_dm.metrics import frechet_distance
+from keras_sparse_dm.metrics import FewSamplesWarning, frechet_distance
 from keras_sparse_dm.models import LatentDiffusion, UNet, VQAutoencoder
 
 SAMPLING_BATCH_SIZE = 16
@@ -222,17 +224,18 @@ class ImageRun:
 
     def untrained_results(self, model):
         """Values for `report.json` that only the untrained network can give."""
-        if self.settings.samples < FEWEST_SAMPLES:
+        if min(self.settings.samples, len(self.train)) < FEWEST_SAMPLES:
             return {}
         return {"fd_pixels_untrained": self._distance(self.generate(model))}
 
     def results(self, samples):
         """Values for `report.json`, beside those of every run."""
         distances = {}
-        if len(samples) >= FEWEST_SAMPLES:
+        if min(len(samples), len(self.train)) >= FEWEST_SAMPLES:
             distances["fd_pixels_generated"] = self._distance(samples)
-            held_out = self._some(self.validation, len(samples))
-            distances["fd_pixels_held_out"] = self._distance(held_out)
+            if len(self.validation) >= FEWEST_SAMPLES:
+                held_out = self._some(self.validation, len(samples))
+                distances["fd_pixels_held_out"] = self._distance(held_out)
         return {"latent_shape": list(self._latent_shape), **distances}
 
     def _distance(self, images):
@@ -247,7 +250,10 @@ class ImageRun:
                     for at in range(0, n, size)
                 ]
             )
-        return frechet_distance(_pixel_features(images), self._real_features)
+        with warnings.catch_warnings():
+            # It is only compared with distances of as many other images.
+            warnings.simplefilter("ignore", FewSamplesWarning)
+            return frechet_distance(_pixel_features(images), self._real_features)
 
     def report_rows(self, results):
         """`(name, value)` lines for `report.md`, from what `results` gave."""

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 
 import keras
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from PIL import Image
 
 from keras_sparse_dm import sparsity_report
-from keras_sparse_dm.cli import main, train_command
+from keras_sparse_dm.cli import main, parse_train_options, train_command
 from keras_sparse_dm.diffusion import DiffusionModel
+from keras_sparse_dm.experiments.images import ImageRun
 from keras_sparse_dm.models import LatentDiffusion, VQAutoencoder
 from keras_sparse_dm.sparsity import check_invariant
 
@@ -24,6 +26,7 @@ TINY = (
     *("--model-channels", "32", "--channel-mult", "1", "--batch-size", "8"),
     *("--noise.timesteps", "20", "--sampling.steps", "3", "--samples", "8"),
     *("--update-every", "3", "--prune-rate", "0.2", "--seed", "3", "--epochs", "2"),
+    *("--validation-images", "8"),
 )
 
 
@@ -36,7 +39,7 @@ def private_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """42 pictures of squares, of which 2 are for validation, and one that is broken."""
+    """42 pictures of squares, and one that is broken."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for i in range(42):
@@ -141,6 +144,18 @@ def test_a_run_leaves_the_same_folder_as_one_on_sketches(unbroken, folder):
     assert "one pass over a 8 x 8 x 3 latent" in text and "Images for training" in text
 
 
+@pytest.mark.parametrize(("training", "validation"), [(20, 1), (1, 20)])
+def test_images_too_few_for_a_distance_have_none(folder, autoencoder_run, training, validation):
+    counts = ("--training-images", training, "--validation-images", validation)
+    argv = ("ldm_kanjivg", *places(folder, autoencoder_run), *TINY, *counts)
+    run = ImageRun(parse_train_options([*map(str, argv)]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        results = run.results(np.zeros((8, 16, 16, 3), "float32"))
+    distances = {name for name in results if name.startswith("fd_")}
+    assert distances == ({"fd_pixels_generated"} if training > 1 else set())
+
+
 def test_a_run_on_cached_latents_resumes_to_the_bits_of_an_unbroken_one(
     unbroken, folder, autoencoder_run, tmp_path
 ):
@@ -193,6 +208,14 @@ def test_bad_options_are_refused_before_any_work(options, message, tmp_path, mon
     assert train(*options) == 2
     errors = [line for line in capfd.readouterr().err.splitlines() if "error:" in line]
     assert len(errors) == 1 and message in errors[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_images_are_answered_with_where_to_get_them(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main(("train-autoencoder", "ldm_imagenette", "--data-dir", "nowhere")) == 2
+    (error,) = (line for line in capfd.readouterr().err.splitlines() if "error:" in line)
+    assert "error: --data-dir: data_dir='nowhere' does not exist; for Imagenette, " in error
     assert not list(tmp_path.iterdir())
 
 
