@@ -937,6 +937,8 @@ def _prepare_image(source: Path | bytes, size: int) -> tuple[np.ndarray, bool]:
     """The image in a file or in its bytes, uint8 `(size, size, 3)`; whether it was smaller."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    if isinstance(source, Path) and not source.is_file():
+        raise ValueError("is no file, but a link to nothing or a pipe")
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()

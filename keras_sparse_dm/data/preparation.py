@@ -214,14 +214,21 @@ def fingerprint_of(value) -> str:
 
 
 def state_of(files: Iterable[Path], root=None) -> list[tuple[str, int, int]]:
-    """Name (below `root`, if given), size in bytes and time of the last change of each file."""
+    """Name (below `root`, if given), size in bytes and time of the last change of each file.
+
+    Size and time of a link to nothing are 0: whoever reads it counts it as broken.
+    """
+
+    def size_and_time(file):
+        try:
+            state = file.stat()
+        except FileNotFoundError:
+            return 0, 0
+        return state.st_size, int(state.st_mtime)
+
     return [
-        (
-            file.name if root is None else file.relative_to(root).as_posix(),
-            state.st_size,
-            int(state.st_mtime),
-        )
-        for file, state in ((file, file.stat()) for file in files)
+        (file.name if root is None else file.relative_to(root).as_posix(), *size_and_time(file))
+        for file in files
     ]
 
 

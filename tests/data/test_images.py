@@ -436,24 +436,26 @@ def test_large_pictures_are_not_aliased_and_small_ones_enlarged(load, folder):
 
 
 def test_broken_files_are_skipped_counted_and_named(load, folder):
-    write_images(folder / "more", 60)
+    write_images(folder / "more", 80)
     whole = encoded(smooth(64, 64), "JPEG")
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.png").write_text("not an image")
     Image.fromarray(np.zeros((16, 16), np.float32)).save(folder / "floats.tif")
+    (folder / "link.png").symlink_to(folder / "gone.png")
     split = [set(arrays.names) for arrays in load(validation=0.3)]
     for _ in range(2):  # prepared, then from the cache
         train, validation = load(validation=0.3)
-        assert len(train) + len(validation) == 100
-        assert train.summary.read == 104 and train.summary.kept == 100
+        assert len(train) + len(validation) == 120
+        assert train.summary.read == 125 and train.summary.kept == 120
         reasons = dict(train.summary.broken)
-        assert sorted(reasons) == ["cut.jpg", "empty.png", "floats.tif", "text.png"]
+        assert sorted(reasons) == ["cut.jpg", "empty.png", "floats.tif", "link.png", "text.png"]
         assert reasons["text.png"] == "text.png: is no image of a known format"
         assert reasons["empty.png"] == "empty.png: is no image of a known format"
         assert "truncated" in reasons["cut.jpg"].lower()
         assert "floating-point" in reasons["floats.tif"]
-        assert "4 broken (" in str(train.summary)
+        assert "link to nothing" in reasons["link.png"]
+        assert "5 broken (" in str(train.summary)
     # A file that breaks moves no other from one side to the other.
     name = train.names[0]
     (folder / name).write_bytes(b"")
