@@ -119,6 +119,18 @@ class LatentDiffusion(DiffusionModel):
         )
 
     @property
+    def trainable(self):
+        """Whether the U-Net is trained; the autoencoder never is."""
+        return super().trainable
+
+    @trainable.setter
+    def trainable(self, value):
+        # Keras hands it on to all layers.
+        keras.Model.trainable.fset(self, value)
+        if hasattr(self, "autoencoder"):
+            self.autoencoder.trainable = False
+
+    @property
     def latent_shape(self):
         """Shape of one latent: (height, width, channels)."""
         size = self.image_size // self.autoencoder.downsampling

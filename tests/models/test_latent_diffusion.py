@@ -56,6 +56,15 @@ def test_the_autoencoder_stays_as_it_was(trained):
     assert all(k.name.startswith("u_net") for k in masked_kernels(model))
 
 
+def test_freezing_and_unfreezing_leaves_the_autoencoder_frozen():
+    model = new_model()
+    before = [v.path for v in model.trainable_variables]
+    model.trainable = False
+    assert not model.trainable and not model.trainable_variables
+    model.trainable = True
+    assert [v.path for v in model.trainable_variables] == before
+
+
 def test_the_invariant_holds_and_the_topology_moved(trained):
     model, _ = trained
     check_invariant(model)
