@@ -336,12 +336,13 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 f"{' and '.join(map(str, sorted(units)))} weights cannot be exchanged."
             )
         if self._method.dense_to_sparse:
-            asked = 1.0 - sum(k.target.density * k.size for k in kernels) / sum(
-                k.size for k in kernels
-            )
+            size = sum(k.size for k in kernels)
+            asked = 1.0 - sum(k.target.density * k.size for k in kernels) / size
             final = getattr(self._schedule, "final_sparsity", None)
             final = getattr(self._schedule, "target_sparsity", final)
-            if asked <= 0.0 or (final is not None and abs(asked - final) > 5e-3):
+            # `densities` rounds the budget by up to one weight of each kernel.
+            rounding = max(5e-3, len(kernels) / size)
+            if asked <= 0.0 or (final is not None and abs(asked - final) > rounding):
                 raise ValueError(
                     f"`schedule` ends at sparsity {final}, and `sparsify` was asked for "
                     f"{asked:.4f}: ask both for the same, above 0."

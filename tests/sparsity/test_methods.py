@@ -590,6 +590,20 @@ def test_methods_and_options_that_do_not_go_together_are_refused():
         SparsityMethod().growth_score(None, None, None)
 
 
+def test_gradual_pruning_to_a_sparsity_that_small_kernels_can_only_be_near():
+    """`densities` rounds down to whole weights: of these 16 and 8, 12 and 6 are to go."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(2)])
+    ksd.sparsify(model, 0.8, "er", seed=0, dense_start=True)
+    optimizer = sparse_optimizer(
+        model,
+        keras.optimizers.SGD(LEARNING_RATE),
+        "gmp",
+        schedule=PolynomialDecay(0.0, 0.8, begin_step=0, end_step=2, frequency=1),
+    )
+    run(model, random_gradients(model, 2), optimizer)
+    assert ksd.sparsity_report(model).sparsity == 0.75
+
+
 def test_gradual_pruning_of_masks_that_sparsify_did_not_make():
     model = keras.Sequential([keras.Input((6,)), ksd.layers.SparseDense(4)])
     with pytest.raises(ValueError, match="'gmp' needs the densities to reach.*dense_start=True"):
