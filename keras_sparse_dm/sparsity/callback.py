@@ -260,6 +260,10 @@ def _wrapped(optimizer, model, *arguments, **options):
     """Returns the optimizer to call, and the `SparseOptimizer` that it is or holds."""
     scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     inner = optimizer.inner_optimizer if scales else optimizer
+    if scales and not optimizer.built and not isinstance(inner, SparseOptimizer):
+        # Keras tracks other variables of Adafactor when that is built by itself, and a file
+        # holds those that are tracked: the loaded optimizer is built by loss scaling.
+        optimizer.build(model.trainable_variables)
     sparse = SparseOptimizer(inner, *arguments, **options)
     sparse.attach(model)
     if not scales:

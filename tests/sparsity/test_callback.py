@@ -279,6 +279,30 @@ def test_mixed_float16_with_loss_scaling(tmp_path):
         keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.parametrize("trained_before", [False, True])
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_adafactor_is_restored_from_a_file(policy, trained_before, tmp_path):
+    """Its state of vectors is counted or not, depending on who has built it."""
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6), keras.layers.Dense(4)])
+        model.compile(keras.optimizers.Adafactor(0.01, epsilon_1=1e-16), "mse", run_eagerly=True)
+        x = np.random.default_rng(0).normal(size=(16, 8)).astype("float32")
+        if trained_before:
+            model.fit(x, x[:, :4], verbose=0)
+        ksd.sparsify(model, 0.5, seed=0)
+        static = ksd.DynamicSparsity("static", seed=0)
+        model.fit(x, x[:, :4], batch_size=8, verbose=0, callbacks=[static])
+        model.save(tmp_path / "m.keras")
+        loaded = keras.models.load_model(tmp_path / "m.keras")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    pairs = list(zip(loaded.optimizer.variables, model.optimizer.variables, strict=True))
+    assert len(pairs) > 10
+    for ours, theirs in pairs:
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_swapped_averages_and_learning_rate_callbacks(policy):
     """Keras's own callbacks that reach into the optimizer find what they look for."""
