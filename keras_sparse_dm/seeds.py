@@ -1,5 +1,6 @@
 """Independent random streams from one seed."""
 
+import numbers
 import zlib
 
 import keras
@@ -21,7 +22,8 @@ def seed_generator(seed, role):
     """
     if seed is None:
         return keras.random.SeedGenerator()
-    if isinstance(seed, bool) or int(seed) != seed or seed < 0:
+    whole = isinstance(seed, numbers.Real) and not isinstance(seed, bool) and seed % 1 == 0
+    if not whole or seed < 0:
         raise ValueError(f"`seed` must be None or an integer, 0 or more; received {seed!r}.")
     sequence = np.random.SeedSequence([int(seed), zlib.crc32(role.encode())])
     return keras.random.SeedGenerator(int(sequence.generate_state(1)[0]) >> 1)

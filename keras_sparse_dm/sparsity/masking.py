@@ -6,6 +6,7 @@ import fnmatch
 import math
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import keras
@@ -130,7 +131,7 @@ def sparsify(
         exclude: Layers, names of layers or kernels, patterns with wildcards as in
             `"*/attention_output/*"`, or compiled regular expressions, searched for in the
             kernels' names: kernels that stay dense. What they would have given up, the others
-            give up instead.
+            give up instead. Layers without a kernel may be among them, as in `model.layers[:9]`.
         include: The same for the only kernels to make sparse; None for all. The others are
             left alone.
         structure: `Blocks(size)` or `NM(n, m)`, along the kernels' input axis; None for
@@ -144,6 +145,7 @@ def sparsify(
         The `SparsityReport` of the model.
 
     Raises:
+        TypeError: if `model` is no Keras model or layer.
         ValueError: for a sparsity outside [0, 1), an unknown distribution, a model that is
             not built or has nothing to make sparse, something in `exclude`, `include` or
             `sparsity` that matches nothing, or a sparsity that cannot be reached with what is
@@ -156,6 +158,7 @@ def sparsify(
     """
     from keras_sparse_dm.sparsity.report import sparsity_report
 
+    check_is_layer(model)
     structure = Unstructured() if structure is None else structure
     own_sparsities = isinstance(sparsity, dict)
     if own_sparsities:
@@ -177,7 +180,10 @@ def sparsify(
     # What is to stay dense needs no structure.
     dense = set(excluded)
     if own_sparsities:
-        dense |= set(kernels) - _matching("sparsity", model, variables, tuple(sparsity))
+        own = _matching("sparsity", model, variables, tuple(sparsity))
+        if any(sparsity.values()) and not own:
+            raise ValueError(f"`sparsity` names only layers without a kernel: {list(sparsity)}.")
+        dense |= set(kernels) - own
     misfits = {
         name: reason
         for name, k in kernels.items()
@@ -225,11 +231,11 @@ def sparsify(
             + ("." if own_sparsities or distribution == "erk" else ", or for distribution 'erk'."),
             stacklevel=2,
         )
+    generator = seed_generator(seed, "masks")
 
     # Nothing has been changed up to here.
     turn_sparse(model, list({id(k.layer): k.layer for k in kernels.values()}.values()))
     masks = {id(k.kernel): k.mask for k in masked_kernels(model)}
-    generator = seed_generator(seed, "masks")
     for name, k in kernels.items():
         mask, shape = masks[id(k.variable)], tuple(k.variable.shape)
         target = k.variable.constraint.target = targets[name]
@@ -245,6 +251,12 @@ def sparsify(
     for optimizer in optimizers:
         optimizer.attach(optimizer.attached_model() or model, masks_changed=True)
     return sparsity_report(model, left_alone=left_alone)
+
+
+def check_is_layer(model):
+    """Raises a TypeError for what is no Keras model or layer."""
+    if not isinstance(model, keras.layers.Layer):
+        raise TypeError(f"`model` must be a keras.Model; received {model!r}.")
 
 
 def what_is_left_alone(model):
@@ -386,8 +398,9 @@ def _matching(argument, model, variables, items, left_alone=None):
     """Returns the names of the kernels that layers, names or patterns match.
 
     Raises a ValueError where one matches nothing, or, given what is left alone, nothing else.
+    A layer of the model that has no kernel matches, and adds none.
     """
-    if isinstance(items, (str, keras.layers.Layer, re.Pattern)):
+    if isinstance(items, (str, keras.layers.Layer, re.Pattern)) or not isinstance(items, Iterable):
         items = (items,)
     layers = list(model._flatten_layers())
     names = set()
@@ -407,14 +420,14 @@ def _matching(argument, model, variables, items, left_alone=None):
             )
         inside = {id(v) for layer in held for v in layer.variables}
         found |= {name for name, variable in variables.items() if id(variable) in inside}
-        if not found:
+        if not found and not held:
             close = difflib.get_close_matches(str(item), variables, _NAMES_SHOWN, 0.3)
             names = variables if len(variables) <= _NAMES_SHOWN or not close else close
             raise ValueError(
                 f"`{argument}` must list layers of the model, or names or patterns of its layers "
                 f"or kernels; nothing matches {item!r}. Kernels: {_listed(dict.fromkeys(names))}."
             )
-        if left_alone and all(name in left_alone for name in found):
+        if left_alone and found and all(name in left_alone for name in found):
             reasons = {name: left_alone[name] for name in found}
             raise ValueError(
                 f"`{argument}` names what cannot be made sparse by {item!r}: {_listed(reasons)}."

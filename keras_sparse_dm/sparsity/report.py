@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_sparse_dm.sparsity.masking import (
+    check_is_layer,
     innermost_sparse_optimizer,
     masked_kernels,
     what_is_left_alone,
@@ -32,8 +33,8 @@ class KernelReport:
         dead_outputs: Output features that no active weight leads to.
         unused_inputs: Input features from which no active weight leads on.
         exchanged: Weights that the last topology update grew.
-        exchanged_since_start: Share of the weights active at the start that are not any more;
-            None if the model has not been trained sparsely.
+        active_at_start: Weights active when sparse training began; None if it has not.
+        exchanged_since_start: Share of those that are not active any more; None likewise.
         ever_active: Share of all weights that have ever been active (in-time
             over-parameterization rate, Liu et al. 2021); None likewise.
     """
@@ -49,6 +50,7 @@ class KernelReport:
     dead_outputs: int = 0
     unused_inputs: int = 0
     exchanged: int = 0
+    active_at_start: int | None = None
     exchanged_since_start: float | None = None
     ever_active: float | None = None
 
@@ -103,6 +105,15 @@ class SparsityReport:
         return sum(k.exchanged for k in self.kernels) / max(1, self.active)
 
     @property
+    def exchanged_since_start(self):
+        """Share of the weights active at the start that are not active any more, or None."""
+        known = [k for k in self.kernels if k.active_at_start is not None]
+        if not known:
+            return None
+        gone = sum(k.exchanged_since_start * k.active_at_start for k in known)
+        return gone / max(1, sum(k.active_at_start for k in known))
+
+    @property
     def ever_active(self):
         """Share of the weights in sparse kernels that have ever been active, or None."""
         known = [k for k in self.kernels if k.ever_active is not None]
@@ -119,6 +130,7 @@ class SparsityReport:
             "active": self.active,
             "nonzeros": self.nonzeros,
             "exchanged": self.exchanged,
+            "exchanged_since_start": self.exchanged_since_start,
             "ever_active": self.ever_active,
             "left_alone": dict(self.left_alone),
             "kernels": [
@@ -160,7 +172,7 @@ class SparsityReport:
             columns.append(("last update", f"{self.exchanged:.2%}", [f"{s:.2%}" for s in shares]))
         if any(k.exchanged_since_start for k in kernels):
             for header, name, total in (
-                ("since start", "exchanged_since_start", ""),
+                ("since start", "exchanged_since_start", f"{self.exchanged_since_start:.2%}"),
                 ("ever active", "ever_active", f"{self.ever_active:.2%}"),
             ):
                 shares = [getattr(k, name) for k in kernels]
@@ -235,15 +247,20 @@ def sparsity_report(model, left_alone=None):
         and unused inputs; once the model was trained sparsely, what its masks have exchanged.
 
     Raises:
+        TypeError: if `model` is no Keras model or layer.
         ValueError: if the model has no sparse kernel.
 
     Example:
 
     >>> print(sparsity_report(model))
     """
+    check_is_layer(model)
     kernels = masked_kernels(model)
     if not kernels:
-        raise ValueError(f"`model` {model.name!r} has no sparse kernel to report on.")
+        raise ValueError(
+            f"`model` {model.name!r} has no sparse kernel to report on: call "
+            "`keras_sparse_dm.sparsify(model, sparsity)` first."
+        )
     optimizer = innermost_sparse_optimizer(model)
     # Also of an optimizer that was just loaded.
     known = optimizer.mask_ones(kernels) if optimizer is not None else {}
@@ -253,11 +270,11 @@ def sparsity_report(model, left_alone=None):
         mask = ops.convert_to_numpy(k.mask)
         values = ops.convert_to_numpy(k.kernel)
         active = int(mask.sum())
-        since_start = ever_active = None
+        at_start = since_start = ever_active = None
         if k.name in known:
-            at_start, ever = optimizer.history(k.kernel)
-            gone = np.count_nonzero(at_start & ~mask)
-            since_start = float(gone / max(1, np.count_nonzero(at_start)))
+            start, ever = optimizer.history(k.kernel)
+            at_start = int(np.count_nonzero(start))
+            since_start = float(np.count_nonzero(start & ~mask) / max(1, at_start))
             ever_active = float(np.count_nonzero(ever) / ever.size)
         rows.append(
             KernelReport(
@@ -272,6 +289,7 @@ def sparsity_report(model, left_alone=None):
                 dead_outputs=_count_without(mask, k.axes.outputs),
                 unused_inputs=_count_without(_by_group(mask, k.axes), k.axes.inputs),
                 exchanged=exchanged.get(k.name, 0),
+                active_at_start=at_start,
                 exchanged_since_start=since_start,
                 ever_active=ever_active,
             )

@@ -75,10 +75,12 @@ def test_dictionary_is_json(model):
         "dead_outputs": int((mask.sum(axis=0) == 0).sum()),
         "unused_inputs": int((mask.sum(axis=1) == 0).sum()),
         "exchanged": 0,
+        "active_at_start": None,
         "exchanged_since_start": None,
         "ever_active": None,
     }
     assert dictionary["left_alone"] == {} and dictionary["ever_active"] is None
+    assert dictionary["exchanged_since_start"] is None
     assert len(dictionary["kernels"]) == 3
 
 
@@ -217,6 +219,10 @@ def test_what_was_exchanged_against_recorded_masks(tmp_path):
         assert report.exchanged == sum(k.exchanged for k in report.kernels) / report.active
         ever = [np.any([step[i] for step in steps], axis=0) for i in range(2)]
         assert report.ever_active == pytest.approx(sum(e.sum() for e in ever) / (96 + 48))
+        gone = sum(np.sum(start[i] & ~steps[-1][i]) for i in range(2))
+        of = sum(np.sum(m) for m in start)
+        assert report.exchanged_since_start == pytest.approx(gone / of)
+        assert f"{gone / of:.2%}" in str(report).splitlines()[-2]
 
     model.fit(**fit)
     assert len(recorder.masks) == 6

@@ -293,6 +293,58 @@ def test_what_is_no_name_raises(argument):
     assert_untouched(model, state)
 
 
+def with_normalization():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(20, name="a")])
+    model.add(layers.BatchNormalization(name="normal"))
+    model.add(layers.Dense(5, name="b"))
+    return model
+
+
+def test_layers_without_a_kernel_may_be_among_those_named():
+    """As in a part of `model.layers`, which holds more than kernels."""
+    for first in (lambda model: model.layers[:2], lambda model: ["a", "normal"]):
+        model = with_normalization()
+        assert [k.density for k in ksd.sparsify(model, 0.2, exclude=first(model)).kernels][0] == 1
+        model = with_normalization()
+        (left,) = ksd.sparsify(model, 0.2, include=first(model)).left_alone
+        assert left.endswith("b/kernel")
+        model = with_normalization()
+        (a, b) = ksd.sparsify(model, dict.fromkeys(first(model), 0.2)).kernels
+        assert (a.density, b.density) == (0.8, 1.0)
+
+
+def test_layers_without_a_kernel_alone_are_nothing_to_make_sparse():
+    model = with_normalization()
+    state = state_of(model)
+    with pytest.raises(ValueError, match="nothing to make sparse: .*not included"):
+        ksd.sparsify(model, 0.5, include="normal")
+    with pytest.raises(ValueError, match="`sparsity` names only layers without a kernel: ..normal"):
+        ksd.sparsify(model, {"normal": 0.5})
+    assert_untouched(model, state)
+
+
+@pytest.mark.parametrize("items", [None, 3])
+def test_what_is_no_list_raises(items):
+    with pytest.raises(ValueError, match=f"`exclude` must name layers .* received {items}"):
+        ksd.sparsify(plain_model(), 0.5, exclude=items)
+
+
+@pytest.mark.parametrize("model", [None, "model", [layers.Dense(3)]])
+def test_what_is_no_model_raises(model):
+    for function in (lambda: ksd.sparsify(model, 0.5), lambda: ksd.sparsity_report(model)):
+        with pytest.raises(TypeError, match="`model` must be a keras.Model; received"):
+            function()
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, -1, True, float("nan"), keras.random.SeedGenerator(0)])
+def test_what_is_no_seed_raises(seed):
+    model = plain_model()
+    state = state_of(model)
+    with pytest.raises(ValueError, match="`seed` must be None or an integer, 0 or more; received"):
+        ksd.sparsify(model, 0.5, seed=seed)
+    assert_untouched(model, state)
+
+
 def test_sparsity_that_cannot_be_reached_raises_and_says_what_can():
     model = dense_model()  # a holds 120 weights, b 100
     with pytest.raises(ValueError, match=r"cannot be reached .* 0.5455 of the weights"):
