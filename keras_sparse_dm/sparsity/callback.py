@@ -11,7 +11,7 @@ from keras_sparse_dm.sparsity.masking import (
     masked_kernels,
 )
 from keras_sparse_dm.sparsity.methods import get_method
-from keras_sparse_dm.sparsity.optimizer import SparseOptimizer
+from keras_sparse_dm.sparsity.optimizer import SparseOptimizer, check_options
 from keras_sparse_dm.sparsity.report import sparsity_report
 
 
@@ -81,6 +81,7 @@ class DynamicSparsity(keras.callbacks.Callback):
         self.schedule = _schedule(
             self.method, schedule, prune_rate, update_every, start_step, stop_step
         )
+        check_options(self.method, self.schedule, competition, grow_init, gradient_steps)
         self.seed = seed
         self.competition = competition
         self.grow_init = grow_init
@@ -222,6 +223,10 @@ def sparse_optimizer(
     if optimizer is None:
         _install(model, method, schedule, seed, **options)
         return model.optimizer
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise ValueError(
+            f"`optimizer` must be a keras.optimizers.Optimizer or None; received {optimizer!r}."
+        )
     _check_sparse(model)
     _check_strategy(getattr(model, "distribute_strategy", None), optimizer)
     return _wrapped(optimizer, model, method, schedule, seed, **options)[0]

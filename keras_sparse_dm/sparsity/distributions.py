@@ -74,12 +74,13 @@ def densities(shapes, sparsity, distribution="erk"):
     if weigh is uniform:
         # Exactly, without the rounding of the budget.
         return dict.fromkeys(shapes, 1.0 - sparsity)
-    raw = np.array([weigh(tuple(shape)) for shape in shapes.values()], "float64")
-    if not np.all((raw > 0) & np.isfinite(raw)):
+    given = {name: weigh(tuple(shape)) for name, shape in shapes.items()}
+    if not all(_is_positive(value) for value in given.values()):
         raise ValueError(
             f"`distribution` must give every kernel a positive number; {distribution!r} gave "
-            f"{dict(zip(shapes, raw.tolist(), strict=True))}."
+            f"{given}."
         )
+    raw = np.array(list(given.values()), "float64")
 
     dense = np.zeros(len(sizes), bool)
     budget = np.sum(sizes - np.floor(sparsity * sizes))
@@ -103,6 +104,13 @@ def check_sparsity_value(sparsity):
     if not 0.0 <= value < 1.0:
         raise ValueError(f"`sparsity` must be a number in [0, 1); received {sparsity!r}.")
     return value
+
+
+def _is_positive(value):
+    try:
+        return 0.0 < float(value) < float("inf")
+    except (TypeError, ValueError):
+        return False
 
 
 def _matrix_shape(shape):

@@ -1,6 +1,7 @@
 """`SparseOptimizer`: the one place where training becomes sparse training."""
 
 import contextlib
+import numbers
 import threading
 import warnings
 import weakref
@@ -80,6 +81,11 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         gradient_steps=1,
         name=None,
     ):
+        if not isinstance(inner_optimizer, keras.optimizers.Optimizer):
+            raise ValueError(
+                "`inner_optimizer` must be a keras.optimizers.Optimizer; received "
+                f"{inner_optimizer!r}."
+            )
         if getattr(inner_optimizer, "inner_optimizer", None) is not None:
             raise ValueError(
                 f"`inner_optimizer` must not wrap another; received {inner_optimizer!r}. Put "
@@ -120,35 +126,10 @@ class SparseOptimizer(keras.optimizers.Optimizer):
 
     def _set_options(self, method, schedule, competition, grow_init, gradient_steps):
         method = get_method(method)
-        if schedule is None and method.dynamic:
-            raise ValueError(f"`schedule` must be given for method {method.name!r}.")
-        for argument, value, allowed in (
-            ("competition", competition, COMPETITION),
-            ("grow_init", grow_init, GROW_INIT),
-        ):
-            if value not in allowed:
-                raise ValueError(
-                    f"`{argument}` must be one of {', '.join(map(repr, allowed))}; "
-                    f"received {value!r}."
-                )
-        if not isinstance(gradient_steps, int) or gradient_steps < 1:
-            raise ValueError(
-                f"`gradient_steps` must be a whole number, 1 or more; received {gradient_steps!r}."
-            )
-        interval = getattr(schedule, "frequency", getattr(schedule, "update_every", None))
-        if interval is not None and interval < gradient_steps > 1:
-            raise ValueError(
-                f"`gradient_steps` must not be more than the {interval} steps between two updates; "
-                f"received {gradient_steps}."
-            )
-        if method.dense_to_sparse and competition == "global":
-            raise ValueError(
-                f"`competition` is about growth, and method {method.name!r} grows nothing; "
-                "received 'global'."
-            )
+        check_options(method, schedule, competition, grow_init, gradient_steps)
         self._method, self._schedule = method, schedule
         self._competition, self._grow_init = competition, grow_init
-        self._gradient_steps = gradient_steps
+        self._gradient_steps = int(gradient_steps)
 
     def configure(
         self, method, schedule, competition="kernel", grow_init="zeros", gradient_steps=1
@@ -846,6 +827,41 @@ class SparseOptimizer(keras.optimizers.Optimizer):
 
             config["schedule"] = deserialize_schedule(config["schedule"])
         return cls(**config)
+
+
+def check_options(method, schedule, competition="kernel", grow_init="zeros", gradient_steps=1):
+    """Raises a ValueError for options of sparse training that do not exist or go together.
+
+    Args:
+        method: A `SparsityMethod`.
+        schedule, competition, grow_init, gradient_steps: As in `SparseOptimizer`.
+    """
+    if schedule is None and method.dynamic:
+        raise ValueError(f"`schedule` must be given for method {method.name!r}.")
+    for argument, value, allowed in (
+        ("competition", competition, COMPETITION),
+        ("grow_init", grow_init, GROW_INIT),
+    ):
+        if value not in allowed:
+            raise ValueError(
+                f"`{argument}` must be one of {', '.join(map(repr, allowed))}; received {value!r}."
+            )
+    whole = isinstance(gradient_steps, numbers.Integral) and not isinstance(gradient_steps, bool)
+    if not whole or gradient_steps < 1:
+        raise ValueError(
+            f"`gradient_steps` must be a whole number, 1 or more; received {gradient_steps!r}."
+        )
+    interval = getattr(schedule, "frequency", getattr(schedule, "update_every", None))
+    if interval is not None and interval < gradient_steps > 1:
+        raise ValueError(
+            f"`gradient_steps` must not be more than the {interval} steps between two updates; "
+            f"received {gradient_steps}."
+        )
+    if method.dense_to_sparse and competition == "global":
+        raise ValueError(
+            f"`competition` is about growth, and method {method.name!r} grows nothing; "
+            "received 'global'."
+        )
 
 
 class _Work:

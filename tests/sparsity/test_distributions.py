@@ -134,7 +134,7 @@ def test_function_of_the_shape(shapes, sparsity):
     assert ours == pytest.approx(theirs)
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), "big", None])
 def test_function_that_gives_no_positive_number_raises(value):
     with pytest.raises(ValueError, match="must give every kernel a positive number; .* gave .*'a'"):
         densities(TOY, 0.5, lambda shape: value)

@@ -582,12 +582,27 @@ def test_methods_and_options_that_do_not_go_together_are_refused():
         update_every=4,
         gradient_steps=5,
     )
+    refused("`gradient_steps` must be a whole number", "rigl", gradient_steps=True)
     refused("Nothing is pruned", "rigl", dense)
     refused("`schedule` must be one of", "rigl", schedule="linear")
     with pytest.raises(ValueError, match=r"`momentum` must be in \[0, 1\); received 1.0"):
         SNFS(1.0)
     with pytest.raises(TypeError, match="SparsityMethod does not grow weights"):
         SparsityMethod().growth_score(None, None, None)
+
+
+@pytest.mark.parametrize(
+    "options", [{"competition": "all"}, {"grow_init": 1}, {"gradient_steps": 2000}], ids=str
+)
+def test_the_callback_refuses_options_when_it_is_made(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"`{name}` must "):
+        ksd.DynamicSparsity("rigl", **options)
+
+
+def test_numbers_of_steps_may_be_those_of_numpy():
+    callback = ksd.DynamicSparsity("rigl", update_every=np.int64(4), gradient_steps=np.int64(2))
+    assert (callback.schedule.update_every, callback.gradient_steps) == (4, 2)
 
 
 def test_gradual_pruning_to_a_sparsity_that_small_kernels_can_only_be_near():

@@ -443,6 +443,10 @@ def test_wrong_use_raises():
         SparseOptimizer(adam(), "rigl")
     with pytest.raises(ValueError, match="`method` must be one of"):
         SparseOptimizer(adam(), "best")
+    with pytest.raises(ValueError, match="must be a keras.optimizers.Optimizer; received 'adam'"):
+        SparseOptimizer("adam", "static")
+    with pytest.raises(ValueError, match="`optimizer` must be .* or None; received 'adam'"):
+        ksd.sparse_optimizer(make_model(), "adam")
     model = make_model()
     optimizer = SparseOptimizer(adam(), "static")
     with pytest.raises(ValueError, match="does not know its model yet"):
