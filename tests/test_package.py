@@ -115,6 +115,10 @@ def test_train_py_reports_a_bad_value_as_the_command_does(tmp_path):
         "convert.load_pytorch",
         "data.read_sketches",
         "metrics.cost",
+        "export.save_sparse",
+        "export.load_sparse",
+        "export.read_header",
+        "export.file_sizes",
     ],
 )
 def test_the_public_surface_is_reachable_and_documented(name):
@@ -126,7 +130,8 @@ def test_the_public_surface_is_reachable_and_documented(name):
 
 
 def test_everything_that_is_announced_exists():
-    for module in (ksd, ksd.data, ksd.diffusion, ksd.experiments, ksd.metrics, ksd.models):
+    subpackages = (ksd.data, ksd.diffusion, ksd.experiments, ksd.export, ksd.metrics, ksd.models)
+    for module in (ksd, *subpackages):
         for name in module.__all__:
             assert getattr(module, name) is not None
             assert name in dir(module) or name == "__version__"

@@ -181,13 +181,8 @@ def _reason(error):
 def _safetensors():
     # NumPy knows bfloat16 once this is imported, which Keras needs and so is there.
     import ml_dtypes  # noqa: F401
+    import safetensors.numpy
 
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise ImportError(
-            "`.safetensors` files need safetensors: pip install 'keras_sparse_dm[convert]'"
-        ) from error
     return safetensors
 
 

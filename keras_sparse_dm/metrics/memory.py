@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 import keras
 
+from keras_sparse_dm.export.mask_encoding import (
+    bitmask_bytes,
+    elias_fano_bytes,
+    smallest_encoding,
+)
 from keras_sparse_dm.sparsity.masking import innermost_optimizer
 
 FLOAT32 = 4
@@ -19,8 +24,8 @@ class FileBytes:
 
     - dense: `4 size`
     - by bitmask: `4 active + ceil(size / 8)`
-    - by index: `(4 + b) active`, with the smallest b of 1, 2, 4 and 8 bytes that holds the
-      numbers 0 to `size - 1` of the active weights
+    - by index: `4 active` and the numbers of the active weights in Elias-Fano code, about
+      `2 + log2(size / active)` bits for each (`keras_sparse_dm.export.mask_encoding`)
 
     All other weights (biases, normalization, frozen ones) are dense in each.
 
@@ -28,7 +33,7 @@ class FileBytes:
         dense: All kernels dense.
         bitmask: Those that are pruned by bitmask.
         index: Those that are pruned by index.
-        sparse: Every kernel as it is smallest.
+        sparse: Every kernel as it is smallest, as `keras_sparse_dm.export.save_sparse` writes it.
     """
 
     dense: int
@@ -86,12 +91,10 @@ def file_bytes(model, active):
         size = _size(kernel)
         if ones == size:
             continue
-        index = next(b for b in (1, 2, 4, 8) if size <= 256**b)
-        by_bitmask = FLOAT32 * (size - ones) - math.ceil(size / 8)
-        by_index = FLOAT32 * size - (FLOAT32 + index) * ones
-        saved["bitmask"] += by_bitmask
-        saved["index"] += by_index
-        saved["sparse"] += max(0, by_bitmask, by_index)
+        pruned = FLOAT32 * (size - ones)
+        saved["bitmask"] += pruned - bitmask_bytes(size)
+        saved["index"] += pruned - elias_fano_bytes(size, ones)
+        saved["sparse"] += pruned - smallest_encoding(size, ones)[1]
     return FileBytes(dense, *(dense - saved[name] for name in ("bitmask", "index", "sparse")))
 
 

@@ -1,0 +1,121 @@
+"""Sparse checkpoints of the paper's U-Net of 274M parameters: seconds, peak memory and bytes.
+
+Saves the U-Net at sparsity 0.5 (ERK) by `save_sparse` and loads it by `load_sparse`, each in a
+process of its own, whose peak of memory is that of the model, TensorFlow and all else besides. A
+digest of weights and masks shows that what is loaded is what was saved.
+
+    python benchmarks/sparse_container.py [--sparsity 0.5] [--dtypes float32 float16]
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+
+def peak():
+    """Peak memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def digest(model):
+    """Digest of all weights and masks."""
+    import keras
+
+    value = hashlib.blake2b(digest_size=16)
+    for variable in model.variables:
+        value.update(keras.ops.convert_to_numpy(variable).reshape(-1).view("uint8"))
+    return value.hexdigest()
+
+
+def save(folder, preset, sparsity, dtypes):
+    """Makes the model and saves it; returns the figures."""
+    import keras
+    import tensorflow  # noqa: F401
+
+    import keras_sparse_dm as ksd
+
+    started = peak()
+    keras.utils.set_random_seed(0)
+    model = ksd.models.UNet.from_preset(preset)
+    report = ksd.sparsify(model, sparsity, seed=0)
+    figures = {
+        "weights in kernels": sum(k.size for k in report.kernels),
+        "bytes, dense": 4 * report.parameters,
+        "peak before the model, bytes": started,
+        "peak with the model, bytes": peak(),
+        "digest": digest(model),
+    }
+    for dtype in dtypes:
+        begin = time.perf_counter()
+        path = ksd.export.save_sparse(model, folder / dtype, dtype)
+        figures[f"save, seconds, {dtype}"] = time.perf_counter() - begin
+        figures[f"bytes, {dtype}"] = path.stat().st_size
+    return figures | {"peak after saving, bytes": peak()}
+
+
+def load(folder, dtype):
+    """Loads a file; returns the figures."""
+    # Not a part of what is measured.
+    import tensorflow  # noqa: F401
+
+    import keras_sparse_dm as ksd
+
+    started = peak()
+    begin = time.perf_counter()
+    model = ksd.export.load_sparse(folder / dtype)
+    return {
+        f"load, seconds, {dtype}": time.perf_counter() - begin,
+        f"peak before loading, bytes, {dtype}": started,
+        f"peak after loading, bytes, {dtype}": peak(),
+        f"digest, {dtype}": digest(model),
+    }
+
+
+def in_a_process(function, *arguments):
+    """Calls a function in a new process and returns what it returns."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def main(
+    preset: str = "ldm_celebahq",
+    sparsity: float = 0.5,
+    dtypes: tuple[str, ...] = ("float32", "float16"),
+    json_path: Path | None = None,
+):
+    """Measures.
+
+    Args:
+        preset: A latent diffusion preset.
+        sparsity: Share of the weights that is pruned.
+        dtypes: Types of the kernels' values in the files.
+        json_path: File for the figures, as JSON.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        figures = in_a_process(save, Path(folder), preset, sparsity, dtypes)
+        for dtype in dtypes:
+            figures |= in_a_process(load, Path(folder), dtype)
+    if "float32" in dtypes and figures["digest, float32"] != figures["digest"]:
+        raise SystemExit("What was loaded is not what was saved.")
+    table = Table("", "value", title=f"{preset}, sparsity {sparsity}")
+    for name, value in figures.items():
+        if "digest" not in name:
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.2f}")
+    Console().print(table)
+    if json_path is not None:
+        json_path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

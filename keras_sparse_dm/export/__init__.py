@@ -1,0 +1,11 @@
+"""Trained models as files for elsewhere: compact sparse ones and SavedModels."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "container": ["load_sparse", "read_header", "save_sparse"],
+        "sizes": ["file_sizes"],
+    },
+)

@@ -1,0 +1,25 @@
+"""Averaged (EMA) weights, where an optimizer keeps them."""
+
+from keras_sparse_dm.sparsity.masking import innermost_optimizer
+
+
+def averages_of(model):
+    """Returns `{id of a trainable variable: variable with its average}` of a model.
+
+    Empty where the weights are to be used as they are: without averages, before the first step,
+    and where the model says that its weights are averages already.
+
+    Args:
+        model: A `keras.Model`; what a `DiffusionModel` says of its averages is heeded.
+    """
+    optimizer = innermost_optimizer(model)
+    averages = getattr(optimizer, "_model_variables_moving_average", None)
+    if not averages or int(optimizer.iterations) == 0:
+        return {}
+    if getattr(model, "_averages_final", False) or getattr(model, "_averages_in_use", False):
+        return {}
+    return {
+        id(variable): average
+        for variable, average in zip(optimizer._trainable_variables, averages, strict=True)
+        if average is not None
+    }
