@@ -119,6 +119,8 @@ def test_train_py_reports_a_bad_value_as_the_command_does(tmp_path):
         "export.load_sparse",
         "export.read_header",
         "export.file_sizes",
+        "export.to_saved_model",
+        "export.read_metadata",
     ],
 )
 def test_the_public_surface_is_reachable_and_documented(name):
