@@ -120,6 +120,7 @@ def test_train_py_reports_a_bad_value_as_the_command_does(tmp_path):
         "export.read_header",
         "export.file_sizes",
         "export.to_saved_model",
+        "export.remove_dead_units",
         "export.read_metadata",
     ],
 )

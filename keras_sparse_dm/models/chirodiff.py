@@ -21,7 +21,7 @@ class ChiroDiff(keras.Model):
     give the noise. All kernels can be sparse (paper, section 3.3.1 and figure 1b).
 
     Args:
-        units: Units of each GRU direction.
+        units: Units of each GRU direction; a list gives every GRU its own.
         num_layers: Number of bidirectional GRUs.
         representation: `"absolute"` where points are positions, `"delta"` where they are
             differences.
@@ -29,6 +29,7 @@ class ChiroDiff(keras.Model):
         time_scale: Standard deviation of their frequencies.
         timesteps: Number T of timesteps of the noise schedule.
         seed: Integer seed of the frequencies; they never train and are saved with the model.
+        projection_units: Width of the first linear layer; that of the last GRU by default.
 
     Call arguments:
         inputs: Tuple `(points, t, lengths)`: float tensor (batch_size, max_length, 3) of x, y
@@ -59,6 +60,7 @@ class ChiroDiff(keras.Model):
         time_scale=4.0,
         timesteps=1000,
         seed=None,
+        projection_units=None,
         name="chirodiff",
         **kwargs,
     ):
@@ -67,26 +69,42 @@ class ChiroDiff(keras.Model):
             raise ValueError(
                 f"`representation` must be one of {REPRESENTATIONS}; received {representation!r}."
             )
-        sizes = {"units": units, "num_layers": num_layers, "time_features": time_features}
-        for name, value in {**sizes, "timesteps": timesteps}.items():
+        of_each = isinstance(units, (list, tuple))
+        sizes = [
+            ("num_layers", num_layers),
+            *(("units", n) for n in (units if of_each else [units])),
+        ]
+        sizes += [("time_features", time_features), ("timesteps", timesteps)]
+        if projection_units is not None:
+            sizes.append(("projection_units", projection_units))
+        for name, value in sizes:
             if int(value) != value or value < 1:
                 raise ValueError(f"`{name}` must be a whole number, 1 or more; received {value!r}.")
+        if of_each and len(units) != num_layers:
+            raise ValueError(
+                f"`units` must be one number, or one for each of the {num_layers} GRUs of "
+                f"`num_layers`; received {units!r}."
+            )
+        all_units = list(units) if of_each else [units] * num_layers
+        if projection_units is None:
+            projection_units = all_units[-1]
         if time_features % 2:
             raise ValueError(f"`time_features` must be even; received {time_features}.")
-        self.units = units
+        self.units = all_units if of_each else units
         self.num_layers = num_layers
         self.representation = representation
         self.time_features = time_features
         self.time_scale = time_scale
         self.timesteps = timesteps
         self.seed = seed
+        self.projection_units = projection_units
         self.recurrent = [
             keras.layers.Bidirectional(
-                SparseGRU(units, return_sequences=True, name="gru"), name=f"bidirectional_{i}"
+                SparseGRU(number, return_sequences=True, name="gru"), name=f"bidirectional_{i}"
             )
-            for i in range(num_layers)
+            for i, number in enumerate(all_units)
         ]
-        self.output_projection = SparseDense(units, name="output_projection")
+        self.output_projection = SparseDense(projection_units, name="output_projection")
         self.noise_projection = SparseDense(self.point_features, name="noise_projection")
         self.build()
 
@@ -104,9 +122,9 @@ class ChiroDiff(keras.Model):
         features = 2 * (self.point_features - 1) + 1 + self.time_features
         for layer in self.recurrent:
             layer.build((None, None, features))
-            features = 2 * self.units
+            features = 2 * layer.forward_layer.units
         self.output_projection.build((None, None, features))
-        self.noise_projection.build((None, None, self.units + self.time_features))
+        self.noise_projection.build((None, None, self.projection_units + self.time_features))
         self.built = True
 
     @classmethod
@@ -165,4 +183,5 @@ class ChiroDiff(keras.Model):
             "time_scale": self.time_scale,
             "timesteps": self.timesteps,
             "seed": self.seed,
+            "projection_units": self.projection_units,
         }

@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -191,6 +193,7 @@ def test_config_round_trip():
         "seed": 3,
     }
     model = ChiroDiff(**arguments)
+    arguments["projection_units"] = 5
     assert model.get_config() == arguments
     again = ChiroDiff.from_config(model.get_config())
     assert again.get_config() == arguments
@@ -243,8 +246,28 @@ def test_from_preset_refuses_unknown_names_and_arguments():
         ("time_features", 3),
         ("time_features", 0),
         ("timesteps", 0),
+        ("projection_units", 0),
+        ("units", [3, 4]),
+        ("units", [3, 0, 3]),
     ],
 )
 def test_errors_say_what_was_received(argument, value):
-    with pytest.raises(ValueError, match=f"{argument}.*{value}"):
+    received = 0 if value == [3, 0, 3] else value
+    with pytest.raises(ValueError, match=f"{argument}.*{re.escape(str(received))}"):
         ChiroDiff(**{argument: value})
+
+
+def test_layers_of_different_widths(tmp_path):
+    model = ChiroDiff(units=[5, 2], num_layers=2, projection_units=3, timesteps=50, seed=0)
+    shapes = {v.path.split("/", 1)[1]: tuple(v.shape) for v in model.trainable_variables}
+    assert shapes["bidirectional_0/forward_gru/gru_cell/kernel"] == (13, 15)
+    assert shapes["bidirectional_1/backward_gru/gru_cell/kernel"] == (10, 6)
+    assert shapes["output_projection/kernel"] == (4, 3)
+    assert shapes["noise_projection/kernel"] == (11, 3)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    assert loaded.units == [5, 2]
+    points = np.random.default_rng(0).standard_normal((2, 4, 3))
+    np.testing.assert_array_equal(
+        predict(loaded, points, [3, 30], [4, 2]), predict(model, points, [3, 30], [4, 2])
+    )
