@@ -7,6 +7,6 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "model": ["DiffusionModel"],
         "noise_schedule": ["NoiseSchedule"],
-        "samplers": ["ddim", "ddim_timesteps", "ddpm"],
+        "samplers": ["ddim", "ddim_factors", "ddim_timesteps", "ddpm"],
     },
 )

@@ -34,21 +34,7 @@ def ddim(denoise, noise_schedule, x_T, steps, eta=0.0, seed=None, context=(), on
     Raises:
         ValueError: for steps outside 1..T or eta outside [0, 1].
     """
-    if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"`eta` must be in [0, 1]; received {eta}.")
-    t = ddim_timesteps(noise_schedule.timesteps, steps)
-    alpha = noise_schedule.alphas_cumprod[t]
-    # The last step ends at the schedule's first alpha, not at 1, as in latent diffusion.
-    alpha_prev = np.append(noise_schedule.alphas_cumprod[0], alpha[:-1])
-    sigma = eta * np.sqrt((1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev))
-    # The update is linear in x, epsilon and the noise: these are its three factors.
-    factors = np.stack(
-        [
-            np.sqrt(alpha_prev / alpha),
-            np.sqrt(1 - alpha_prev - sigma**2) - np.sqrt(alpha_prev * (1 - alpha) / alpha),
-            sigma,
-        ]
-    )
+    t, factors = ddim_factors(noise_schedule, steps, eta)
     return _sample(denoise, t, factors, x_T, seed, context, on_progress)
 
 
@@ -73,6 +59,36 @@ def ddpm(denoise, noise_schedule, x_T, seed=None, context=(), on_progress=None):
         ]
     )
     return _sample(denoise, np.arange(len(beta)), factors, x_T, seed, context, on_progress)
+
+
+def ddim_factors(noise_schedule, steps, eta=0.0):
+    """What a step of `ddim` does, which is linear: `x = a x + b epsilon + c noise`.
+
+    Args:
+        noise_schedule, steps, eta: As in `ddim`.
+
+    Returns:
+        `(t, factors)`: the timesteps, ascending, integers of shape (steps,), and the factors
+        a, b and c of each, float64 of shape (3, steps). Sampling goes from the last to the first.
+
+    Raises:
+        ValueError: for steps outside 1..T or eta outside [0, 1].
+    """
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"`eta` must be in [0, 1]; received {eta}.")
+    t = ddim_timesteps(noise_schedule.timesteps, steps)
+    alpha = noise_schedule.alphas_cumprod[t]
+    # The last step ends at the schedule's first alpha, not at 1, as in latent diffusion.
+    alpha_prev = np.append(noise_schedule.alphas_cumprod[0], alpha[:-1])
+    sigma = eta * np.sqrt((1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev))
+    factors = np.stack(
+        [
+            np.sqrt(alpha_prev / alpha),
+            np.sqrt(1 - alpha_prev - sigma**2) - np.sqrt(alpha_prev * (1 - alpha) / alpha),
+            sigma,
+        ]
+    )
+    return t, factors
 
 
 def ddim_timesteps(timesteps, steps):

@@ -1,4 +1,4 @@
-"""Trained models as files for elsewhere: compact sparse ones and SavedModels."""
+"""Files that leave the laboratory: sparse, small, and most of them read without this package."""
 
 import lazy_loader as _lazy
 
@@ -7,7 +7,9 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "container": ["load_sparse", "read_header", "save_sparse"],
         "dead_units": ["DeadUnits", "remove_dead_units"],
+        "litert": ["TFLiteDenoiser", "generate_from_tflite", "read_tflite_metadata"],
         "saved_model": ["read_metadata", "to_saved_model"],
         "sizes": ["file_sizes"],
+        "tflite": ["TFLiteExport", "representative_data", "to_tflite"],
     },
 )

@@ -325,14 +325,19 @@ class VQAutoencoder(keras.Model):
         def nearest(part):
             # The latent's own square is the same for all codes.
             distances = squared - 2 * ops.matmul(part, ops.transpose(codebook))
-            return ops.argmin(distances, axis=-1)
+            # Keras's own takes bits apart, which TensorFlow Lite cannot.
+            return tf.argmin(distances, axis=-1, output_type="int32")
 
         size = max(1, DISTANCES // self.codes)
-        positions = ops.shape(flat)[0]
-        missing = -positions % size
-        parts = ops.reshape(ops.pad(flat, ((0, missing), (0, 0))), (-1, size, self.code_channels))
-        indices = ops.reshape(ops.map(nearest, parts), (-1,))[:positions]
-        indices = ops.cast(ops.reshape(indices, ops.shape(latents)[:-1]), "int32")
+        if flat.shape[0] is not None and flat.shape[0] <= size:
+            indices = nearest(flat)
+        else:
+            positions = ops.shape(flat)[0]
+            missing = -positions % size
+            parts = ops.pad(flat, ((0, missing), (0, 0)))
+            parts = ops.reshape(parts, (-1, size, self.code_channels))
+            indices = ops.reshape(ops.map(nearest, parts), (-1,))[:positions]
+        indices = ops.reshape(indices, ops.shape(latents)[:-1])
         return ops.cast(ops.take(codebook, indices, axis=0), latents.dtype), indices
 
     def decode(self, latents, quantize=True, training=False):

@@ -218,7 +218,8 @@ class Upsample(keras.layers.Layer):
 
     def call(self, x):
         batch_size, height, width, channels = (*ops.shape(x)[:3], x.shape[-1])
-        x = ops.broadcast_to(x[:, :, None, :, None], (batch_size, height, 2, width, 2, channels))
+        x = ops.reshape(x, (batch_size, height, 1, width, 1, channels))
+        x = ops.broadcast_to(x, (batch_size, height, 2, width, 2, channels))
         return self.conv(ops.reshape(x, (batch_size, 2 * height, 2 * width, channels)))
 
 
