@@ -402,7 +402,8 @@ def sample_lengths(arrays: SketchArrays, n: int, seed: int) -> np.ndarray:
         raise ValueError("arrays holds no sketch to take lengths from")
     check_whole("n", n, 0, 2**63)
     check_whole("seed", seed, 0, 2**63)
-    return np.random.default_rng(seed).choice(arrays.lengths, size=n)
+    # Sorted, so that they depend on how often each length occurs and on nothing else.
+    return np.random.default_rng(seed).choice(np.sort(arrays.lengths), size=n)
 
 
 def _epoch_order(lengths, batch_size: int, seed: int, epoch) -> tf.Tensor:

@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
@@ -142,8 +143,9 @@ def _sparse(run, path, quantize, optimizer, metadata):
     active = [(k.kernel, int(k.mask.numpy().sum())) for k in masked_kernels(run.model)]
     dense = file_bytes(run.model, active).dense
     if optimizer:
-        state = [v for v in run.model.optimizer.variables if "int" not in v.dtype]
-        dense += sum(int(np.prod(v.shape)) * 4 for v in state)
+        state = run.model.optimizer.variables
+        floats = [v for v in state if keras.backend.is_float_dtype(v.dtype)]
+        dense += sum(4 * int(np.prod(v.shape)) for v in floats)
     return ExportedFile(
         path.name, "sparse", quantize, dense, *file_sizes(path), _difference(expected, found)
     )
