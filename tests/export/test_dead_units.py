@@ -163,7 +163,9 @@ BETWEEN = st.one_of(
     st.tuples(st.just(layers.Activation), st.fixed_dictionaries({"activation": ACTIVATIONS})),
     st.tuples(
         st.sampled_from([layers.MaxPooling2D, layers.AveragePooling2D]),
-        st.fixed_dictionaries({"padding": PADDINGS, "strides": st.integers(1, 2)}),
+        st.fixed_dictionaries(
+            {"pool_size": st.just(2), "strides": st.just(1), "padding": PADDINGS}
+        ),
     ),
     st.just((layers.LeakyReLU, {})),
     st.just((layers.UpSampling2D, {})),
@@ -192,7 +194,7 @@ def images_to_numbers(draw):
     """Layers and their arguments: convolutions, what may stand between them, dense layers."""
     stack = []
     for _ in range(draw(st.integers(1, 2))):
-        stack += [draw(CONVOLUTIONS), *draw(st.lists(BETWEEN, max_size=3))]
+        stack += [draw(CONVOLUTIONS), *draw(st.lists(BETWEEN, max_size=2))]
     stack.append((draw(st.sampled_from([layers.Flatten, layers.GlobalMaxPooling2D])), {}))
     for _ in range(draw(st.integers(0, 2))):
         stack.append(draw(DENSE))
