@@ -151,6 +151,19 @@ def test_evaluation_example(tmp_path, monkeypatch, capsys):
     assert "FLOPs, sampling" in "\n".join(cost)
 
 
+def test_export_example(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block_with("save_sparse"), names)
+    size, *removed = capsys.readouterr().out.splitlines()
+    assert int(size) == (tmp_path / "model.tflite").stat().st_size
+    x = keras.random.normal((4, 32))
+    np.testing.assert_allclose(names["smaller"](x), names["model"](x), atol=1e-6)
+    assert names["smaller"].count_params() < names["model"].count_params()
+    assert "wide" in "\n".join(removed)
+    assert names["loaded"].layers[0].masks
+
+
 def test_sketches_example(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "cache"))
