@@ -1,14 +1,22 @@
 """GRUs in a form that LiteRT runs fast.
 
-Keras's loop multiplies one point after the other with the kernel and gathers the outputs by
-copying all of them in every step. Here the inputs of all points meet the kernel at once, before
-the loop, and an output is written where it belongs. Same numbers, a third of the time.
+Keras's loop multiplies one point after the other with the kernel, and the toolkit makes every
+step copy the whole sequence. Here the inputs of all points meet the kernel at once, before the
+loop, and a step copies a small part of the sequence. The numbers are the same.
 """
 
 import contextlib
+import math
 
 import keras
 import tensorflow as tf
+
+# Steps of the inner loop of two. LiteRT copies all that a loop reads and writes, in every step,
+# so a step should see a part of the sequence only; and a part costs as much as some steps.
+PART = 16
+# Of what activations a gate is 1, for an input as large as this.
+CLOSING = (keras.activations.sigmoid, keras.activations.hard_sigmoid)
+CLOSED = 1e4
 
 
 class Floats:
@@ -129,7 +137,8 @@ def _inner_loop(layer, products, site):
         valid = mask[0] if isinstance(mask, (list, tuple)) else mask
         known = tf.get_static_value(state)
         # Where masked steps come first, Keras's outputs there are zero whatever the state is.
-        if None in sequences.shape or (valid is not None and (known is None or known.any())):
+        unlike = known is None or known.any() or layer.cell.recurrent_activation not in CLOSING
+        if None in sequences.shape or (valid is not None and unlike):
             return type(layer).inner_loop(layer, sequences, initial_state, mask, training=training)
         return _gru(layer, sequences, state, valid, products, site)
 
@@ -168,44 +177,76 @@ def _gru(layer, sequences, state, mask, products, site):
     observing = isinstance(products, Observed)
     rows = tf.reshape(sequences, (-1, features))
     projected = products.product(f"{site} inputs", rows, kernel, input_bias)
-    projected = tf.reshape(projected, (batch_size, length, 3 * units))
     # Time first, so that a step reads and writes one piece of memory.
-    projected = tf.transpose(projected, (1, 0, 2))
-    if mask is not None:
-        mask = tf.transpose(mask)[..., None]
-    if layer.go_backwards:
-        projected = tf.reverse(projected, [0])
-        mask = None if mask is None else tf.reverse(mask, [0])
+    projected = tf.transpose(tf.reshape(projected, (batch_size, length, 3 * units)), (1, 0, 2))
     gates = 2 * units
+    x_gates, x_candidate = projected[..., :gates], projected[..., gates:]
+    if mask is not None:
+        # A gate that lets nothing in keeps the state where there is no point.
+        closed = tf.concat([tf.fill((units,), CLOSED), tf.zeros((units,))], axis=0)
+        padding = tf.cast(tf.logical_not(tf.transpose(mask)), dtype)
+        x_gates += padding[..., None] * tf.cast(closed, dtype)
+    # Parts of the sequence, of like length.
+    parts = max(1, round(length / PART))
+    size = math.ceil(length / parts)
+    x_gates, x_candidate = (
+        _in_parts(tf.reverse(x, [0]) if layer.go_backwards else x, parts, size)
+        for x in (x_gates, x_candidate)
+    )
 
-    def step(i, state, outputs):
-        x = projected[i]
+    def step(x_gates, x_candidate, state):
         if cell.reset_after:
             recurrent = recurrent_product(state, Floats() if observing else products)
-            update_reset = cell.recurrent_activation(x[:, :gates] + recurrent[:, :gates])
+            update_reset = cell.recurrent_activation(x_gates + recurrent[:, :gates])
             update, reset = tf.split(update_reset, 2, axis=-1)
             candidate = reset * recurrent[:, gates:]
         else:
             recurrent = tf.matmul(state, recurrent_kernel[:, :gates])
-            update_reset = cell.recurrent_activation(x[:, :gates] + recurrent)
+            update_reset = cell.recurrent_activation(x_gates + recurrent)
             update, reset = tf.split(update_reset, 2, axis=-1)
             candidate = tf.matmul(reset * state, recurrent_kernel[:, gates:])
-        candidate = cell.activation(x[:, gates:] + candidate)
-        next_state = candidate + update * (state - candidate)
-        if mask is not None:
-            next_state = tf.where(mask[i], next_state, state)
-        return i + 1, next_state, outputs.write(i, next_state)
+        candidate = cell.activation(x_candidate + candidate)
+        return candidate + update * (state - candidate)
 
-    # Every row is written, so what is there at first does not matter; zeros would be stored.
-    outputs = tf.TensorArray(dtype, length, element_shape=(batch_size, units))
-    outputs = outputs.unstack(projected[:, :, :units])
-    _, state, outputs = tf.while_loop(
-        lambda i, *_: i < length, step, (tf.constant(0), state, outputs)
+    # `tf.gather`, as LiteRT does not know the shape of a slice at a place that is not constant.
+    def one_part(i, state, outputs):
+        part_gates, part_candidate = tf.gather(x_gates, i), tf.gather(x_candidate, i)
+
+        def one_step(j, state, outputs):
+            state = step(tf.gather(part_gates, j), tf.gather(part_candidate, j), state)
+            return j + 1, state, outputs.write(j, state)
+
+        _, state, rows = tf.while_loop(
+            lambda j, *_: j < size,
+            one_step,
+            (tf.constant(0), state, _written_over(part_candidate)),
+        )
+        return i + 1, state, outputs.write(i, rows.stack())
+
+    _, _, outputs = tf.while_loop(
+        lambda i, *_: i < parts,
+        one_part,
+        (tf.constant(0), state, _written_over(x_candidate)),
     )
-    outputs = outputs.stack()
+    outputs = tf.reshape(outputs.stack(), (parts * size, batch_size, units))[:length]
+    state = outputs[-1]
     if observing and cell.reset_after:
         recurrent_product(tf.reshape(outputs, (-1, units)))
     if mask is not None and layer.zero_output_for_mask:
-        outputs = tf.where(mask, outputs, tf.zeros_like(outputs))
-    last = outputs[-1]
-    return last, tf.transpose(outputs, (1, 0, 2)), [state]
+        valid = tf.transpose(tf.reverse(mask, [1]) if layer.go_backwards else mask)
+        outputs = tf.where(valid[..., None], outputs, tf.zeros_like(outputs))
+    return outputs[-1], tf.transpose(outputs, (1, 0, 2)), [state]
+
+
+def _in_parts(x, parts, size):
+    """Splits (length, ...) into (parts, size, ...), padded with zeros."""
+    missing = parts * size - x.shape[0]
+    if missing:
+        x = tf.pad(x, [(0, missing)] + [(0, 0)] * (len(x.shape) - 1))
+    return tf.reshape(x, (parts, size, *x.shape[1:]))
+
+
+def _written_over(values):
+    """A `tf.TensorArray` of these values. Zeros instead would be stored in the file."""
+    array = tf.TensorArray(values.dtype, values.shape[0], element_shape=values.shape[1:])
+    return array.unstack(values)

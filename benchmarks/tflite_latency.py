@@ -1,0 +1,124 @@
+"""Latency of the ChiroDiff denoiser in LiteRT: dense, unstructured and blocks of 4, one thread.
+
+    python benchmarks/tflite_latency.py
+
+All files are exported and then run in turn, round after round, in one process. With one thread
+the processor's time is the latency on an idle machine, and other work on a busy one does not
+enter it; both are measured. `--plain` adds files that the toolkit makes of Keras's own recurrent
+loop, for comparison with what `to_tflite` makes of it.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from unittest import mock
+
+import keras
+import numpy as np
+
+import keras_sparse_dm as ksd
+from keras_sparse_dm.export import TFLiteDenoiser, tflite, to_tflite
+
+KINDS = ("dense", "unstructured", "blocks of 4")
+# Calls in a round: with the first, the weights come back into the processor's caches.
+CALLS = 4
+
+
+def network(units, layers, kind, sparsity):
+    keras.utils.set_random_seed(0)
+    model = ksd.models.ChiroDiff(units=units, num_layers=layers, seed=0)
+    if kind != "dense":
+        structure = ksd.sparsity.Blocks(4) if kind == "blocks of 4" else None
+        with warnings.catch_warnings():
+            # The 13 features of a point are not a multiple of 4: that kernel's masks have none.
+            warnings.simplefilter("ignore", UserWarning)
+            ksd.sparsify(model, sparsity, seed=0, **({"structure": structure} if structure else {}))
+    return model
+
+
+@contextlib.contextmanager
+def keras_loops():
+    """Context in which GRUs are exported as the toolkit converts Keras's own loop."""
+
+    @contextlib.contextmanager
+    def as_keras_does(model, products=None):
+        yield
+
+    with mock.patch.object(tflite, "traced_for_litert", as_keras_does):
+        yield
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--units", type=int, nargs="+", default=[96, 128, 256])
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--points", type=int, default=80)
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--quantize", default="none", choices=tflite.QUANTIZATIONS[:3])
+    parser.add_argument("--rounds", type=int, default=25, help="counted rounds (default 25)")
+    parser.add_argument("--plain", action="store_true", help="also Keras's own recurrent loop")
+    parser.add_argument("--json", help="also write the figures to this file")
+    arguments = parser.parse_args()
+
+    rng = np.random.default_rng(0)
+    inputs = (
+        rng.standard_normal((1, arguments.points, 3)).astype("float32"),
+        np.array([500], "int32"),
+        np.array([arguments.points], "int32"),
+    )
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for units in arguments.units:
+            runs, sizes = {}, {}
+            for kind in KINDS:
+                model = network(units, arguments.layers, kind, arguments.sparsity)
+                forms = {kind: contextlib.nullcontext}
+                if arguments.plain:
+                    forms[f"{kind}, Keras's loop"] = keras_loops
+                for name, form in forms.items():
+                    path = Path(folder) / f"{units} {name}.tflite"
+                    with form():
+                        exported = to_tflite(
+                            model, path, length=arguments.points, quantize=arguments.quantize
+                        )
+                    runs[name], sizes[name] = TFLiteDenoiser(path), exported.bytes
+            seconds = {name: [] for name in runs}
+            wall = {name: [] for name in runs}
+            for _ in range(arguments.rounds):
+                for name, run in runs.items():
+                    run(*inputs)
+                    begin, begin_wall = time.process_time(), time.perf_counter()
+                    for _ in range(CALLS):
+                        run(*inputs)
+                    seconds[name].append((time.process_time() - begin) / CALLS)
+                    wall[name].append((time.perf_counter() - begin_wall) / CALLS)
+            print(f"\n{units} units, {arguments.layers} layers, {arguments.points} points")
+            print(f"{'':<28}{'CPU ms':>8}{'wall ms':>9}{'dense / it':>12}{'bytes':>12}")
+            for name in runs:
+                cpu = statistics.median(seconds[name])
+                # Within a round the machine is the same.
+                speedup = statistics.median(
+                    dense / it for dense, it in zip(seconds["dense"], seconds[name], strict=True)
+                )
+                figures[f"{units}, {name}"] = {
+                    "cpu_ms": cpu * 1e3,
+                    "wall_ms": statistics.median(wall[name]) * 1e3,
+                    "speedup": speedup,
+                    "bytes": sizes[name],
+                }
+                print(
+                    f"{name:<28}{cpu * 1e3:>8.2f}{statistics.median(wall[name]) * 1e3:>9.2f}"
+                    f"{speedup:>12.2f}{sizes[name]:>12,}"
+                )
+    if arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump(figures, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
