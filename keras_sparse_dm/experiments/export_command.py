@@ -44,6 +44,8 @@ class ExportSettings:
     """Examples in a call of a .tflite file."""
     with_optimizer: bool = False
     """Whether the sparse checkpoint holds the optimizer too, for training to go on."""
+    remove_dead_units: bool = False
+    """Whether units that pruning left without use are cut out, of a ChiroDiff."""
     rounds: int = 20
     """How often calls are timed; 0 for not at all."""
     data_dir: Path | None = None
@@ -79,6 +81,11 @@ class ExportSettings:
                 "--with-optimizer is for --format sparse and --quantize none; received "
                 f"{' '.join(self.format)} and {self.quantize}."
             )
+        if self.with_optimizer and self.remove_dead_units:
+            raise SettingsError(
+                "--with-optimizer and --remove-dead-units exclude each other: the optimizer's "
+                "state is of all units."
+            )
         for option, value, least in (
             ("--length", 1 if self.length is None else self.length, 1),
             ("--batch-size", self.batch_size, 1),
@@ -103,7 +110,7 @@ def export_command(argv, prog="sparse-dm export"):
         run = load_for(settings)
         print(f"Exporting {run.file}, after {int(run.model.optimizer.iterations):,} steps.")
         folder = settings.output_dir or run.folder / "export"
-        written = export_run(
+        written, removed = export_run(
             run,
             folder,
             settings.format,
@@ -112,8 +119,11 @@ def export_command(argv, prog="sparse-dm export"):
             settings.length,
             settings.batch_size,
             settings.with_optimizer,
+            not settings.remove_dead_units,
             settings.rounds,
         )
+        if removed is not None:
+            print(removed)
         table = Table()
         columns = table_rows(written)
         for i, (header, _) in enumerate(columns):

@@ -3,7 +3,7 @@
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import keras
@@ -17,6 +17,7 @@ from keras_sparse_dm.export import (
     file_sizes,
     load_sparse,
     read_tflite_metadata,
+    remove_dead_units,
     representative_data,
     save_sparse,
     to_saved_model,
@@ -76,6 +77,7 @@ def export_run(
     length=None,
     batch_size=1,
     optimizer=False,
+    dead_units=True,
     rounds=20,
 ):
     """Writes a run's model in other formats, and what is to be known of the files.
@@ -91,10 +93,12 @@ def export_run(
             longest one trained on.
         batch_size: Examples in a call of a `.tflite` file.
         optimizer: Whether a sparse checkpoint holds the optimizer too.
+        dead_units: Whether units that pruning left without use stay; see `remove_dead_units`.
         rounds: How often calls are timed; 0 for not at all.
 
     Returns:
-        List of `ExportedFile`, of those written now.
+        `(files, removed)`: a list of `ExportedFile`, of those written now; and the `DeadUnits`
+        that were removed, or None.
 
     Raises:
         SettingsError: for what cannot be exported so.
@@ -106,8 +110,14 @@ def export_run(
         length = int(run.train.lengths.max())
     metadata = run_metadata(run)
     suffix = "" if quantize == "none" else f"-{quantize}"
-    written = []
+    written, removed = [], None
     try:
+        if not dead_units:
+            smaller, removed = remove_dead_units(run.model, _inputs(run))
+            run = replace(run, model=smaller)
+            metadata["units_removed"] = {
+                layer: before - after for layer, before, after, *_ in removed.layers
+            }
         for name in formats:
             if name == "sparse":
                 file = folder / f"model{suffix}.sparse"
@@ -128,7 +138,7 @@ def export_run(
     finally:
         if written:
             _record(folder, run, metadata, written)
-    return written
+    return written, removed
 
 
 def _sparse(run, path, quantize, optimizer, metadata):

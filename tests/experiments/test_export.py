@@ -14,6 +14,7 @@ import keras_sparse_dm as ksd
 from keras_sparse_dm.cli import main
 from keras_sparse_dm.experiments import exporting
 from keras_sparse_dm.experiments.samples import load_run
+from keras_sparse_dm.export.averages import averages_of
 
 
 def command(*argv):
@@ -141,6 +142,23 @@ def test_a_sparse_checkpoint_with_its_optimizer(exported, tmp_path):
     assert record["bytes"] > without["bytes"]
 
 
+def test_units_without_use_are_cut_out(exported, tmp_path, capsys):
+    run = shutil.copytree(exported[0], tmp_path / "copy")
+    model = keras.saving.load_model(run / "model.keras")
+    # What nothing reads.
+    kernel, mask = model.denoiser.noise_projection.masks[0]
+    for variable in (kernel, mask, averages_of(model)[id(kernel)]):
+        variable.assign(np.where(np.arange(kernel.shape[0])[:, None] < 3, 0, variable))
+    model.save(run / "model.keras")
+    options = ("--format", "sparse", "--remove-dead-units", "--output-dir", tmp_path)
+    assert command("export", run, *options) == 0
+    assert "output_projection" in capsys.readouterr().out
+    smaller = ksd.export.load_sparse(tmp_path / "model.sparse")
+    assert smaller.denoiser.projection_units <= 5
+    a, b = (m.generate(lengths=[30, 40], steps=3, seed=0) for m in (model, smaller))
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
 def test_an_unfinished_run_says_which_checkpoint_it_exports(exported, tmp_path, capsys):
     run = shutil.copytree(exported[0], tmp_path / "copy")
     (run / "model.keras").unlink()
@@ -190,6 +208,7 @@ def test_bad_exports_are_refused_before_any_work(exported, tmp_path, capfd):
         ((*export, "--length", 0), "--length must be 1 or more"),
         ((*export, "--rounds", -1), "--rounds must be 0 or more"),
         ((*export, "--format", "tflite", "--with-optimizer"), "--with-optimizer is for"),
+        ((*export, "--with-optimizer", "--remove-dead-units"), "exclude each other"),
         ((*export, "--output-dir", file), "--output-dir must be a folder"),
         (("sample", tmp_path / "nowhere", *to_picture), "there is no .*nowhere"),
         (("sample", broken, *to_picture), "broken.tflite"),
