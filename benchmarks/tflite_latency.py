@@ -4,8 +4,8 @@
 
 All files are exported and then run in turn, round after round, in one process. With one thread
 the processor's time is the latency on an idle machine, and other work on a busy one does not
-enter it; both are measured. `--plain` adds files that the toolkit makes of Keras's own recurrent
-loop, for comparison with what `to_tflite` makes of it.
+enter it; both are measured. "Keras's loop" are files that the toolkit makes of Keras's own
+recurrent loop, for comparison with what `to_tflite` makes of it.
 """
 
 import argparse
@@ -61,7 +61,6 @@ def main():
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--quantize", default="none", choices=tflite.QUANTIZATIONS[:3])
     parser.add_argument("--rounds", type=int, default=25, help="counted rounds (default 25)")
-    parser.add_argument("--plain", action="store_true", help="also Keras's own recurrent loop")
     parser.add_argument("--json", help="also write the figures to this file")
     arguments = parser.parse_args()
 
@@ -77,9 +76,7 @@ def main():
             runs, sizes = {}, {}
             for kind in KINDS:
                 model = network(units, arguments.layers, kind, arguments.sparsity)
-                forms = {kind: contextlib.nullcontext}
-                if arguments.plain:
-                    forms[f"{kind}, Keras's loop"] = keras_loops
+                forms = {kind: contextlib.nullcontext, f"{kind}, Keras's loop": keras_loops}
                 for name, form in forms.items():
                     path = Path(folder) / f"{units} {name}.tflite"
                     with form():
@@ -97,23 +94,26 @@ def main():
                         run(*inputs)
                     seconds[name].append((time.process_time() - begin) / CALLS)
                     wall[name].append((time.perf_counter() - begin_wall) / CALLS)
-            print(f"\n{units} units, {arguments.layers} layers, {arguments.points} points")
-            print(f"{'':<28}{'CPU ms':>8}{'wall ms':>9}{'dense / it':>12}{'bytes':>12}")
+            print(f"\n{units} units, {arguments.layers} layers, {arguments.points} points\n")
+            print("| file | CPU ms | wall ms | dense / it | dense, Keras's loop / it | bytes |")
+            print("|---|---:|---:|---:|---:|---:|")
             for name in runs:
                 cpu = statistics.median(seconds[name])
                 # Within a round the machine is the same.
-                speedup = statistics.median(
-                    dense / it for dense, it in zip(seconds["dense"], seconds[name], strict=True)
-                )
+                speedups = [
+                    statistics.median(b / it for b, it in zip(base, seconds[name], strict=True))
+                    for base in (seconds["dense"], seconds["dense, Keras's loop"])
+                ]
                 figures[f"{units}, {name}"] = {
                     "cpu_ms": cpu * 1e3,
                     "wall_ms": statistics.median(wall[name]) * 1e3,
-                    "speedup": speedup,
+                    "speed-up over dense": speedups[0],
+                    "speed-up over dense, Keras's loop": speedups[1],
                     "bytes": sizes[name],
                 }
                 print(
-                    f"{name:<28}{cpu * 1e3:>8.2f}{statistics.median(wall[name]) * 1e3:>9.2f}"
-                    f"{speedup:>12.2f}{sizes[name]:>12,}"
+                    f"| {name} | {cpu * 1e3:.2f} | {statistics.median(wall[name]) * 1e3:.2f} | "
+                    f"{speedups[0]:.2f} | {speedups[1]:.2f} | {sizes[name]:,} |"
                 )
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:

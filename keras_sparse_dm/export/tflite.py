@@ -120,7 +120,8 @@ def to_tflite(
         sparse: Whether sparse kernels are stored sparse. `"int8_dynamic"` computes products with
             int8 weights in integers, but with sparse ones in floats.
         representative: For `"int8"`: an iterable of tuples of inputs, as `representative_data`
-            makes them, from which the ranges of activations are learnt.
+            makes them, from which the ranges of activations are learnt. The first of them are
+            also what the file is compared on; otherwise inputs are drawn at random.
         batch_size: Examples in a call.
         length: Points of the longest sketch, for models of sketches; also the second size of a
             model's inputs where it is not known.
@@ -151,14 +152,14 @@ def to_tflite(
     _check_choice("quantize", quantize, QUANTIZATIONS)
     flatbuffer.schema()
     part, what = _part(model, what, quantize, batch_size, length, shape, steps)
-    if quantize == "int8":
-        if representative is None:
-            raise ValueError(
-                "`quantize='int8'` learns the ranges of activations from data: give "
-                "`representative`, for example `representative_data(model, data)`. "
-                "`'int8_dynamic'` needs none."
-            )
+    if representative is not None:
         representative = _checked_representative(representative, part.inputs)
+    elif quantize == "int8":
+        raise ValueError(
+            "`quantize='int8'` learns the ranges of activations from data: give "
+            "`representative`, for example `representative_data(model, data)`. "
+            "`'int8_dynamic'` needs none."
+        )
     facts = {
         "package": keras_sparse_dm.__version__,
         "what": what,
@@ -470,7 +471,7 @@ def _whole_model(model, batch_size, length):
             )
         inputs[name] = tf.TensorSpec(sizes, tensor.dtype)
 
-    structure = model._inputs_struct
+    structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
 
     def call(*tensors):
         return tf.cast(
@@ -542,6 +543,9 @@ def _convert(part, what, quantize, sparse, representative):
         converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
     elif quantize != "none":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantize == "int8_dynamic" and sparse:
+        # A scale for each output would take as much as several of its few weights.
+        converter._experimental_disable_per_channel = True
     if quantize == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if quantize == "int8" and not with_loops:

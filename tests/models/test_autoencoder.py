@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from keras import ops
 
 from keras_sparse_dm.models import VQAutoencoder, autoencoder
 
@@ -64,11 +63,14 @@ def test_quantizes_in_parts_no_larger_than_the_bound(shared, monkeypatch):
     latents = np.random.default_rng(0).normal(size=(3, 5, 7, 3)).astype("float32")
     whole, _ = shared.quantize(latents)
     seen = []
-    argmin = ops.argmin
+    argmin = autoencoder.tf.argmin
     monkeypatch.setattr(autoencoder, "DISTANCES", 16 * 10)
-    monkeypatch.setattr(
-        autoencoder.ops, "argmin", lambda x, axis: seen.append(tuple(x.shape)) or argmin(x, axis)
-    )
+
+    def seeing(x, **arguments):
+        seen.append(tuple(x.shape))
+        return argmin(x, **arguments)
+
+    monkeypatch.setattr(autoencoder.tf, "argmin", seeing)
     parts, _ = shared.quantize(latents)
     np.testing.assert_array_equal(parts, whole)
     assert set(seen) == {(10, 16)}

@@ -1,0 +1,628 @@
+import json
+import zlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_model_optimization.python.core.sparsity.keras import pruning_utils
+
+import keras_sparse_dm as ksd
+from keras_sparse_dm.export import (
+    TFLiteDenoiser,
+    flatbuffer,
+    generate_from_tflite,
+    read_tflite_metadata,
+    recurrent,
+    representative_data,
+    sparse_inference_report,
+    tflite,
+    to_tflite,
+)
+
+interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+
+LENGTH = 20
+SCHEDULE = ksd.diffusion.NoiseSchedule.linear(1000)
+
+
+def chirodiff(units=16, sparsity=0.8, structure=None, layers=2, **arguments):
+    denoiser = ksd.models.ChiroDiff(units=units, num_layers=layers, seed=0, **arguments)
+    if sparsity:
+        options = {} if structure is None else {"structure": structure}
+        ksd.sparsify(denoiser, sparsity, seed=0, **options)
+    rng = np.random.default_rng(1)
+    for weight in denoiser.trainable_variables:
+        # At the start all are zero, and would hide one that is left out.
+        if "bias" in weight.path:
+            weight.assign(0.3 * rng.standard_normal(weight.shape))
+        else:
+            weight.assign(1.5 * weight)
+    return denoiser
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return ksd.diffusion.DiffusionModel(chirodiff(), SCHEDULE)
+
+
+@pytest.fixture(scope="module")
+def sketches():
+    rng = np.random.default_rng(0)
+    return [
+        np.cumsum(0.2 * rng.standard_normal((int(n), 3)), axis=0).astype("float32")
+        for n in rng.integers(5, LENGTH + 1, 40)
+    ]
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "denoiser.tflite"
+    return to_tflite(model, path, length=LENGTH, metadata={"run": "test"})
+
+
+def inputs_of_denoiser(batch_size=1, length=LENGTH, seed=0):
+    rng = np.random.default_rng(seed)
+    points = rng.standard_normal((batch_size, length, 3)).astype("float32")
+    t = rng.integers(0, 1000, batch_size).astype("int32")
+    return points, t, rng.integers(1, length + 1, batch_size).astype("int32")
+
+
+def run_file(path, what, **inputs):
+    """What a file answers to LiteRT alone."""
+    return interpreter.Interpreter(str(path)).get_signature_runner(what)(**inputs)
+
+
+def tensors_of(path):
+    return flatbuffer.sparse_tensors(path.read_bytes())
+
+
+# The answers
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize(
+    "quantize, bound", [("none", 1e-4), ("float16", 1e-2), ("int8_dynamic", 0.1), ("int8", 0.25)]
+)
+@pytest.mark.parametrize("structure", [None, ksd.sparsity.Blocks(4)], ids=["single", "blocks"])
+@pytest.mark.filterwarnings("ignore:`structure` blocks of 4 does not fit")
+def test_a_file_answers_as_the_model_does(quantize, bound, sparse, structure, sketches, tmp_path):
+    model = ksd.diffusion.DiffusionModel(chirodiff(structure=structure), SCHEDULE)
+    data = representative_data(model, sketches, length=LENGTH, n=20)
+    path = tmp_path / "model.tflite"
+    exported = to_tflite(
+        model,
+        path,
+        length=LENGTH,
+        quantize=quantize,
+        sparse=sparse,
+        representative=data if quantize == "int8" else None,
+    )
+    for seed in range(4):
+        points, t, lengths = inputs_of_denoiser(seed=seed)
+        answer = run_file(path, "denoiser", points=points, t=t, lengths=lengths)["epsilon"]
+        expected = np.asarray(model((points, t, lengths)))
+        assert np.abs(expected).max() > 0.3
+        np.testing.assert_allclose(answer, expected, atol=bound)
+    assert exported.bytes == path.stat().st_size
+    assert exported.compressed_bytes == len(zlib.compress(path.read_bytes(), 9))
+    assert bool(tensors_of(path)) == sparse
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("representation", ["absolute", "delta"])
+def test_every_batch_size_length_and_representation(representation, tmp_path):
+    denoiser = chirodiff(8, layers=1, representation=representation)
+    path = tmp_path / "model.tflite"
+    to_tflite(denoiser, path, length=33, batch_size=2)
+    denoise = TFLiteDenoiser(path)
+    for batch_size, length in ((1, 33), (2, 7), (5, 20)):
+        inputs = inputs_of_denoiser(batch_size, length)
+        np.testing.assert_allclose(denoise(*inputs), denoiser(inputs), atol=1e-5)
+    assert denoise.metadata["representation"] == representation
+
+
+def test_averaged_weights_are_exported(sketches, tmp_path):
+    model = ksd.diffusion.DiffusionModel(chirodiff(8, layers=1), SCHEDULE, seed=0)
+    model.compile(keras.optimizers.AdamW(0.05, use_ema=True, ema_momentum=0.9))
+    batch = {
+        "points": np.stack([np.resize(s, (LENGTH, 3)) for s in sketches[:8]]),
+        "lengths": np.array([len(s) for s in sketches[:8]]),
+    }
+    callback = ksd.DynamicSparsity("static", update_every=100)
+    # `fit` would put the averages into the weights at its end.
+    callback.set_model(model)
+    callback.on_train_begin()
+    for _ in range(5):
+        model.train_on_batch(batch)
+    inputs = inputs_of_denoiser()
+    trained = np.asarray(model(inputs))
+    with model.averaged_weights():
+        averaged = np.asarray(model(inputs))
+    assert np.abs(averaged - trained).max() > 0.01
+    to_tflite(model, tmp_path / "model.tflite", length=LENGTH)
+    answer = TFLiteDenoiser(tmp_path / "model.tflite")(*inputs)
+    np.testing.assert_allclose(answer, averaged, atol=1e-4)
+    np.testing.assert_array_equal(model(inputs), trained)
+
+
+GRUS = {
+    "plain": {},
+    "no bias": {"use_bias": False},
+    "reset before": {"reset_after": False},
+    "reset before, no bias": {"reset_after": False, "use_bias": False},
+    "backwards": {"go_backwards": True},
+    "zeros": {"zero_output_for_mask": True},
+    "backwards, zeros": {"go_backwards": True, "zero_output_for_mask": True},
+    "last": {"return_sequences": False},
+    "states": {"return_state": True},
+    "hard": {"recurrent_activation": "hard_sigmoid", "activation": "relu"},
+    "other gate": {"recurrent_activation": "tanh"},
+}
+
+
+@pytest.mark.parametrize("length", [1, 5, 40])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("arguments", GRUS.values(), ids=GRUS)
+def test_the_loop_is_keras_s_gru(arguments, masked, length):
+    gru = keras.layers.GRU(6, **{"return_sequences": True, **arguments})
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, length, 4)).astype("float32")
+    # With holes, too.
+    mask = (rng.random((3, length)) < 0.7) if masked else None
+    gru.build(x.shape)
+    for weight in gru.weights:
+        weight.assign(rng.standard_normal(weight.shape))
+    if "recurrent_activation" in arguments:
+        # What is not bounded must not grow without end.
+        gru.cell.recurrent_kernel.assign(0.1 * gru.cell.recurrent_kernel)
+    layer = keras.Sequential([gru])
+    expected = keras.tree.flatten(gru(x, mask=mask))
+    with recurrent.traced_for_litert(layer):
+        function = tf.function(lambda x: gru(x, mask=None if mask is None else tf.constant(mask)))
+        answers = keras.tree.flatten(function(tf.constant(x)))
+    assert "inner_loop" not in vars(gru)
+    for answer, right in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(answer, right, atol=2e-5)
+
+
+def test_a_gru_starts_from_a_given_state():
+    gru = keras.layers.GRU(6, return_sequences=True)
+    x, state = tf.random.normal((2, 7, 4)), tf.random.normal((2, 6))
+    mask = tf.constant([[False] * 2 + [True] * 5] * 2)
+    gru.build(x.shape)
+    for valid in (None, mask):
+        expected = gru(x, initial_state=state, mask=valid)
+        with recurrent.traced_for_litert(keras.Sequential([gru])):
+            answer = tf.function(lambda x, s, v=valid: gru(x, initial_state=s, mask=v))(x, state)
+        np.testing.assert_allclose(answer, expected, atol=1e-5)
+
+
+# What is in the file
+
+
+def test_the_preset_s_file_shrinks_with_its_zeros(tmp_path):
+    sizes = {}
+    for sparsity in (0.0, 0.9):
+        denoiser = ksd.models.ChiroDiff.from_preset("chirodiff_kanjivg")
+        if sparsity:
+            ksd.sparsify(denoiser, sparsity, seed=0)
+        exported = to_tflite(denoiser, tmp_path / "model.tflite", length=90)
+        sizes[sparsity] = exported.bytes
+        assert exported.metadata["sparsity"] == pytest.approx(sparsity, abs=1e-4)
+    assert sizes[0.0] > 4 * 416_859
+    assert sizes[0.9] < 0.20 * sizes[0.0]
+
+
+def test_quantization_shrinks_what_is_left(model, sketches, tmp_path):
+    model = ksd.diffusion.DiffusionModel(chirodiff(64, 0.9), SCHEDULE)
+    data = representative_data(model, sketches, length=LENGTH, n=5)
+    sizes = [
+        to_tflite(
+            model,
+            tmp_path / "model.tflite",
+            length=LENGTH,
+            quantize=quantize,
+            representative=data,
+        ).bytes
+        for quantize in ("none", "float16", "int8_dynamic", "int8")
+    ]
+    assert sizes[0] > 1.2 * sizes[1] and sizes[1] > max(sizes[2:])
+
+
+@pytest.mark.filterwarnings("ignore:`structure` blocks of 4 does not fit")
+def test_blocks_stay_blocks_in_the_file(tmp_path):
+    denoiser = chirodiff(16, 0.9, ksd.sparsity.Blocks(4))
+    path = tmp_path / "model.tflite"
+    to_tflite(denoiser, path, length=LENGTH)
+    # Outputs first: where a kernel has blocks along its inputs, a row of the file has them.
+    blocks = {shape: block for shape, block in tensors_of(path)}
+    for k in ksd.sparsity.masking.masked_kernels(denoiser):
+        if k.target.structure == ksd.sparsity.Blocks(4) and k.target.density < 0.5:
+            assert blocks.get(k.kernel.shape[::-1]) == 4
+    assert blocks[48, 32] == blocks[48, 16] == blocks[16, 32] == 4
+
+
+def test_stored_values_are_the_kernel_s_own(tmp_path):
+    kernel = np.zeros((32, 8), "float32")
+    kernel[8:12, 3] = [1, 2, 3, 4]
+    kernel[20:24, 6] = [5, 6, 7, 8]
+    model = keras.Sequential([keras.Input((32,)), keras.layers.Dense(8, use_bias=False)])
+    model.layers[0].kernel.assign(kernel)
+    to_tflite(model, tmp_path / "model.tflite")
+    parsed = flatbuffer.parse((tmp_path / "model.tflite").read_bytes())
+    (tensor,) = [t for t in parsed.subgraphs[0].tensors if t.sparsity is not None]
+    stored = np.asarray(parsed.buffers[tensor.buffer].data, "uint8").view("float32")
+    np.testing.assert_array_equal(stored, [1, 2, 3, 4, 5, 6, 7, 8])
+    assert list(tensor.sparsity.blockMap) == [1]
+    inputs = tensor.sparsity.dimMetadata[1]
+    assert list(inputs.arraySegments.values) == [0, 0, 0, 0, 1, 1, 1, 2, 2]
+    assert list(inputs.arrayIndices.values) == [2, 5]
+
+
+def test_the_toolkit_sees_our_2_of_4_as_its_own():
+    model = keras.Sequential([keras.Input((32,)), keras.layers.Dense(8)])
+    ksd.sparsify(model, 0.5, "uniform", structure=ksd.sparsity.NM(2, 4))
+    kernel = tf.constant(model.layers[0].kernel)
+    assert pruning_utils.is_pruned_m_by_n(kernel, (2, 4), "C_OUT")
+    model = keras.Sequential([keras.Input((32,)), keras.layers.Dense(8)])
+    ksd.sparsify(model, 0.5, "uniform")
+    assert not pruning_utils.is_pruned_m_by_n(tf.constant(model.layers[0].kernel), (2, 4))
+
+
+def test_report_of_what_is_faster():
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(8, 3, strides=2, name="first")(inputs)
+    x = keras.layers.Conv2D(8, 1, name="pointwise")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.Dense(16, name="by_block")(x)
+    model = keras.Model(inputs, keras.layers.Dense(4, name="single")(x))
+    ksd.sparsify(model, 0.5, include=["by_block*"], structure=ksd.sparsity.Blocks(4))
+    ksd.sparsify(model, 0.5, include=["first*", "pointwise*", "single*"])
+    how = {row.name.split("/")[0]: row.how for row in sparse_inference_report(model)}
+    assert how == {
+        "first": "stored sparse, multiplied dense",
+        "pointwise": "multiplied sparse by XNNPACK, in networks of such layers",
+        "by_block": "multiplied by blocks of 4",
+        "single": "stored sparse, multiplied dense",
+    }
+
+
+def test_metadata(exported, model):
+    facts = read_tflite_metadata(exported.path)
+    assert facts == exported.metadata
+    assert facts["user"] == {"run": "test"}
+    assert facts["kind"] == "sketches" and facts["what"] == "denoiser"
+    assert facts["noise_schedule"] == SCHEDULE.get_config()
+    assert facts["length"] == LENGTH and facts["batch_size"] == 1
+    assert facts["inputs"] == {"points": [1, LENGTH, 3], "t": [1], "lengths": [1]}
+    assert facts["sparsity"] == pytest.approx(0.8, abs=1e-3)
+    assert facts["package"] == ksd.__version__
+    # Whoever has no code of this package finds it as any tool does.
+    parsed = flatbuffer.parse(exported.path.read_bytes())
+    (entry,) = [m for m in parsed.metadata if m.name == b"keras_sparse_dm"]
+    text = bytes(np.asarray(parsed.buffers[entry.buffer].data, "uint8"))
+    assert json.loads(text)["what"] == "denoiser"
+
+
+def test_every_altered_byte_is_noticed(exported, tmp_path):
+    content = exported.path.read_bytes()
+    rng = np.random.default_rng(0)
+    path = tmp_path / "altered.tflite"
+    for place in [4, len(content) - 1, *rng.integers(0, len(content), 40)]:
+        altered = bytearray(content)
+        altered[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(altered)
+        with pytest.raises(ValueError, match="altered.tflite"):
+            read_tflite_metadata(path)
+    for size in (0, 6, 1000, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(ValueError, match="altered.tflite"):
+            TFLiteDenoiser(path)
+
+
+# Sampling
+
+
+def test_files_draw_what_the_model_draws(model, exported, tmp_path):
+    lengths = [LENGTH, 5, 12]
+    expected = model.generate(lengths=lengths, steps=10, seed=3)
+    drawn = generate_from_tflite(exported.path, lengths=lengths, steps=10, seed=3)
+    np.testing.assert_allclose(drawn, expected, atol=1e-3)
+    assert drawn.dtype == np.float32
+    for what in ("sampler_step", "sampler"):
+        path = tmp_path / f"{what}.tflite"
+        to_tflite(model, path, what=what, steps=10, length=LENGTH, batch_size=2)
+        drawn = generate_from_tflite(path, lengths=lengths, seed=3)
+        np.testing.assert_allclose(drawn, expected, atol=1e-3)
+        with pytest.raises(ValueError, match="`steps` is 10 in"):
+            generate_from_tflite(path, lengths=lengths, steps=20)
+
+
+def test_a_denoiser_in_a_file_serves_the_samplers(model, exported):
+    denoise = TFLiteDenoiser(exported.path)
+    noise = np.random.default_rng(0).standard_normal((2, LENGTH, 3)).astype("float32")
+    lengths = np.array([LENGTH, 9], "int32")
+
+    def in_keras(x, t, lengths):
+        return model((x, t, lengths))
+
+    for sample in (
+        lambda f: ksd.diffusion.ddim(f, SCHEDULE, noise, 5, context=(lengths,)),
+        lambda f: ksd.diffusion.ddim(f, SCHEDULE, noise, 5, eta=0.5, seed=1, context=(lengths,)),
+    ):
+        np.testing.assert_allclose(sample(denoise), sample(in_keras), atol=1e-3)
+
+
+def test_integers_draw_nearly_the_same(sketches, tmp_path):
+    """Samples of the int8 file lie nearer to those of the float file than other noise does."""
+    model = ksd.diffusion.DiffusionModel(chirodiff(32, 0.5), SCHEDULE, seed=0)
+    model.compile(keras.optimizers.AdamW(3e-3))
+    points = np.zeros((len(sketches), LENGTH, 3), "float32")
+    for row, sketch in zip(points, sketches, strict=True):
+        row[: len(sketch)] = sketch
+    lengths = np.array([len(s) for s in sketches], "int32")
+    callback = ksd.DynamicSparsity("rigl", update_every=20)
+    batch = tf.data.Dataset.from_tensors({"points": points, "lengths": lengths}).repeat()
+    model.fit(batch, steps_per_epoch=60, verbose=0, callbacks=[callback])
+
+    network, drawn = ksd.metrics.EmbeddedFeatures(), {}
+    asked = np.resize(lengths, 64)
+    for quantize in ("none", "int8_dynamic", "int8"):
+        path = tmp_path / f"{quantize}.tflite"
+        data = representative_data(model, sketches, length=LENGTH, n=50)
+        options = {"representative": data} if quantize == "int8" else {}
+        to_tflite(model, path, length=LENGTH, quantize=quantize, batch_size=1, **options)
+        for seed in (0, 1) if quantize == "none" else (0,):
+            points = generate_from_tflite(path, lengths=asked, steps=10, seed=seed)
+            pictures = ksd.metrics.render_sketches(
+                [p[:n] for p, n in zip(points, asked, strict=True)], 64, progress=False
+            )
+            drawn[quantize, seed] = network(pictures)
+    scale = np.mean((drawn["none", 0] - drawn["none", 1]) ** 2)
+    for quantize in ("int8_dynamic", "int8"):
+        error = np.mean((drawn["none", 0] - drawn[quantize, 0]) ** 2)
+        assert error < 0.5 * scale
+
+
+# Latents and other models
+
+
+@pytest.fixture(scope="module")
+def latent_diffusion():
+    keras.utils.set_random_seed(0)
+    autoencoder = ksd.models.VQAutoencoder(
+        channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4, codes=16
+    )
+    autoencoder.codebook.assign(np.random.default_rng(0).standard_normal((16, 3)))
+    model = ksd.models.LatentDiffusion(
+        ksd.models.UNet(model_channels=32, channel_mult=(1, 2), num_res_blocks=1),
+        autoencoder,
+        ksd.diffusion.NoiseSchedule.scaled_linear(1000),
+        image_size=16,
+    )
+    model.scale_factor.assign(0.7)
+    for weight in model.denoiser.trainable_variables:
+        # The last layers of blocks start at zero.
+        if not np.any(weight):
+            weight.assign(0.05 * np.random.default_rng(0).standard_normal(weight.shape))
+    ksd.sparsify(model, 0.8, seed=0)
+    return model
+
+
+def test_latent_diffusion_from_files(latent_diffusion, tmp_path):
+    model = latent_diffusion
+    to_tflite(model, tmp_path / "unet.tflite")
+    to_tflite(model, tmp_path / "decoder.tflite", what="decoder", batch_size=2)
+    arguments = {"n": 3, "steps": 3, "seed": 5}
+    images = generate_from_tflite(
+        tmp_path / "unet.tflite", decoder=tmp_path / "decoder.tflite", **arguments
+    )
+    expected = model.generate(**arguments, progress=False)
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(images, expected, atol=1e-3)
+    latents = generate_from_tflite(tmp_path / "unet.tflite", **arguments)
+    assert latents.shape == (3, 8, 8, 3)
+    facts = read_tflite_metadata(tmp_path / "unet.tflite")
+    assert facts["kind"] == "images" and facts["scale_factor"] == pytest.approx(0.7)
+    with pytest.raises(ValueError, match="holds no decoder but what='denoiser'"):
+        generate_from_tflite(
+            tmp_path / "unet.tflite", decoder=tmp_path / "unet.tflite", **arguments
+        )
+
+
+def test_integer_latent_diffusion(latent_diffusion, tmp_path):
+    latents = np.random.default_rng(0).standard_normal((6, 8, 8, 3)).astype("float32")
+    data = representative_data(latent_diffusion, latents, n=4)
+    (x, t), *_ = data
+    assert x.shape == (1, 8, 8, 3) and t.shape == (1,)
+    sizes = {}
+    for sparse in (True, False):
+        exported = to_tflite(
+            latent_diffusion,
+            tmp_path / "unet.tflite",
+            quantize="int8",
+            sparse=sparse,
+            representative=data,
+        )
+        sizes[sparse] = exported.bytes
+        assert exported.largest_difference < 0.5
+    assert sizes[True] < 0.75 * sizes[False]
+
+
+def test_the_decoder_alone(latent_diffusion, tmp_path):
+    autoencoder = latent_diffusion.autoencoder
+    to_tflite(autoencoder, tmp_path / "decoder.tflite", shape=(4, 4, 3))
+    latents = np.asarray(autoencoder.codebook)[:16].reshape(1, 4, 4, 3).astype("float32")
+    answer = run_file(tmp_path / "decoder.tflite", "decoder", latents=latents)["images"]
+    np.testing.assert_allclose(answer, np.clip(autoencoder.decode(latents), -1, 1), atol=1e-4)
+    with pytest.raises(ValueError, match=r"`shape` must be \(height, width, 3\)"):
+        to_tflite(autoencoder, tmp_path / "other.tflite", shape=(4, 4, 5))
+    with pytest.raises(ValueError, match="give `shape`"):
+        to_tflite(autoencoder, tmp_path / "other.tflite")
+
+
+def small_network():
+    images = keras.Input((8, 8, 3), name="images")
+    x = keras.layers.Conv2D(32, 3, activation="relu")(images)
+    x = keras.layers.DepthwiseConv2D(3)(x)
+    x = keras.layers.Conv2D(32, 1)(keras.layers.BatchNormalization()(x))
+    x = keras.layers.Flatten()(x)
+    place = keras.Input((3,), name="place")
+    x = keras.layers.Dense(24, activation="relu")(keras.layers.Concatenate()([x, place]))
+    model = keras.Model({"images": images, "place": place}, keras.layers.Dense(5)(x))
+    ksd.sparsify(model, 0.8, seed=0)
+    return model
+
+
+@pytest.mark.parametrize("quantize", ["none", "float16", "int8_dynamic", "int8"])
+def test_any_functional_model(quantize, tmp_path):
+    model, rng = small_network(), np.random.default_rng(0)
+    inputs = {
+        "images": rng.standard_normal((2, 8, 8, 3)).astype("float32"),
+        "place": rng.standard_normal((2, 3)).astype("float32"),
+    }
+    sizes = []
+    for sparse in (True, False):
+        exported = to_tflite(
+            model,
+            tmp_path / "model.tflite",
+            quantize=quantize,
+            sparse=sparse,
+            batch_size=2,
+            representative=[tuple(inputs.values())] * 3,
+        )
+        sizes.append(exported.bytes)
+        answer = run_file(tmp_path / "model.tflite", "model", **inputs)["output"]
+        np.testing.assert_allclose(
+            answer, model(inputs), atol={"none": 1e-5, "float16": 1e-2}.get(quantize, 0.2)
+        )
+    assert sizes[0] < 0.85 * sizes[1]
+
+
+def test_a_recurrent_classifier_of_another_kind(tmp_path):
+    """Its loop is Keras's; in integers are the dense layers alone."""
+    model = keras.Sequential(
+        [
+            keras.Input((None, 5)),
+            keras.layers.LSTM(8),
+            keras.layers.Dense(16, activation="relu"),
+            keras.layers.Dense(4),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    data = [rng.standard_normal((1, 9, 5)).astype("float32") for _ in range(5)]
+    for quantize in ("none", "int8"):
+        exported = to_tflite(
+            model, tmp_path / "m.tflite", length=9, quantize=quantize, representative=data
+        )
+        assert exported.largest_difference < {"none": 1e-4, "int8": 0.05}[quantize]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"quantize": "int4"}, "`quantize` must be one of none, float16, int8_dynamic, int8"),
+        ({"what": "encoder"}, "`what` must be one of denoiser"),
+        ({"length": None}, "fixed shapes: give `length`"),
+        ({"length": 0}, "`length` must be a whole number"),
+        ({"batch_size": 1.5}, "`batch_size` must be a whole number"),
+        ({"what": "sampler"}, "needs `steps`"),
+        ({"what": "sampler", "steps": 1001}, "`steps` must be a whole number from 1 to 1000"),
+        ({"steps": 5}, "`steps` is for the samplers"),
+        ({"what": "decoder"}, "needs a LatentDiffusion or a VQAutoencoder"),
+        ({"what": "model"}, "functional and Sequential"),
+        ({"shape": (3, 3)}, "`shape` is for latents"),
+        ({"quantize": "int8"}, "give `representative`"),
+        ({"quantize": "int8", "representative": []}, "it is empty"),
+        (
+            {"quantize": "int8", "representative": [(np.zeros((1, 3, 3)), [1], [1])]},
+            r"received one of \[\(1, 3, 3\), \(1,\), \(1,\)\]",
+        ),
+        (
+            {"quantize": "int8", "representative": [()], "what": "sampler", "steps": 2},
+            "is for what is called once a step",
+        ),
+        ({"metadata": {"a": object()}}, "`metadata` must be what JSON can write"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(options, message, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(tflite, "_convert", lambda *_: pytest.fail("converted"))
+    with pytest.raises(ValueError, match=message):
+        to_tflite(model, tmp_path / "model.tflite", **{"length": LENGTH, **options})
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_that_cannot_be_exported(model, tmp_path):
+    path = tmp_path / "model.tflite"
+    with pytest.raises(ValueError, match="has no weights yet"):
+        to_tflite(keras.Sequential([keras.layers.Dense(3)]), path)
+    with pytest.raises(ValueError, match="must be a Keras model; received str"):
+        to_tflite("model.keras", path)
+    images = keras.Input((None, None, 3), name="images")
+    flexible = keras.Model(images, keras.layers.Conv2D(2, 3)(images))
+    with pytest.raises(ValueError, match=r"'images' of shape .* axes \[1, 2\] are not known"):
+        to_tflite(flexible, path)
+    with pytest.raises(ValueError, match="folder that exists"):
+        to_tflite(model, tmp_path / "nowhere" / "model.tflite", length=LENGTH)
+    with pytest.raises(ValueError, match="give `shape`"):
+        to_tflite(ksd.models.UNet(model_channels=32, channel_mult=(1,), num_res_blocks=1), path)
+    with pytest.raises(ValueError, match="`model` must be a DiffusionModel"):
+        representative_data(flexible, [])
+
+    class Fourier(keras.layers.Layer):
+        def call(self, x):
+            return tf.math.real(tf.signal.fft3d(tf.cast(x, tf.complex64)))
+
+    inputs = keras.Input((4, 4, 4))
+    with pytest.raises(ValueError, match="TensorFlow Lite cannot express `what='model'`"):
+        to_tflite(keras.Model(inputs, Fourier()(inputs)), path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_answers_otherwise_is_not_kept(model, tmp_path, monkeypatch):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"earlier")
+    monkeypatch.setitem(tflite.TOLERANCES, "none", 1e-12)
+    with pytest.raises(ValueError, match="not Keras's: the largest difference is"):
+        to_tflite(model, path, length=LENGTH)
+    assert path.read_bytes() == b"earlier"
+    assert list(tmp_path.iterdir()) == [path]
+    # Not compared, it is written.
+    assert to_tflite(model, path, length=LENGTH, verify=False).largest_difference is None
+
+
+def test_calls_that_do_not_fit_a_file(exported, tmp_path):
+    denoise = TFLiteDenoiser(exported.path)
+    points, t, lengths = inputs_of_denoiser(1, LENGTH + 1)
+    with pytest.raises(ValueError, match=rf"takes points of shape \(batch_size, {LENGTH}, 3\)"):
+        denoise(points, t, lengths)
+    with pytest.raises(ValueError, match="takes points, t, lengths; received 2 inputs"):
+        denoise(points[:, :LENGTH], t)
+    with pytest.raises(ValueError, match=f"at most {LENGTH}, for which"):
+        generate_from_tflite(exported.path, lengths=[LENGTH + 1])
+    with pytest.raises(ValueError, match="give `lengths` and not `n`"):
+        generate_from_tflite(exported.path, n=3)
+    with pytest.raises(ValueError, match="numbers of points"):
+        generate_from_tflite(exported.path, lengths=[0])
+    foreign = tmp_path / "foreign.tflite"
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    foreign.write_bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+    with pytest.raises(ValueError, match="was not written by this package"):
+        read_tflite_metadata(foreign)
+    to_tflite(model, tmp_path / "model.tflite")
+    with pytest.raises(ValueError, match="cannot sample: it holds what='model'"):
+        generate_from_tflite(tmp_path / "model.tflite", n=1)
+    with pytest.raises(ValueError, match="must hold a denoiser"):
+        TFLiteDenoiser(tmp_path / "model.tflite")
+
+
+def test_litert_refuses_other_sizes(exported):
+    """Shapes are fixed, and are not silently taken for others."""
+    points, t, lengths = inputs_of_denoiser(1, LENGTH + 4)
+    with pytest.raises((RuntimeError, ValueError)):
+        run_file(exported.path, "denoiser", points=points, t=t, lengths=lengths)
