@@ -10,14 +10,19 @@ like noise, as trained ones do.
 import argparse
 import json
 import tempfile
-import zlib
 from pathlib import Path
 
 import keras
 import numpy as np
 
 import keras_sparse_dm as ksd
-from keras_sparse_dm.export import representative_data, to_tflite
+from keras_sparse_dm.export import (
+    file_sizes,
+    representative_data,
+    save_sparse,
+    to_saved_model,
+    to_tflite,
+)
 
 POINTS = 90
 
@@ -37,8 +42,18 @@ def as_tflite(**options):
     return write
 
 
+def as_checkpoint(dtype):
+    """The same for a sparse checkpoint."""
+    return lambda model, path: save_sparse(model, path, dtype=dtype)
+
+
 # `write(model, path)` by title.
 ROWS = {
+    ".keras": lambda model, path: model.save(path),
+    "SavedModel": to_saved_model,
+    "sparse checkpoint": as_checkpoint("float32"),
+    "sparse checkpoint, float16": as_checkpoint("float16"),
+    "sparse checkpoint, bfloat16": as_checkpoint("bfloat16"),
     "TFLite, dense": as_tflite(sparse=False),
     "TFLite, sparse": as_tflite(),
     "TFLite, dense, float16": as_tflite(sparse=False, quantize="float16"),
@@ -68,13 +83,11 @@ def main():
         if sparsity:
             ksd.sparsify(denoiser, sparsity, seed=0)
         model = ksd.diffusion.DiffusionModel(denoiser, ksd.diffusion.NoiseSchedule.linear(1000))
-        with tempfile.TemporaryDirectory() as folder:
-            for title, write in ROWS.items():
-                path = Path(folder) / "model"
+        for title, write in ROWS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "model.keras"
                 write(model, path)
-                content = path.read_bytes()
-                path.unlink()
-                sizes[title, sparsity] = (len(content), len(zlib.compress(content, 9)))
+                sizes[title, sparsity] = file_sizes(path, 9)
 
     dense = sizes["TFLite, dense", arguments.sparsity[0]][0]
     head = [f"S = {s:g} | zlib | of dense" for s in arguments.sparsity]

@@ -11,5 +11,6 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "saved_model": ["read_metadata", "to_saved_model"],
         "sizes": ["file_sizes"],
         "tflite": ["TFLiteExport", "representative_data", "to_tflite"],
+        "xnnpack": ["sparse_inference_report"],
     },
 )

@@ -29,7 +29,7 @@ def schema():
     except ImportError:
         raise ImportError(
             "TFLite files are read, written and run by LiteRT, which is not installed: "
-            "pip install 'keras_sparse_dm[litert]'"
+            "pip install ai-edge-litert"
         ) from None
     return schema_py_generated
 
