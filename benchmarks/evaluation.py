@@ -27,8 +27,8 @@ from typing import Literal
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-import tensorflow as tf
 import tyro
+from cores import spread_threads
 from rich.console import Console
 from rich.table import Table
 
@@ -228,34 +228,6 @@ def random_network(kind, seed=0):
     return network
 
 
-def spread_threads():
-    """Binds the threads of TensorFlow and PyTorch to cores, evenly; returns the number of cores.
-
-    Both leave that to the operating system, and that of a virtual machine may keep them all on
-    one core.
-    """
-    cores = sorted(os.sched_getaffinity(0))
-
-    def threads():
-        return {int(name) for name in os.listdir("/proc/self/task")}
-
-    def bind(first, start):
-        before = threads()
-        for _ in range(3):
-            start()
-        for i, thread in enumerate(sorted(threads() - before)):
-            os.sched_setaffinity(thread, {cores[(first + i) % len(cores)]})
-
-    x = np.ones((512, 512), "float32")
-    bind(0, tf.function(lambda: (tf.matmul(x, x), tf.matmul(x, x, transpose_b=True))))
-    if torch is not None:
-        torch.set_num_threads(len(cores))
-        # PyTorch's first thread is the process's own.
-        bind(1, lambda: torch.from_numpy(x) @ torch.from_numpy(x))
-        os.sched_setaffinity(0, cores[:1])
-    return len(cores)
-
-
 def seconds_in_turn(functions, rounds):
     """Times functions in turn; `{name: list of (seconds, processor's seconds)}`."""
     for function in functions.values():
@@ -363,7 +335,7 @@ def main(
     """
     if torch is None:
         raise SystemExit("This needs PyTorch: pip install 'keras_sparse_dm[convert]'")
-    cores = spread_threads()
+    cores = spread_threads(with_torch=torch is not None)
     figures = {}
     if "features" in what:
         figures |= features_figures(kind, size, batch_size, rounds, cores)

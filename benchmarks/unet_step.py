@@ -35,6 +35,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tyro
+from cores import spread_threads
 from rich.console import Console
 from rich.table import Table
 
@@ -43,34 +44,6 @@ import keras_sparse_dm as ksd
 UPDATE_EVERY = 1100
 TIMESTEPS = 1000
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-2
-
-
-def spread_threads():
-    """Binds the threads of TensorFlow and PyTorch to cores, evenly; returns the number of cores.
-
-    Both leave that to the operating system, and that of a virtual machine may keep them all on
-    one core.
-    """
-    cores = sorted(os.sched_getaffinity(0))
-
-    def threads():
-        return {int(name) for name in os.listdir("/proc/self/task")}
-
-    def bind(first, start):
-        before = threads()
-        for _ in range(3):
-            start()
-        for i, thread in enumerate(sorted(threads() - before)):
-            os.sched_setaffinity(thread, {cores[(first + i) % len(cores)]})
-
-    x = np.ones((512, 512), "float32")
-    bind(0, tf.function(lambda: (tf.matmul(x, x), tf.matmul(x, x, transpose_b=True))))
-    if diffusers is not None:
-        torch.set_num_threads(len(cores))
-        # PyTorch's first thread is the process's own.
-        bind(1, lambda: torch.from_numpy(x) @ torch.from_numpy(x))
-        os.sched_setaffinity(0, cores[:1])
-    return len(cores)
 
 
 def keras_model(structure, sparsity=None, update_every=UPDATE_EVERY):
@@ -217,7 +190,7 @@ def main(
     x = rng.standard_normal((batch_size, size, size, 3), dtype="float32")
     t = rng.integers(TIMESTEPS, size=batch_size).astype("int32")
     shape = (samples, size, size, 3)
-    cores = spread_threads()
+    cores = spread_threads(with_torch=diffusers is not None)
 
     sparse, dense = keras_model(structure, sparsity), keras_model(structure)
     # Due at every step: what it takes longer is the cost of an update.

@@ -1,0 +1,39 @@
+"""Where the threads of two programs run that are measured side by side."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+
+
+def spread_threads(with_torch):
+    """Binds the threads of TensorFlow and PyTorch to cores, evenly; returns the number of cores.
+
+    Both leave that to the operating system, and that of a virtual machine may keep them all on
+    one core.
+
+    Args:
+        with_torch: Whether to bind PyTorch's too.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+
+    def threads():
+        return {int(name) for name in os.listdir("/proc/self/task")}
+
+    def bind(first, start):
+        before = threads()
+        for _ in range(3):
+            start()
+        for i, thread in enumerate(sorted(threads() - before)):
+            os.sched_setaffinity(thread, {cores[(first + i) % len(cores)]})
+
+    x = np.ones((512, 512), "float32")
+    bind(0, tf.function(lambda: (tf.matmul(x, x), tf.matmul(x, x, transpose_b=True))))
+    if with_torch:
+        import torch
+
+        torch.set_num_threads(len(cores))
+        # PyTorch's first thread is the process's own.
+        bind(1, lambda: torch.from_numpy(x) @ torch.from_numpy(x))
+        os.sched_setaffinity(0, cores[:1])
+    return len(cores)
