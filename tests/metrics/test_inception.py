@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras_sparse_dm.metrics import inception
 from keras_sparse_dm.metrics.inception import InceptionFeatures
 
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "inception.py"
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "evaluation.py"
 
 
 @pytest.fixture(scope="module")
