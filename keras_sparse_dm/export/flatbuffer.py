@@ -180,14 +180,14 @@ def sparse_tensors(content):
 
 
 def encode_sparse(model):
-    """Encodes constants that are mostly zeros as sparse ones, and has them unpacked when loaded.
+    """Encodes kernels that are mostly zeros as sparse tensors, and has them unpacked when loaded.
 
     Integer weights of a layer that computes in floats become floats when they are unpacked. Those
     of a fully connected layer that computes in integers are copied once more. LiteRT's XNNPACK
     takes them for constants otherwise, and then fails to prepare them.
 
     Args:
-        model: The `ModelT`, whose float16 and int8 constants are encoded.
+        model: The `ModelT`, whose float16 and int8 kernels are encoded.
     """
     s = schema()
     kinds = {s.TensorType.FLOAT16: np.float16, s.TensorType.INT8: np.int8}
@@ -206,6 +206,8 @@ def encode_sparse(model):
             values = np.asarray(data, np.uint8).view(kinds[tensor.type])
             values = values.reshape([int(n) for n in tensor.shape])
             if values.ndim < 2 or values.size < _FEWEST or uses[tensor.buffer] > 1:
+                continue
+            if not _are_kernels(model, graph, index):
                 continue
             sparsity, nonzero = _compressed_rows(values)
             if _bytes(sparsity) + nonzero.nbytes >= values.nbytes:
@@ -254,6 +256,9 @@ def _compressed_rows(values):
     s = schema()
     rows = values.reshape(-1, values.shape[-1])
     present = rows != 0
+    if not present.any():
+        # A tensor without a value would not be taken for a constant.
+        present[0, 0] = True
     segments = np.append(0, np.cumsum(present.sum(1)))
     indices = np.nonzero(present)[1]
     dimensions = []
@@ -326,6 +331,25 @@ def _operator(model, code, source, target):
     operator.builtinOptionsType, make = options[code]
     operator.builtinOptions = make()
     return operator
+
+
+def _are_kernels(model, graph, index):
+    """Whether a constant, or the floats made of it, are the kernels of layers and nothing else.
+
+    XNNPACK unpacks a sparse constant for itself, and it runs these layers; what others read, such
+    as the state that a loop starts from, nobody would unpack.
+    """
+    s = schema()
+    layers = (s.BuiltinOperator.FULLY_CONNECTED, s.BuiltinOperator.CONV_2D)
+    for operator in graph.operators:
+        if index not in operator.inputs:
+            continue
+        if _is(model, operator, s.BuiltinOperator.DEQUANTIZE):
+            if not _are_kernels(model, graph, operator.outputs[0]):
+                return False
+        elif not any(_is(model, operator, c) for c in layers) or operator.inputs[1] != index:
+            return False
+    return True
 
 
 def _is(model, operator, code):

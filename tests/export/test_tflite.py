@@ -115,11 +115,12 @@ def test_a_file_answers_as_the_model_does(quantize, bound, sparse, structure, sk
 def test_every_batch_size_length_and_representation(representation, tmp_path):
     denoiser = chirodiff(8, layers=1, representation=representation)
     path = tmp_path / "model.tflite"
-    to_tflite(denoiser, path, length=33, batch_size=2)
-    denoise = TFLiteDenoiser(path)
-    for batch_size, length in ((1, 33), (2, 7), (5, 20)):
-        inputs = inputs_of_denoiser(batch_size, length)
-        np.testing.assert_allclose(denoise(*inputs), denoiser(inputs), atol=1e-5)
+    for quantize, size, bound in (("none", 2, 1e-5), ("float16", 32, 1e-2)):
+        to_tflite(denoiser, path, length=33, batch_size=size, quantize=quantize)
+        denoise = TFLiteDenoiser(path)
+        for batch_size, length in ((1, 33), (2, 7), (5, 20), (64, 33)):
+            inputs = inputs_of_denoiser(batch_size, length)
+            np.testing.assert_allclose(denoise(*inputs), denoiser(inputs), atol=bound)
     assert denoise.metadata["representation"] == representation
 
 
@@ -261,6 +262,15 @@ def test_stored_values_are_the_kernel_s_own(tmp_path):
     assert list(inputs.arrayIndices.values) == [2, 5]
 
 
+@pytest.mark.parametrize("quantize", ["none", "float16", "int8_dynamic"])
+def test_a_kernel_of_zeros_alone(quantize, tmp_path):
+    inputs = keras.Input((32,))
+    x = keras.layers.Dense(32, kernel_initializer="zeros", bias_initializer="ones")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(16)(x) + keras.layers.Dense(16)(inputs))
+    exported = to_tflite(model, tmp_path / "model.tflite", quantize=quantize, batch_size=16)
+    assert exported.largest_difference < 0.1
+
+
 def test_the_toolkit_sees_our_2_of_4_as_its_own():
     model = keras.Sequential([keras.Input((32,)), keras.layers.Dense(8)])
     ksd.sparsify(model, 0.5, "uniform", structure=ksd.sparsity.NM(2, 4))
@@ -338,6 +348,35 @@ def test_files_draw_what_the_model_draws(model, exported, tmp_path):
         np.testing.assert_allclose(drawn, expected, atol=1e-3)
         with pytest.raises(ValueError, match="`steps` is 10 in"):
             generate_from_tflite(path, lengths=lengths, steps=20)
+
+
+def test_a_step_in_integers(model, sketches, tmp_path):
+    arguments = {"what": "sampler_step", "steps": 4, "length": LENGTH}
+    data = representative_data(model, sketches, n=12, **arguments)
+    assert {int(step) for _, step, _ in data} == {0, 1, 2, 3}
+    path = tmp_path / "step.tflite"
+    to_tflite(model, path, quantize="int8", representative=data, **arguments)
+    lengths = [LENGTH, 11]
+    drawn = generate_from_tflite(path, lengths=lengths, seed=1)
+    expected = model.generate(lengths=lengths, steps=4, seed=1)
+    assert np.abs(drawn - expected).mean() < 0.1 * np.abs(expected).mean()
+
+
+def test_representative_data_are_noised_as_in_training(model, sketches):
+    data = representative_data(model, sketches, length=LENGTH, n=300, batch_size=2, seed=1)
+    t = np.concatenate([t for _, t, _ in data])
+    assert t.min() < 50 and t.max() > 950
+    # All noise at the last timesteps, next to none at the first.
+    late = np.concatenate([x[t > 900].ravel() for x, t, _ in data])
+    assert late.std() == pytest.approx(1, abs=0.1)
+    points, _, lengths = next(item for item in data if item[1].min() < 30)
+    clean = [s for s in sketches if len(s) == lengths[0]]
+    assert min(np.abs(points[0, : len(s)] - s).mean() for s in clean) < 0.3
+    again = representative_data(model, sketches, length=LENGTH, n=300, batch_size=2, seed=1)
+    np.testing.assert_array_equal(again[7][0], data[7][0])
+    # Those that are too long are cut.
+    cut = representative_data(model, sketches, length=5, n=3)
+    assert all(x.shape == (1, 5, 3) and lengths == [5] for x, _, lengths in cut)
 
 
 def test_a_denoiser_in_a_file_serves_the_samplers(model, exported):
