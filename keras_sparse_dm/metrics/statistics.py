@@ -6,6 +6,7 @@ the other measures need the features. Those of a real data set never change, so 
 `cached_statistics` and `cached_features` keep them on disk.
 """
 
+import contextlib
 import warnings
 import zipfile
 from pathlib import Path
@@ -346,11 +347,16 @@ def _cached(cache, read, make, convert, write):
     return value
 
 
+@contextlib.contextmanager
 def _open_npz(path):
-    if not zipfile.is_zipfile(path):
-        with open(path, "rb"):  # for the error where there is no such file
+    """Context that gives the arrays of an `.npz` file."""
+    # Opened once: between two looks at the path another process may put a file there.
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
             raise ValueError("it is no .npz file")
-    return np.load(path, allow_pickle=False)
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as stored:
+            yield stored
 
 
 def _batches(made):
