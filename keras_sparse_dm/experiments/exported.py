@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from keras_sparse_dm.experiments.samples import IMAGES_A_PART
+from keras_sparse_dm.experiments.samples import sample_model
 from keras_sparse_dm.experiments.settings import SettingsError
 from keras_sparse_dm.models.presets import SamplingSettings, from_plain
 
@@ -186,11 +187,7 @@ def _container(path):
     if not isinstance(model, DiffusionModel):
         raise ValueError(f"{path} holds a {type(model).__name__}, no diffusion model.")
 
-    def draw(n, lengths, **options):
-        if lengths is not None:
-            return model.generate(lengths=lengths, **options)
-        return model.generate(n, batch_size=IMAGES_A_PART, progress=False, **options)
-
     kind = "images" if hasattr(model, "autoencoder") else "sketches"
     timesteps = model.noise_schedule.timesteps
+    draw = partial(sample_model, model)
     return _exported(path, metadata, kind, timesteps, draw, only_ddim=False)

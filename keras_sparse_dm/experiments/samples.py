@@ -71,10 +71,7 @@ class Run:
 
     def sample(self, n, lengths, **options):
         """Samples of the model: points (n, max(lengths), 3), or images in [-1, 1]."""
-        if lengths is not None:
-            return self.model.generate(lengths=lengths, **options)
-        # The bar of all samples is the one to show.
-        return self.model.generate(n, batch_size=IMAGES_A_PART, progress=False, **options)
+        return sample_model(self.model, n, lengths, **options)
 
     @property
     def example(self):
@@ -91,6 +88,21 @@ class Run:
     def checksum(self):
         """Number that changes with the model."""
         return zlib.crc32(self.file.read_bytes())
+
+
+def sample_model(model, n, lengths, **options):
+    """Samples of a `DiffusionModel`: points (n, max(lengths), 3), or images in [-1, 1].
+
+    Args:
+        model: The model.
+        n: Number of samples.
+        lengths: Of sketches, as many; None for images.
+        options: As of `generate`: steps, sampler, eta and seed.
+    """
+    if lengths is not None:
+        return model.generate(lengths=lengths, **options)
+    # The bar of all samples is the one to show.
+    return model.generate(n, batch_size=IMAGES_A_PART, progress=False, **options)
 
 
 def load_run(folder, data_dir=None, cache_dir=None, verbose=1):
