@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_sparse_dm.layers import SparseDense, SparseGRU
+from keras_sparse_dm.layers.recurrent_stack import runs_as_stack, stacked_outputs
 from keras_sparse_dm.models.presets import get_preset
 
 REPRESENTATIONS = ("absolute", "delta")
@@ -157,8 +158,11 @@ class ChiroDiff(keras.Model):
         time = self.embed_time(t)[:, None]
         time = ops.broadcast_to(time, (ops.shape(points)[0], max_length, self.time_features))
         hidden = ops.concatenate([self._positions_and_velocities(points), time], axis=-1)
-        for layer in self.recurrent:
-            hidden = layer(hidden, mask=mask, training=training)
+        if not training and runs_as_stack(self.recurrent):
+            hidden = stacked_outputs(self.recurrent, hidden, mask)
+        else:
+            for layer in self.recurrent:
+                hidden = layer(hidden, mask=mask, training=training)
         hidden = self.output_projection(hidden)
         noise = self.noise_projection(ops.concatenate([hidden, time], axis=-1))
         return ops.where(mask[..., None], noise, ops.zeros_like(noise))
