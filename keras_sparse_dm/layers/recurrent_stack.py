@@ -28,6 +28,7 @@ def runs_as_stack(layers):
         return False
     return all(
         layer.merge_mode == "concat"
+        and "call" not in vars(layer)
         and _computed_as_here(layer.forward_layer)
         and _computed_as_here(layer.backward_layer)
         for layer in layers
@@ -39,11 +40,13 @@ def _computed_as_here(gru):
     return (
         isinstance(gru, keras.layers.GRU)
         and type(gru).inner_loop is keras.layers.GRU.inner_loop
-        # Export puts its own there.
-        and "inner_loop" not in vars(gru)
+        and type(cell).call is keras.layers.GRUCell.call
+        # Where somebody listens to calls, or has put others in their place, they are made.
+        and not {"inner_loop", "call"} & {*vars(gru), *vars(cell)}
         and gru.return_sequences
         and not gru.return_state
         and not gru.stateful
+        and not gru.unroll
         and cell.reset_after
         and cell.use_bias
     )
@@ -103,16 +106,15 @@ def _outputs(gru, joined, valid, backwards):
     parts, _, batch_size, _ = tf.unstack(tf.shape(joined[0]))
     sizes = [x.shape[-1] for x in joined]
     # One matrix of each gate: what a product gives need not be cut up.
-    kernels = [
-        tf.split(gate, sizes) for gate in tf.split(ops.cast(cell.kernel, dtype), 3, axis=1)
-    ]
+    kernels = [tf.split(gate, sizes) for gate in tf.split(ops.cast(cell.kernel, dtype), 3, axis=1)]
     recurrent_z, recurrent_r, recurrent_h = tf.split(
         ops.cast(cell.recurrent_kernel, dtype), 3, axis=1
     )
-    input_bias, recurrent_bias = tf.unstack(ops.cast(cell.bias, dtype))
-    recurrent_bias_zr, recurrent_bias_h = recurrent_bias[:-cell.units], recurrent_bias[-cell.units :]
-    # The candidate's is added before it is reset, the others' at any time.
-    biases = tf.split(input_bias + tf.pad(recurrent_bias_zr, [(0, cell.units)]), 3)
+    input_bias, recurrent_bias = (
+        tf.split(bias, 3) for bias in tf.unstack(ops.cast(cell.bias, dtype))
+    )
+    # The candidate's recurrent bias is reset with the state, the others' are added at any time.
+    biases = [input_bias[0] + recurrent_bias[0], input_bias[1] + recurrent_bias[1], input_bias[2]]
 
     def of_part(number, state, outputs):
         part = parts - 1 - number if backwards else number
@@ -126,7 +128,7 @@ def _outputs(gru, joined, valid, backwards):
         for x_z, x_r, x_h, is_point in reversed(steps) if backwards else steps:
             update = cell.recurrent_activation(x_z + state @ recurrent_z)
             reset = cell.recurrent_activation(x_r + state @ recurrent_r)
-            candidate = cell.activation(x_h + reset * (state @ recurrent_h + recurrent_bias_h))
+            candidate = cell.activation(x_h + reset * (state @ recurrent_h + recurrent_bias[2]))
             state = tf.where(is_point, candidate + update * (state - candidate), state)
             states.append(state)
         states = tf.stack(states[::-1] if backwards else states)
