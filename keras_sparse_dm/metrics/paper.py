@@ -50,6 +50,8 @@ class PaperSetting:
         sampling_steps: DDIM steps (paper, section 3.3.2).
         size: Height and width of a latent, or None.
         points: Mean points of a sketch that the sampling FLOPs imply, or None.
+        stated_iterations: Iterations that the data set's size, the batch size and the epochs
+            give, where they do not explain the figures.
     """
 
     iterations: int | None
@@ -57,6 +59,7 @@ class PaperSetting:
     sampling_steps: int
     size: int | None = None
     points: float | None = None
+    stated_iterations: int | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ PAPER_SETTINGS = {
     "ldm_celebahq": PaperSetting(150 * 1042, 1100, 100, size=64),
     "ldm_lsun_bedrooms": PaperSetting(150 * 884, 1100, 100, size=64),
     "ldm_imagenette": PaperSetting(150 * 790, 1100, 100, size=64),
-    "chirodiff_quickdraw": PaperSetting(None, 800, 50, points=176.4),
+    "chirodiff_quickdraw": PaperSetting(None, 800, 50, points=176.4, stated_iterations=600 * 547),
     "chirodiff_kanjivg": PaperSetting(600 * 68, 800, 50, points=177.83),
     "chirodiff_vmnist": PaperSetting(600 * 66, 800, 50, points=111.42),
 }
