@@ -1,4 +1,4 @@
-"""Tables of a report, written as Markdown and as LaTeX (package booktabs)."""
+"""Tables of a report, written as Markdown and as LaTeX (packages booktabs and graphicx)."""
 
 import itertools
 import re
@@ -111,18 +111,20 @@ class Table:
             r"\begin{table}[htbp]",
             r"\centering",
             r"\footnotesize",
-            r"\setlength{\tabcolsep}{3pt}",
+            r"\setlength{\tabcolsep}{2.5pt}",
             rf"\caption{{{latex(self.caption)}}}",
             rf"\label{{tab:{self.label}}}",
+            # Shrunk where it is wider than the page.
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{''.join('r' if c.numbers else 'l' for c in self.columns)}}}",
             r"\toprule",
             *self._latex_groups(),
-            _latex_row([latex(column.heading) for column in self.columns]),
+            _latex_row([_latex_heading(column) for column in self.columns]),
         ]
         for block in self.blocks:
             lines.append(r"\midrule")
             lines += [_latex_row([entry.to_latex() for entry in row]) for row in block]
-        lines += [r"\bottomrule", r"\end{tabular}"]
+        lines += [r"\bottomrule", r"\end{tabular}}"]
         for i, text in enumerate(self.notes, 1):
             lines += ["", rf"\raggedright\textsuperscript{{{i}}}~{latex(text)}\par"]
         return "\n".join([*lines, r"\end{table}", ""])
@@ -146,6 +148,17 @@ def latex(text):
     """Plain text as LaTeX; `S = 0.5` and the like become formulas."""
     text = "".join(_LATEX_SYMBOLS.get(character, character) for character in text)
     return re.sub(r"\b([Sp]) = ([\d.]*\d)", r"$\1 = \2$", text)
+
+
+def _latex_heading(column):
+    """A heading, in two lines where it would make its column wide."""
+    text = column.heading
+    if len(text) <= 10 or " " not in text:
+        return latex(text)
+    spaces = [i for i, character in enumerate(text) if character == " "]
+    middle = min(spaces, key=lambda i: abs(i - len(text) / 2))
+    upper, lower = latex(text[:middle]), latex(text[middle + 1 :])
+    return rf"\shortstack[{'r' if column.numbers else 'l'}]{{{upper}\\{lower}}}"
 
 
 def _markdown_row(cells):

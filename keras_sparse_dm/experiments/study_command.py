@@ -1,4 +1,4 @@
-"""`sparse-dm study run` and `sparse-dm study list`: how their options are read."""
+"""`sparse-dm study`: how the options of `run` and `list` are read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,14 @@ from keras_sparse_dm.experiments.grid import (
 )
 from keras_sparse_dm.experiments.settings import SettingsError
 from keras_sparse_dm.experiments.study import Options, run_study, select, tasks_of
+from keras_sparse_dm.experiments.study_report_command import study_report_command
 
-USAGE = """usage: sparse-dm study {run, list} ...
+USAGE = """usage: sparse-dm study {run, report, list} ...
 
   sparse-dm study run NAME [options]      run what is not finished of a study
+  sparse-dm study report NAME [options]   tables and figures of the runs that have ended
   sparse-dm study list                    names of the studies, and how many runs they are
-  sparse-dm study run --help              all options
+  sparse-dm study run --help              all options; likewise of report
 """
 
 
@@ -112,14 +114,19 @@ class StudyRunSettings:
 
 def study_command(argv):
     """Runs `sparse-dm study` and returns the exit code."""
-    commands = {"run": study_run_command, "list": study_list_command}
+    commands = {
+        "run": study_run_command,
+        "report": study_report_command,
+        "list": study_list_command,
+    }
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])
     if argv in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
     received = f"received {argv[0]!r}" if argv else "received nothing"
-    wanted = " or ".join(commands)
+    *others, last = commands
+    wanted = f"{', '.join(others)} or {last}"
     return fail("sparse-dm study", f"the command must be {wanted}; {received}.", 2)
 
 

@@ -1,5 +1,7 @@
 """A study's figures, in the manner of the paper's Figures 2 to 13."""
 
+import math
+
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -118,7 +120,7 @@ def by_prune_rate(scores):
             drawn |= _line(axis, points, first, title)
         axis.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         axis.set_xlim(-0.4, len(rates) - 0.6)
-        axis.set_xlabel("prune rate p (share exchanged per update)")
+        axis.set_xlabel("prune rate p (share per update)")
         return drawn
 
     return _panels(scores, titles, panel, f"{scores.name} against prune rate")
@@ -164,7 +166,10 @@ def _panels(scores, titles, panel, caption):
         axis.set_ylabel(f"{scores.name} (lower is better)")
     if not drawn:
         return None
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=min(4, len(handles)))
+    # Inches that the widest entry takes.
+    entry = 0.5 + 0.065 * max(map(len, handles))
+    ncols = max(1, min(len(handles), int(figure.get_figwidth() / entry)))
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=ncols)
     several = any(len(cells) > 1 for cells in scores.cells.values())
     error = " Bars and band: sample SD over the runs." if several else ""
     return f"{caption}.{error}", figure
@@ -192,7 +197,8 @@ def _line(axis, points, approach, title):
     axis.errorbar(
         [x for x, _ in points],
         [score.mean for _, score in points],
-        yerr=[score.sd or 0.0 for _, score in points],
+        # None of a single run.
+        yerr=[math.nan if score.sd is None else score.sd for _, score in points],
         color=color,
         marker=marker,
         linestyle="--" if approach.method == "dense" else "-",

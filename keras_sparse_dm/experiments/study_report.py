@@ -17,7 +17,7 @@ TABLES = "tables.tex"
 _NAMED = 12
 
 
-def write_study_report(study, folder, output_dir=None, score=None, command=None):
+def write_study_report(study, folder, output_dir=None, score=None, seeds=None, command=None):
     """Writes a study's report from the results in its folder.
 
     The same results give the same bytes. A file is whole or not there.
@@ -28,6 +28,8 @@ def write_study_report(study, folder, output_dir=None, score=None, command=None)
         output_dir: Where to write; by default `reports/NAME` in the study's folder.
         score: Name of the distance that is reported; by default the FID of an Inception network
             where all evaluations have it, else FD-kanji.
+        seeds: Number of seeds that each run is wanted with, from 0; by default the study's own,
+            and at smoke scale, which does with one, as many as there are.
         command: What the report says that it was made by, or None.
 
     Returns:
@@ -38,7 +40,8 @@ def write_study_report(study, folder, output_dir=None, score=None, command=None)
         OSError: if something cannot be written.
     """
     folder = Path(folder)
-    scores = Scores(study, _results(folder), score)
+    results = _results(folder)
+    scores = Scores(_with_seeds(study, results, seeds), results, score)
     if not scores.runs and not scores.failed:
         raise SettingsError(
             f"{folder / RESULTS_FILE} holds no run of {study.name}; `sparse-dm study run "
@@ -76,6 +79,15 @@ def _results(folder):
             "least one run has ended."
         )
     return read_results(folder)
+
+
+def _with_seeds(study, results, seeds):
+    """The study with the number of seeds that is wanted of each run."""
+    names = {cell.name for cell in study.cells}
+    found = [run for run in results.runs if run.cell in names]
+    if seeds is None and found and all(run.scale == "smoke" for run in found):
+        seeds = 1 + max(run.seed for run in found)
+    return study if seeds is None else study.with_seeds(seeds)
 
 
 def _write(path, text):
@@ -284,7 +296,8 @@ def _has_all_scores(scores, name):
 
 def _latex_file(scores, tables):
     lines = [
-        f"% {scores.study.name}: {latex(scores.study.title)}. Needs \\usepackage{{booktabs}}.",
+        f"% {scores.study.name}: {latex(scores.study.title)}.",
+        r"% Needs \usepackage{booktabs,graphicx}.",
         f"% {latex(_reading(scores, tables))}",
         "",
     ]

@@ -29,7 +29,8 @@ class StudyReportSettings:
     """Distance to report, as the evaluations name it: FD-kanji, FID, FID-quickdraw. By default
     the FID where all were evaluated by it, else FD-kanji."""
     seeds: int | None = None
-    """Seeds that each run is wanted with, from 0; by default the study's own."""
+    """Seeds that each run is wanted with, from 0; by default the study's, and at smoke scale those
+    that there are."""
 
     def check(self):
         """Checks everything that can be checked without loading anything.
@@ -43,12 +44,6 @@ class StudyReportSettings:
         if self.output_dir is not None and self.output_dir.exists():
             if not self.output_dir.is_dir():
                 raise SettingsError(f"--output-dir {self.output_dir} is no folder.")
-
-    @property
-    def study(self):
-        """The `Study` that is reported on."""
-        study = find_study(self.name)
-        return study if self.seeds is None else study.with_seeds(self.seeds)
 
     @property
     def folder_of_runs(self):
@@ -88,7 +83,12 @@ def study_report_command(argv, prog="sparse-dm study report"):
         with quiet_start():
             from keras_sparse_dm.experiments.study_report import write_study_report
         path = write_study_report(
-            settings.study, folder, settings.output_dir, settings.score, settings.command
+            find_study(settings.name),
+            folder,
+            settings.output_dir,
+            settings.score,
+            settings.seeds,
+            settings.command,
         )
     except UsageError as error:
         return fail(prog, error, 2)
