@@ -158,7 +158,7 @@ def _latex_heading(column):
     spaces = [i for i, character in enumerate(text) if character == " "]
     middle = min(spaces, key=lambda i: abs(i - len(text) / 2))
     upper, lower = latex(text[:middle]), latex(text[middle + 1 :])
-    return rf"\shortstack[{'r' if column.numbers else 'l'}]{{{upper}\\{lower}}}"
+    return rf"\shortstack[{'r' if column.numbers else 'l'}]{{{upper}\\ {lower}}}"
 
 
 def _markdown_row(cells):

@@ -147,7 +147,7 @@ def _results_part(scores, tables):
 def _reading(scores, tables):
     """What must be known to read the tables, once for all of them."""
     headings = {column.heading for table in tables for column in table.columns}
-    sentences = ["The paper's numbers are in italics."]
+    sentences = ["The paper's numbers are in italics, marked by the same rules."]
     if all(scores.is_papers(preset) for preset in scores.presets):
         sentences.append("They are FIDs of the same feature network as ours.")
     else:

@@ -49,17 +49,18 @@ def with_costs(scores):
     table = Table(f"{scores.study.name}-scores", _caption(scores), columns, [])
     for approaches in _blocks(scores):
         best, block = scores.best_sparse(approaches), []
+        papers = _paper_scores(scores, approaches)
         for approach in approaches:
             relative = approach.method != "dense"
             cost = cost_at_paper_setting(approach.preset, approach.method, approach.sparsity)
             row = [
                 Entry("" if block else _dataset(approach)),
                 Entry(approach.title(**several)),
-                _score(scores, approach, best),
+                _score(scores, approach, best, scores.dense(approach)),
                 *(Entry(text) for text in columns_as_in_paper(cost, relative).values()),
             ]
             if printed:
-                row.append(_paper_score(scores, approach))
+                row.append(papers.get(approach, _MISSING))
                 row += _paper_costs(approach, table)
             block.append(row)
         table.blocks.append(block)
@@ -79,6 +80,8 @@ def full_and_reduced(scores):
     for preset in scores.presets:
         of_kind = {full: scores.approaches(preset=preset, full=full) for full in kinds}
         best = {full: scores.best_sparse(approaches) for full, approaches in of_kind.items()}
+        papers = {full: _paper_scores(scores, found) for full, found in of_kind.items()}
+        dense = {full: scores.dense(found[0]) for full, found in of_kind.items() if found}
         by_title = {}
         for full, approaches in of_kind.items():
             for approach in approaches:
@@ -86,8 +89,8 @@ def full_and_reduced(scores):
         block = [
             [
                 Entry(title),
-                *(_score(scores, pair.get(full), best[full]) for full in kinds),
-                *(_paper_score(scores, pair.get(full)) for full in kinds),
+                *(_score(scores, pair.get(full), best[full], dense.get(full)) for full in kinds),
+                *(papers[full].get(pair.get(full), _MISSING) for full in kinds),
             ]
             for title, pair in by_title.items()
         ]
@@ -110,13 +113,17 @@ def by_sampling_steps(scores):
     table = Table(f"{scores.study.name}-scores", _caption(scores), columns, [])
     for approaches in _blocks(scores):
         best = {steps: scores.best_sparse(approaches, steps) for steps in all_steps}
+        papers = {steps: _paper_scores(scores, approaches, steps) for steps in printed}
         table.blocks.append(
             [
                 [
                     Entry("" if i else _dataset(approach)),
                     Entry(approach.title(**several)),
-                    *(_score(scores, approach, best[steps], steps) for steps in all_steps),
-                    *(_paper_score(scores, approach, steps) for steps in printed),
+                    *(
+                        _score(scores, approach, best[steps], scores.dense(approach), steps)
+                        for steps in all_steps
+                    ),
+                    *(papers[steps].get(approach, _MISSING) for steps in printed),
                 ]
                 for i, approach in enumerate(approaches)
             ]
@@ -159,13 +166,13 @@ def by_prune_rate(scores, sparsity):
         }
         best = scores.best_sparse(list(found.values()))
         static = found.get(("static", None))
-        ours = [Entry(_dataset(approaches[0])), Entry(scores.name)]
-        papers = [Entry(""), Entry(f"{PAPER}, FID", italic=True)]
-        for key in keys:
-            approach = found.get(key)
-            ours.append(_score(scores, approach, best, baseline=static))
-            papers.append(_paper_score(scores, approach))
-        table.blocks.append([ours, papers] if any(e.text != "–" for e in papers[2:]) else [ours])
+        papers = _paper_scores(scores, found.values(), baseline="static")
+        rows = [[Entry(_dataset(approaches[0])), Entry(scores.name)]]
+        rows[0] += [_score(scores, found.get(key), best, static) for key in keys]
+        if papers:
+            rows.append([Entry(), Entry(f"{PAPER}, FID", italic=True)])
+            rows[1] += [papers.get(found.get(key), _MISSING) for key in keys]
+        table.blocks.append(rows)
     return table
 
 
@@ -227,21 +234,31 @@ def _flops(value):
     return f"{mantissa}e{int(exponent)}"
 
 
-def _score(scores, approach, best, steps=None, baseline=None):
-    """Our score: bold where it beats the baseline (dense, or static), underlined where best."""
+def _score(scores, approach, best, base, steps=None):
+    """Our score: bold where it beats the base (dense, or static), underlined where best."""
     if approach is None:
         return _MISSING
     score = scores.score(approach, steps)
-    bold = False
-    if approach.method != "dense" and approach != baseline:
-        base = scores.dense(approach) if baseline is None else baseline
-        bold = base is not None and score.better_than(scores.score(base, steps))
+    compared = base is not None and approach not in (base, scores.dense(approach))
+    bold = compared and score.better_than(scores.score(base, steps))
     return Entry(str(score), bold=bold, underlined=approach == best)
 
 
-def _paper_score(scores, approach, steps=None):
-    fid = None if approach is None else scores.paper_fid(approach, steps)
-    return _MISSING if fid is None else Entry(number_text(fid.mean, fid.sd), italic=True)
+def _paper_scores(scores, approaches, steps=None, baseline="dense"):
+    """`{approach: Entry}` of those with a printed FID, marked by the same rules as ours."""
+    found = {approach: scores.paper_fid(approach, steps) for approach in approaches}
+    found = {approach: fid for approach, fid in found.items() if fid is not None}
+    base = [fid.mean for approach, fid in found.items() if approach.method == baseline]
+    sparse = [fid.mean for approach, fid in found.items() if approach.method != "dense"]
+    return {
+        approach: Entry(
+            number_text(fid.mean, fid.sd),
+            bold=bool(base) and approach.method != "dense" and fid.mean < base[0],
+            underlined=approach.method != "dense" and fid.mean == min(sparse),
+            italic=True,
+        )
+        for approach, fid in found.items()
+    }
 
 
 def _paper_cost(approach):
@@ -267,21 +284,19 @@ def _paper_costs(approach, table):
 
 
 def _caption(scores, what=None, baseline="Dense"):
-    several = len({len(cells) for cells in scores.cells.values()}) > 1
     counts = sorted({len(cells) for cells in scores.cells.values()})
-    runs = f"{counts[0]} to {counts[-1]} runs" if several else f"{counts[0]} runs"
-    over = "of one run each" if counts == [1] else f"mean and sample SD over {runs}"
+    runs = " or ".join(map(str, counts))
+    over = "of one run each" if counts == [1] else f"mean and sample SD over {runs} runs"
     title = scores.study.title if what is None else f"{scores.study.title}: {what}"
     kind = "Sparse" if baseline == "Dense" else "Dynamic sparse"
-    counted = (
-        "A count in parentheses says how many runs there are of those wanted. "
-        if any(len(scores.score(a).values) < len(c) for a, c in scores.cells.items())
-        else ""
-    )
-    return (
-        f"{scores.study.name}. {title}. {scores.name}, {over}. {counted}{kind} models that "
-        f"outperform {baseline} are bold, the best sparse model is underlined."
-    )
+    sentences = [
+        f"{scores.study.name}. {title}.",
+        f"{scores.name}, {over}.",
+        f"{kind} models that outperform {baseline} are bold, the best sparse model is underlined.",
+    ]
+    if scores.missing or scores.failed:
+        sentences.append("In parentheses: how many runs there are of those wanted.")
+    return " ".join(sentences)
 
 
 def _blocks(scores):
