@@ -3,7 +3,6 @@
 import datetime
 from pathlib import Path
 
-from keras_sparse_dm.experiments.report_table import latex
 from keras_sparse_dm.experiments.settings import SettingsError
 from keras_sparse_dm.experiments.study_figures import figures_of, sample_sheet, save_figure
 from keras_sparse_dm.experiments.study_results import RESULT_FILE, RESULTS_FILE, read_results
@@ -118,8 +117,13 @@ def _head(scores, folder, command):
         ("keras_sparse_dm", ", ".join(versions)),
     ]
     lines = [f"# {scores.study.title}", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {text} |" for name, text in rows if text is not None]
+    lines += [f"| {name} | {_in_a_row(text)} |" for name, text in rows if text is not None]
     return [*lines, ""]
+
+
+def _in_a_row(text):
+    """Text as a cell of a Markdown table, in one line."""
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 def _score_line(scores):
@@ -190,13 +194,9 @@ def _sample_sheets(scores, folder, output_dir):
         approaches = [a for a in scores.approaches(preset=preset) if not a.full]
         dense = [a for a in approaches if a.method == "dense"]
         best = scores.best_sparse(approaches)
-        shown = [(a, _samples_file(scores, a, folder)) for a in (*dense, best) if a is not None]
-        found = [
-            (f"{a.dataset}: {a.title(prune_rate=True, update_every=True)}", file)
-            for a, file in shown
-            if file is not None
-        ]
-        if len(found) < len(shown) or not found:
+        wanted = [a for a in (*dense, best) if a is not None]
+        found = [pair for pair in (_samples_of(scores, a, folder) for a in wanted) if pair]
+        if len(found) < len(wanted) or not found:
             without.append(dataset_title(preset))
         if found:
             name = f"samples-{preset}.png"
@@ -205,13 +205,16 @@ def _sample_sheets(scores, folder, output_dir):
     return sheets, without
 
 
-def _samples_file(scores, approach, folder):
-    """The samples of the first run of an approach that has any, by seed; or None."""
+def _samples_of(scores, approach, folder):
+    """`(title, file)` of the samples of an approach's first run that has any; or None."""
     for cell in sorted(scores.cells[approach], key=lambda cell: cell.seed):
         if cell.name in scores.runs:
             file = folder / scores.runs[cell.name].folder / "evaluation" / "samples.npz"
             if file.exists():
-                return file
+                data = (
+                    f"{approach.dataset} ({cell.category})" if cell.category else approach.dataset
+                )
+                return f"{data}: {approach.title(prune_rate=True, update_every=True)}", file
     return None
 
 
@@ -276,7 +279,7 @@ def _failures_part(scores):
         lines += ["## Failed runs", ""]
         for name, run in scores.failed.items():
             error = " ".join((run.error or "no error was kept").split())
-            lines.append(f"- `{name}`: {error}")
+            lines.append(f"- `{name}`: {error.replace('<', '&lt;')}")
         lines.append("")
     if scores.missing:
         count = len(scores.missing)
@@ -296,9 +299,9 @@ def _has_all_scores(scores, name):
 
 def _latex_file(scores, tables):
     lines = [
-        f"% {scores.study.name}: {latex(scores.study.title)}.",
+        f"% {scores.study.name}: {' '.join(scores.study.title.split())}.",
         r"% Needs \usepackage{booktabs,graphicx}.",
-        f"% {latex(_reading(scores, tables))}",
+        f"% {_reading(scores, tables)}",
         "",
     ]
     return "\n".join([*lines, *(table.to_latex() for table in tables)])

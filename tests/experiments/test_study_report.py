@@ -16,7 +16,7 @@ from keras_sparse_dm.experiments import paper_costs
 from keras_sparse_dm.experiments.grid import STUDIES, Study, grid, settings_of
 from keras_sparse_dm.experiments.report_table import Column, Entry, Table, latex
 from keras_sparse_dm.experiments.settings import SettingsError
-from keras_sparse_dm.experiments.study_figures import figures_of
+from keras_sparse_dm.experiments.study_figures import figures_of, sample_sheet
 from keras_sparse_dm.experiments.study_report import write_study_report
 from keras_sparse_dm.experiments.study_results import (
     RESULT_FILE,
@@ -56,7 +56,7 @@ def made_up(study, value, missing=(), failed=(), networks=("FD-kanji",), scale="
                 version="1.2.3",
                 differences=["epochs: 2 instead of 600", f"data set: not {cell.preset}"],
                 seconds=None if fails else 9.0,
-                error="the loss | is\nnot finite" if fails else None,
+                error="the loss <x> | is\nnot finite" if fails else None,
                 report={} if fails else {"cost": cost, "iterations": 8, "training_seconds": 7.0},
                 folder=f"runs/{cell.name}",
             )
@@ -452,7 +452,7 @@ def test_the_report_whole_and_again_with_the_same_bytes(report, study_folder, tm
         "| Seeds | 0, 1 |",
         "| Training, all runs | 112 s |",
         "| keras_sparse_dm | 1.2.3 |",
-        "- `chirodiff_vmnist-static-s0.9-seed0`: the loss | is not finite",
+        "- `chirodiff_vmnist-static-s0.9-seed0`: the loss &lt;x> | is not finite",
         "2: `chirodiff_kanjivg-rigl-s0.9-p0.05-seed0`, `chirodiff_kanjivg-rigl-s0.9-p0.05-seed1`.",
     ):
         assert line in text, line
@@ -487,6 +487,17 @@ def test_sheets_show_dense_above_and_the_best_sparse_below(report):
     # A square has vertical lines, which leave columns darker than any of a circle.
     darkest = [(half < 128).sum(axis=0).max() for half in (upper, lower)]
     assert darkest[1] > 1.5 * darkest[0] > 0
+
+
+def test_sheets_of_images(tmp_path):
+    for name, level in (("dense", 40), ("sparse", 200)):
+        np.savez(tmp_path / f"{name}.npz", images=np.full((9, 8, 8, 3), level, "uint8"))
+    files = [(name, tmp_path / f"{name}.npz") for name in ("dense", "sparse")]
+    sample_sheet(files, tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
+    upper, lower = np.array_split(sheet, 2)
+    assert (upper == 40).mean() > 0.3 and not (upper == 200).mean() > 0.01
+    assert (lower == 200).mean() > 0.3
 
 
 def test_studies_at_smoke_scale_want_the_seeds_that_there_are(tmp_path, no_paper_costs):
