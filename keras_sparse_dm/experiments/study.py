@@ -6,7 +6,6 @@ number of launchers may share a study's folder. Nothing here needs Keras.
 
 import collections
 import contextlib
-import csv
 import dataclasses
 import fnmatch
 import os
@@ -35,6 +34,7 @@ from keras_sparse_dm.experiments.settings import (
     read_json,
     write_json,
 )
+from keras_sparse_dm.experiments.study_cost import epochs_done
 from keras_sparse_dm.experiments.study_locks import HEARTBEAT, acquire, is_stale
 from keras_sparse_dm.experiments.study_progress import plain_progress, table_progress
 from keras_sparse_dm.experiments.study_results import (
@@ -207,12 +207,7 @@ def run_study(study, tasks, options, worker=WORKER, lines=False):
         SettingsError: for a folder or data that cannot be used, before any run.
         OSError: where the folder cannot be written; what runs have written stays.
     """
-    folder = options.folder
-    claim_scale(folder, options.scale)
-    # Another version's file is told now, not after the runs.
-    read_results(folder)
-    for name in ("runs", "logs", "locks", "jobs", "failed"):
-        (folder / name).mkdir(exist_ok=True)
+    prepare_folder(options)
     out = sys.stdout
     progress = table_progress if out.isatty() and not lines else plain_progress
     launcher = Launcher(study, tasks, options, worker)
@@ -224,6 +219,21 @@ def run_study(study, tasks, options, worker=WORKER, lines=False):
         finally:
             launcher.stop()
     return launcher.finish(out)
+
+
+def prepare_folder(options):
+    """Makes the study's folder, or checks the one that is there.
+
+    Raises:
+        SettingsError: if it holds runs of another scale, results of another schema version, or
+            something else.
+        OSError: if it cannot be written.
+    """
+    claim_scale(options.folder, options.scale)
+    # Another version's file is told now, not after the runs.
+    read_results(options.folder)
+    for name in ("runs", "logs", "locks", "jobs", "failed"):
+        (options.folder / name).mkdir(exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -610,12 +620,8 @@ def progress_of(work):
     epochs = work.task.settings.training.epochs
     if (folder / "report.json").exists():
         return "evaluating"
-    try:
-        with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
-            done = sum(1 for _ in csv.reader(file)) - 1
-    except OSError:
-        return "starting"
-    return f"epoch {max(done, 0)}/{epochs}" if done < epochs else "sampling"
+    done = epochs_done(folder)
+    return f"epoch {done}/{epochs} done" if done < epochs else "sampling"
 
 
 def _job_of_settings(settings):

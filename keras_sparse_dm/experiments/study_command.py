@@ -1,5 +1,6 @@
 """`sparse-dm study`: how the options of `run` and `list` are read."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,16 @@ from keras_sparse_dm.experiments.grid import (
     find_study,
 )
 from keras_sparse_dm.experiments.settings import SettingsError
-from keras_sparse_dm.experiments.study import Options, run_study, select, tasks_of
+from keras_sparse_dm.experiments.study import (
+    WORKER,
+    Options,
+    prepare_folder,
+    run_study,
+    select,
+    state_of,
+    tasks_of,
+)
+from keras_sparse_dm.experiments.study_cost import estimate, print_costs
 from keras_sparse_dm.experiments.study_report_command import study_report_command
 
 USAGE = """usage: sparse-dm study {run, report, list} ...
@@ -162,6 +172,15 @@ def study_run_command(argv, prog="sparse-dm study run"):
             settings.jobs,
         )
         tasks = select(tasks_of(study, options), settings.cells)
+        ask = settings.scale == "paper" and not settings.yes
+        if ask and not sys.stdin.isatty():
+            raise SettingsError(
+                "--scale paper asks before it starts, and there is no terminal to answer in; give "
+                "--yes."
+            )
+        prepare_folder(options)
+        if settings.scale == "paper" and not _agreed(tasks, options, ask):
+            return 0
         return run_study(study, tasks, options, lines=settings.verbose)
     except UsageError as error:
         return fail(prog, error, 2)
@@ -170,5 +189,17 @@ def study_run_command(argv, prog="sparse-dm study run"):
             raise
         advice = "What was written before is kept; the same command goes on from there."
         return fail(prog, f"{os_error_text(error)} {advice}", 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EOFError):
         return fail(prog, "interrupted.", 130)
+
+
+def _agreed(tasks, options, ask):
+    """Prints what is left to run and how long it will take; returns whether to start."""
+    left = [task for task in tasks if state_of(task)[0] == "waiting"]
+    if not left:
+        return True
+    print(f"Timing a few steps of {len({task.cell.preset for task in left})} networks ...")
+    print_costs(estimate(left, WORKER, options.folder), sys.stdout)
+    if not ask:
+        return True
+    return input("Start? [y/N] ").strip().lower() in ("y", "yes")

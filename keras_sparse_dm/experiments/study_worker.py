@@ -85,16 +85,17 @@ def run_cell(job):
     """
     from keras_sparse_dm.experiments.evaluation import evaluate
     from keras_sparse_dm.experiments.samples import MODEL, load_run
-    from keras_sparse_dm.experiments.training import train
+    from keras_sparse_dm.experiments.training import train_run
 
     settings = settings_of_job(job)
     folder = settings.folder
     report = read_json(folder / "report.json", {"cost": dict})
+    run = None
     if report is None or not (folder / MODEL).exists():
-        train(training_settings(settings))
+        run = train_run(training_settings(settings))
         report = read_json(folder / "report.json", {"cost": dict})
     weights = [Path(path) for path in job["weights"]]
-    run, evaluations = None, []
+    evaluations = []
     for steps in job["sampling_steps"]:
         kept = folder / "evaluations" / f"steps-{steps}.json"
         evaluation = read_json(kept, {"distances": dict})
@@ -187,8 +188,14 @@ def prepare(jobs):
 
 
 def measure(job):
-    """Times training steps; not used yet."""
-    raise NotImplementedError
+    """Times training steps and writes down how long they take.
+
+    Args:
+        job: Dictionary of `settings`, and `answer`, the file to write.
+    """
+    from keras_sparse_dm.experiments.study_cost import measure
+
+    write_json(Path(job["answer"]), measure(stored_settings(job["settings"])))
 
 
 if __name__ == "__main__":
