@@ -48,7 +48,7 @@ def with_costs(scores):
         columns += [Column(heading, PAPER) for heading in _COSTS.values()]
     table = Table(f"{scores.study.name}-scores", _caption(scores), columns, [])
     for approaches in _blocks(scores):
-        best, block = scores.best_sparse(approaches), []
+        best, block = _best(scores, approaches), []
         papers = _paper_scores(scores, approaches)
         for approach in approaches:
             relative = approach.method != "dense"
@@ -79,7 +79,7 @@ def full_and_reduced(scores):
     table = Table(f"{scores.study.name}-scores", _caption(scores), columns, [])
     for preset in scores.presets:
         of_kind = {full: scores.approaches(preset=preset, full=full) for full in kinds}
-        best = {full: scores.best_sparse(approaches) for full, approaches in of_kind.items()}
+        best = {full: _best(scores, approaches) for full, approaches in of_kind.items()}
         papers = {full: _paper_scores(scores, found) for full, found in of_kind.items()}
         dense = {full: scores.dense(found[0]) for full, found in of_kind.items() if found}
         by_title = {}
@@ -112,7 +112,7 @@ def by_sampling_steps(scores):
     columns += [Column(f"{steps} steps", f"{PAPER}, FID (↓)") for steps in printed]
     table = Table(f"{scores.study.name}-scores", _caption(scores), columns, [])
     for approaches in _blocks(scores):
-        best = {steps: scores.best_sparse(approaches, steps) for steps in all_steps}
+        best = {steps: _best(scores, approaches, steps) for steps in all_steps}
         papers = {steps: _paper_scores(scores, approaches, steps) for steps in printed}
         table.blocks.append(
             [
@@ -164,7 +164,7 @@ def by_prune_rate(scores, sparsity):
             for approach in approaches
             if approach.method == "dense" or approach.sparsity == sparsity
         }
-        best = scores.best_sparse(list(found.values()))
+        best = _best(scores, list(found.values()))
         static = found.get(("static", None))
         papers = _paper_scores(scores, found.values(), baseline="static")
         rows = [[Entry(_dataset(approaches[0])), Entry(scores.name)]]
@@ -244,6 +244,12 @@ def _score(scores, approach, best, base, steps=None):
     return Entry(str(score), bold=bold, underlined=approach == best)
 
 
+def _best(scores, approaches, steps=None):
+    """The sparse approach to underline; None where there is no other to compare it with."""
+    scored = [a for a in approaches if a.method != "dense" and scores.score(a, steps).values]
+    return scores.best_sparse(scored, steps) if len(scored) > 1 else None
+
+
 def _paper_scores(scores, approaches, steps=None, baseline="dense"):
     """`{approach: Entry}` of those with a printed FID, marked by the same rules as ours."""
     found = {approach: scores.paper_fid(approach, steps) for approach in approaches}
@@ -254,7 +260,7 @@ def _paper_scores(scores, approaches, steps=None, baseline="dense"):
         approach: Entry(
             number_text(fid.mean, fid.sd),
             bold=bool(base) and approach.method != "dense" and fid.mean < base[0],
-            underlined=approach.method != "dense" and fid.mean == min(sparse),
+            underlined=len(sparse) > 1 and approach.method != "dense" and fid.mean == min(sparse),
             italic=True,
         )
         for approach, fid in found.items()
