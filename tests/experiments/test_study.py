@@ -40,6 +40,22 @@ def folder(tmp_path):
     return tmp_path / "study"
 
 
+@pytest.fixture
+def start(folder):
+    """Starts launchers on the folder; those that a test leaves behind are ended."""
+    started = []
+
+    def start(jobs=2, *real):
+        command = [*LAUNCHER, folder, str(jobs), *real]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for launcher in started:
+        launcher.kill()
+        launcher.communicate()
+
+
 def ran(tmp_path):
     """`(name, process)` of each run that was started."""
     if not (tmp_path / "ran").exists():
@@ -85,9 +101,9 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(folder, tmp_path, monkey
     assert len(ran(tmp_path)) == 7
 
 
-def test_a_killed_worker_is_a_failed_run(folder, tmp_path, capsys):
+def test_a_killed_worker_is_a_failed_run(start, folder, tmp_path, capsys):
     (tmp_path / "hold").touch()
-    launcher = subprocess.Popen([*LAUNCHER, folder, "1"], stdout=subprocess.PIPE, text=True)
+    launcher = start(1)
     wait_for(lambda: ran(tmp_path), launcher)
     os.kill(ran(tmp_path)[0][1], signal.SIGKILL)
     wait_for(lambda: len(ran(tmp_path)) == 2, launcher)
@@ -98,9 +114,9 @@ def test_a_killed_worker_is_a_failed_run(folder, tmp_path, capsys):
     assert launch(folder) == 0
 
 
-def test_workers_end_with_a_killed_launcher_and_the_next_goes_on(folder, tmp_path):
+def test_workers_end_with_a_killed_launcher_and_the_next_goes_on(start, folder, tmp_path):
     (tmp_path / "hold").touch()
-    launcher = subprocess.Popen([*LAUNCHER, folder, "2"], stdout=subprocess.DEVNULL)
+    launcher = start()
     wait_for(lambda: len(ran(tmp_path)) == 2, launcher)
     launcher.kill()
     launcher.wait()
@@ -113,9 +129,9 @@ def test_workers_end_with_a_killed_launcher_and_the_next_goes_on(folder, tmp_pat
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_launchers_leave_all_in_order(folder, tmp_path, number):
+def test_interrupted_launchers_leave_all_in_order(start, folder, tmp_path, number):
     (tmp_path / "hold").touch()
-    launcher = subprocess.Popen([*LAUNCHER, folder, "2"], stdout=subprocess.PIPE, text=True)
+    launcher = start()
     wait_for(lambda: len(ran(tmp_path)) == 2, launcher)
     launcher.send_signal(number)
     out, _ = launcher.communicate(timeout=60)
@@ -124,12 +140,9 @@ def test_interrupted_launchers_leave_all_in_order(folder, tmp_path, number):
     assert list((folder / "locks").iterdir()) == []
 
 
-def test_two_launchers_never_run_the_same_cell(folder, tmp_path, monkeypatch):
+def test_two_launchers_never_run_the_same_cell(start, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("SLOW", "0.3")
-    launchers = [
-        subprocess.Popen([*LAUNCHER, folder, "2"], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    launchers = [start(), start()]
     outs = [launcher.communicate(timeout=60)[0] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0]
     assert Counter(name for name, _ in ran(tmp_path)) == dict.fromkeys(
@@ -298,12 +311,12 @@ def test_a_launcher_that_lost_its_lock_notices(tmp_path):
     assert (tmp_path / "a.lock").exists()
 
 
-def test_waits_for_a_cell_of_another_machine(folder, tmp_path, monkeypatch):
+def test_waits_for_a_cell_of_another_machine(start, folder, tmp_path, monkeypatch):
     study_module.prepare_folder(options_for(folder))
     path = folder / "locks" / f"{FIRST}.lock"
     write_lock(path, machine="another")
     monkeypatch.setattr(study_module, "LOOK_AT_OTHERS", 0.05)
-    launcher = subprocess.Popen([*LAUNCHER, folder, "2"], stdout=subprocess.PIPE, text=True)
+    launcher = start()
     wait_for(lambda: len(list(folder.glob("runs/*/result.json"))) == 5, launcher)
     time.sleep(0.3)
     assert launcher.poll() is None
@@ -378,17 +391,18 @@ def test_list_names_the_studies(capsys):
 # The real worker ---------------------------------------------------------------------------
 
 
-def test_real_runs_killed_and_gone_on_with(folder, tmp_path, monkeypatch):
+def test_real_runs_killed_and_gone_on_with(start, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "cache"))
-    command = [*LAUNCHER, folder, "2", "real"]
-    launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    launcher = start(2, "real")
     checkpoint = Path("checkpoints", "last.keras")
     wait_for(lambda: list(folder.glob(f"runs/*/{checkpoint}")), launcher, 120)
     launcher.kill()
     launcher.wait()
     begun = next(path.parents[1] for path in folder.glob(f"runs/*/{checkpoint}"))
     assert not (begun / "result.json").exists()
-    assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=300).returncode == 0
+    launcher = start(2, "real")
+    launcher.communicate()
+    assert launcher.returncode == 0
     log = (folder / "logs" / f"{begun.name}.log").read_text()
     assert f"Resuming {begun} after epoch " in log
     assert statuses(folder) == {"finished": 2}
