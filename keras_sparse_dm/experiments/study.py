@@ -462,6 +462,8 @@ class Launcher:
             lock.release()
             return
         try:
+            # What another launcher finds there tells of this attempt, no more of the last.
+            self._failure_path(task).unlink(missing_ok=True)
             job = self.options.folder / "jobs" / f"{task.name}.json"
             write_json(job, self._job(task))
             slot = min(set(range(self.options.jobs)) - {work.slot for work in self.at_work})
@@ -520,7 +522,6 @@ class Launcher:
                 self._failed(task, error)
             elif self.states[task.name] == "finished":
                 self.durations[task.cell.preset].append(seconds)
-                self._failure_path(task).unlink(missing_ok=True)
                 self.events.append(f"finished {task.name} in {seconds:.0f} s")
             (self.options.folder / "jobs" / f"{task.name}.json").unlink(missing_ok=True)
             # Last: another launcher must see what became of the cell.

@@ -22,7 +22,6 @@ from keras_sparse_dm.experiments.settings import (
     RunSettings,
     SettingsError,
     read_json,
-    write_json,
 )
 
 RESULTS_FILE = "results.sqlite"
@@ -192,14 +191,20 @@ def claim_scale(folder, scale):
         OSError: if it cannot be written.
     """
     path = Path(folder) / STUDY_FILE
-    stored = read_json(path, {"scale": str, "schema": int})
+    kinds = {"scale": str, "schema": int}
+    stored = read_json(path, kinds)
     if stored is None:
-        if path.parent.exists() and any(path.parent.iterdir()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        others = any(not file.name.startswith(".") for file in path.parent.iterdir())
+        # Another launcher may have made the folder a study's since.
+        stored = read_json(path, kinds)
+        if stored is None and others:
             raise SettingsError(
                 f"--output-dir {folder} is not empty and holds no study; name another folder."
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"scale": scale, "schema": SCHEMA_VERSION})
+    if stored is None:
+        content = json.dumps({"scale": scale, "schema": SCHEMA_VERSION}) + "\n"
+        _replace(path, content.encode())
         return
     if stored["schema"] != SCHEMA_VERSION:
         raise SettingsError(
@@ -381,19 +386,25 @@ def _write(folder, runs, evaluations):
                 database.execute(f"INSERT INTO {table} ({names}) VALUES ({places})", values)
         database.commit()
         content = database.serialize()
-    # Another name in each process, for several may share the folder.
-    handle, name = tempfile.mkstemp(prefix=".partial-", suffix=f"-{RESULTS_FILE}", dir=folder)
+    _replace(folder / RESULTS_FILE, content)
+
+
+def _replace(path, content):
+    """Puts a new file in the place of one that several processes may write at once."""
+    folder = path.parent
+    handle, name = tempfile.mkstemp(prefix=".partial-", suffix=f"-{path.name}", dir=folder)
     temporary = Path(name)
     try:
         with open(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        temporary.replace(folder / RESULTS_FILE)
+        # Those of `mkstemp` are for its user alone.
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    for leftover in folder.glob(f".partial-*-{RESULTS_FILE}"):
+    for leftover in folder.glob(f".partial-*-{path.name}"):
         with contextlib.suppress(OSError):
             if time.time() - leftover.stat().st_mtime > _LEFTOVER:
                 leftover.unlink()
