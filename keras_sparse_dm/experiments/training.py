@@ -72,6 +72,11 @@ def train(settings):
         TrainingDiverged: if the loss becomes NaN or infinite; the last checkpoint is kept.
         OSError: if something cannot be written; what was written before is kept.
     """
+    return train_run(settings).folder
+
+
+def train_run(settings):
+    """As `train`, and returns the trained `Run`, for those who go on with it."""
     begin = time.perf_counter()
     settings.check()
     folder = settings.folder
@@ -169,7 +174,7 @@ def train(settings):
             cache_dir=settings.cache_dir,
             progress=settings.verbose != 0,
         )
-    return folder
+    return as_trained
 
 
 def _claim_folder(settings, folder):

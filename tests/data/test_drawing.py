@@ -175,3 +175,22 @@ def test_bad_animations_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`path` must end in .gif; received '.*a.png'"):
         animate([line], tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_lists_stand_below_each_other_where_asked(cross):
+    beside = draw([[cross] * 4, [cross] * 2], columns=2, titles=("one", "two"))
+    below = draw([[cross] * 4, [cross] * 2], columns=2, titles=("one", "two"), stacked=True)
+    (width, height), (low, high) = beside.get_size_inches(), below.get_size_inches()
+    assert (low, high) == (width / 2, height * 2)
+    tops = [panel.bbox.y0 for panel in below.subfigs]
+    assert tops[0] > tops[1]
+    assert [panel.get_suptitle() for panel in below.subfigs] == ["one", "two"]
+
+
+def test_images_stand_below_each_other_where_asked():
+    black, white = np.full((2, 8, 8, 3), -1.0), np.ones((2, 8, 8, 3))
+    figure = draw_images([black, white], columns=2, titles=("one", "two"), stacked=True)
+    one, two = figure.axes
+    assert one.get_position().y0 >= two.get_position().y1
+    assert one.get_position().x0 == two.get_position().x0
+    assert (one.get_title(), two.get_title()) == ("one", "two")
