@@ -53,7 +53,8 @@ def start(folder):
     yield start
     for launcher in started:
         launcher.kill()
-        launcher.communicate()
+        launcher.wait()
+        launcher.stdout.close()
 
 
 def ran(tmp_path):
