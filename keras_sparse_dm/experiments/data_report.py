@@ -76,7 +76,7 @@ def data_command(argv, prog="sparse-dm data"):
         settings = parse_options(DataSettings, argv, prog)
         settings.check()
         with quiet_start():
-            from keras_sparse_dm.experiments.sketches import load_sketch_data
+            from keras_sparse_dm.experiments.sketch_data import load_sketch_data
         data = replace(settings.data, dataset=settings.name)
         train, validation = load_sketch_data(data, settings.data_dir, settings.cache_dir)
         print(describe(train, validation, settings.batch_size))

@@ -548,7 +548,8 @@ def _smoke_sketches(settings, place):
         },
         sampling={"steps": 5, "evaluation": 64},
     )
-    return dataclasses.replace(settings, samples=16)
+    # As many for the picture as for the evaluation: sampling is then traced once.
+    return dataclasses.replace(settings, samples=64)
 
 
 def _smoke_images(settings):

@@ -22,7 +22,7 @@ from keras_sparse_dm.diffusion import DiffusionModel
 from keras_sparse_dm.experiments.autoencoder import load_image_data
 from keras_sparse_dm.experiments.epochs import CHECKPOINT
 from keras_sparse_dm.experiments.settings import RunSettings, SettingsError, read_config
-from keras_sparse_dm.experiments.sketches import load_sketch_data
+from keras_sparse_dm.experiments.sketch_data import load_sketch_data
 from keras_sparse_dm.files import whole_file
 
 MODEL = "model.keras"

@@ -53,6 +53,8 @@ LOOK_AT_OTHERS = 10
 COLLECT = 60
 # Seconds that a worker gets to end by itself.
 GRACE = 10
+# What cells on images share besides their data.
+_FIRST_STAGE = ("autoencoder", "first_stage")
 
 
 @dataclass(frozen=True)
@@ -385,17 +387,16 @@ class Launcher:
         waiting = collections.deque(t for t in self.tasks if self.states[t.name] == "waiting")
         while True:
             self._end_finished()
-            if not self.at_work or time.monotonic() - self._looked > LOOK_AT_OTHERS:
+            if self._is_due("_looked", LOOK_AT_OTHERS if self.at_work else 4 * POLL):
                 waiting.extend(self._free_from_others())
-                self._looked = time.monotonic()
             while waiting and len(self.at_work) < self.options.jobs:
                 self._start(waiting.popleft())
             if not (waiting or self.at_work or self.count("elsewhere")):
                 return
             self._heartbeat()
-            if time.monotonic() - self._collected > COLLECT:
+            if self._is_due("_collected", COLLECT):
                 self.collect()
-            time.sleep(POLL if self.at_work or waiting else 4 * POLL)
+            time.sleep(POLL)
 
     def _free_from_others(self):
         """Cells that others worked on and do no longer, and that are not finished."""
@@ -422,33 +423,53 @@ class Launcher:
         Raises:
             SettingsError: if it fails.
         """
-        tasks = {}
+        self.phase = "waiting for another launcher, which prepares data"
+        path = self.options.folder / "locks" / "prepare.lock"
+        while (lock := acquire(path)) is None:
+            time.sleep(4 * POLL)
+        jobs = self.options.folder / "jobs" / f"prepare-{lock.token}.json"
+        log = self.options.folder / "logs" / "prepare.log"
+        self.phase = f"preparing data (log: {log})"
+        self.events.append(self.phase)
+        try:
+            write_json(jobs, self._preparations())
+            command = (*self._worker, "--prepare", str(jobs))
+            self._preparing = Process(command, log, self._environment(0, 1))
+            lock.name_worker(self._preparing.pid)
+            while self._preparing.poll() is None:
+                time.sleep(POLL)
+                if self._is_due("_beat", HEARTBEAT):
+                    lock.touch()
+            if self._preparing.poll():
+                error = self._preparing.error()
+                raise SettingsError(f"the data cannot be prepared: {error} (log: {log})")
+        finally:
+            if self._preparing is not None:
+                self._preparing.stop()
+            self._preparing, self.phase = None, ""
+            jobs.unlink(missing_ok=True)
+            lock.release()
+
+    def _preparations(self):
+        """One job for each data set, and autoencoder, that waiting cells share."""
+        jobs = {}
         for task in self.tasks:
             if self.states[task.name] == "waiting":
                 s = task.settings
-                shared = [s.data, s.data_dir, getattr(s, "autoencoder", None)]
-                shared += [getattr(s, "first_stage", None)]
-                tasks.setdefault(repr(shared), task)
-        job = self.options.folder / "jobs" / f"prepare-{os.getpid()}.json"
-        jobs = [
-            _job_of_settings(task.settings)
-            | {"train_autoencoder": _trains_autoencoder(task.settings)}
-            for task in tasks.values()
-        ]
-        write_json(job, jobs)
-        log = self.options.folder / "logs" / "prepare.log"
-        self.phase = f"preparing data ({log})"
-        self.events.append(self.phase)
-        process = Process((*self._worker, "--prepare", str(job)), log, self._environment(0, 1))
-        self._preparing = process
-        while process.poll() is None:
-            time.sleep(POLL)
-        self._preparing = None
-        process.close()
-        job.unlink(missing_ok=True)
-        self.phase = ""
-        if process.poll():
-            raise SettingsError(f"the data cannot be prepared: {process.error()} (log: {log})")
+                shared = (s.data, s.data_dir, *(getattr(s, n, None) for n in _FIRST_STAGE))
+                jobs.setdefault(
+                    repr(shared),
+                    _job_of_settings(s) | {"train_autoencoder": _trains_autoencoder(s)},
+                )
+        return list(jobs.values())
+
+    def _is_due(self, name, seconds):
+        """Whether something was last done so long ago; it is taken to be done now."""
+        now = time.monotonic()
+        if now - getattr(self, name) < seconds:
+            return False
+        setattr(self, name, now)
+        return True
 
     def _start(self, task):
         """Starts a cell's worker, where no other launcher has taken the cell."""
@@ -540,9 +561,8 @@ class Launcher:
             self._trouble.append(os_error_text(trouble))
 
     def _heartbeat(self):
-        if time.monotonic() - self._beat < HEARTBEAT:
+        if not self._is_due("_beat", HEARTBEAT):
             return
-        self._beat = time.monotonic()
         for work in list(self.at_work):
             if not work.lock.touch():
                 # This machine slept, or its disk was away, for so long that another took over.
@@ -559,13 +579,10 @@ class Launcher:
             wrong = [f"results.sqlite could not be written: {os_error_text(error)}"]
         except SettingsError as error:
             wrong = [str(error)]
-        self._collected = time.monotonic()
         self._trouble = [*dict.fromkeys((*self._trouble, *wrong))]
 
     def stop(self):
         """Ends the workers; what they have written stays, and is gone on with next time."""
-        if self._preparing is not None:
-            self._preparing.stop()
         for work in self.at_work:
             work.process.stop()
             work.lock.release()

@@ -57,10 +57,12 @@ class Lock:
 
     Attributes:
         path: The file.
+        token: Text that no other lock has.
     """
 
     def __init__(self, path, owner):
         self.path = path
+        self.token = owner["token"]
         self._owner = owner
 
     def name_worker(self, pid):
@@ -80,7 +82,7 @@ class Lock:
 
     def is_ours(self):
         stored = _read(self.path)
-        return stored is not None and stored.get("token") == self._owner["token"]
+        return stored is not None and stored.get("token") == self.token
 
     def release(self):
         if self.is_ours():

@@ -18,12 +18,14 @@ from pathlib import Path
 
 from keras_sparse_dm import __version__
 from keras_sparse_dm.command_line import UsageError
+from keras_sparse_dm.experiments.grid import autoencoder_settings
 from keras_sparse_dm.experiments.settings import (
     CONFIG_FILE,
     TrainingDiverged,
     read_json,
     write_json,
 )
+from keras_sparse_dm.experiments.sketch_data import load_sketch_data
 from keras_sparse_dm.experiments.study_results import (
     RESULT_FILE,
     SCHEMA_VERSION,
@@ -168,23 +170,26 @@ def prepare(jobs):
         jobs: List of dictionaries of `settings`, `output_dir` and `cache_dir`, one for each
             preparation.
     """
-    from keras_sparse_dm.experiments.autoencoder import train_autoencoder
-    from keras_sparse_dm.experiments.grid import autoencoder_settings
-    from keras_sparse_dm.experiments.images import ImageRun
-    from keras_sparse_dm.experiments.sketches import SketchRun
-
     for job in jobs:
         settings = settings_of_job(job)
         if settings.to_preset().model.kind == "chirodiff":
-            print(SketchRun(settings).summary(), flush=True)
-            continue
-        if job["train_autoencoder"] and not settings.autoencoder.exists():
-            ours = autoencoder_settings(settings)
-            resume = (ours.folder / CONFIG_FILE).exists()
-            train_autoencoder(dataclasses.replace(ours, resume=resume))
-        run = ImageRun(settings)
-        run.before_training(run.new_model())
-        print(run.summary(), flush=True)
+            train, _ = load_sketch_data(settings.data, settings.data_dir, settings.cache_dir)
+            print(train.summary, flush=True)
+        else:
+            _prepare_images(settings, job["train_autoencoder"])
+
+
+def _prepare_images(settings, train_first):
+    from keras_sparse_dm.experiments.autoencoder import train_autoencoder
+    from keras_sparse_dm.experiments.images import ImageRun
+
+    if train_first and not settings.autoencoder.exists():
+        ours = autoencoder_settings(settings)
+        resume = (ours.folder / CONFIG_FILE).exists()
+        train_autoencoder(dataclasses.replace(ours, resume=resume))
+    run = ImageRun(settings)
+    run.before_training(run.new_model())
+    print(run.summary(), flush=True)
 
 
 def measure(job):

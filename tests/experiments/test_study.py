@@ -53,7 +53,8 @@ def start(folder):
     yield start
     for launcher in started:
         launcher.kill()
-        launcher.communicate()
+        launcher.wait()
+        launcher.stdout.close()
 
 
 def ran(tmp_path):
@@ -393,14 +394,14 @@ def test_list_names_the_studies(capsys):
 
 def test_real_runs_killed_and_gone_on_with(start, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "cache"))
-    launcher = start(2, "real")
+    launcher = start(1, "real")
     checkpoint = Path("checkpoints", "last.keras")
     wait_for(lambda: list(folder.glob(f"runs/*/{checkpoint}")), launcher, 120)
     launcher.kill()
     launcher.wait()
     begun = next(path.parents[1] for path in folder.glob(f"runs/*/{checkpoint}"))
     assert not (begun / "result.json").exists()
-    launcher = start(2, "real")
+    launcher = start(1, "real")
     launcher.communicate()
     assert launcher.returncode == 0
     log = (folder / "logs" / f"{begun.name}.log").read_text()
