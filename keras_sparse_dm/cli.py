@@ -33,6 +33,7 @@ COMMANDS = (
     "evaluate",
     "sample",
     "export",
+    "study",
 )
 USAGE = f"""usage: sparse-dm {{{", ".join(COMMANDS)}}} ...
 
@@ -42,6 +43,7 @@ USAGE = f"""usage: sparse-dm {{{", ".join(COMMANDS)}}} ...
   sparse-dm evaluate RUN [options]                how far its samples are from real data, its cost
   sparse-dm sample RUN -n 64 --output FILE        samples to look at: .png .svg .gif .npz .json
   sparse-dm export RUN [options]                  small files of it: sparse, TFLite, SavedModel
+  sparse-dm study {{run, report, list}} ...         the paper's tables and figures, run anew
   sparse-dm data NAME [options]                   what a data set of sketches is like
   sparse-dm convert-sketches SOURCE TARGET        sketches of any format to .json or .svg
   sparse-dm COMMAND --help                        all options; of another preset, name it first
@@ -74,6 +76,10 @@ def main(argv=None):
         from keras_sparse_dm.experiments.export_command import export_command
 
         return export_command(argv[1:])
+    if argv and argv[0] == "study":
+        from keras_sparse_dm.experiments.study_command import study_command
+
+        return study_command(argv[1:])
     if argv and argv[0] == "data":
         from keras_sparse_dm.experiments.data_report import data_command
 

@@ -19,7 +19,7 @@ def shared_folder(name):
     """The folder of that name beside the repository; a test without it skips, and in CI fails."""
     folder = SHARED / name
     if not folder.is_dir():
-        message = f"no folder {name!r} with the original programs' answers beside the repository"
+        message = f"no folder shared/{name} beside the repository"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
@@ -51,6 +51,12 @@ class Reference:
 @pytest.fixture(scope="session")
 def reference():
     return Reference(shared_folder("reference"))
+
+
+@pytest.fixture(scope="session")
+def paper_text():
+    (file,) = shared_folder("paper").glob("*.txt")
+    return file.read_text(encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ class _Picture(Figure):
         return file.getvalue()
 
 
-def draw(sketches, path=None, columns=8, titles=(), cell=1.1):
+def draw(sketches, path=None, columns=8, titles=(), cell=1.1, stacked=False):
     """Draws sketches in a grid, each stroke a line, dark to light in the order of drawing.
 
     Args:
@@ -35,6 +35,7 @@ def draw(sketches, path=None, columns=8, titles=(), cell=1.1):
         columns: Sketches in a row, of each list, at least 1.
         titles: A title for each list.
         cell: Width and height of a sketch in inches.
+        stacked: Whether the lists stand below each other and not side by side.
 
     Returns:
         The `matplotlib.figure.Figure`, which a notebook shows.
@@ -50,8 +51,9 @@ def draw(sketches, path=None, columns=8, titles=(), cell=1.1):
         raise ValueError("`sketches` must hold at least one sketch; received none.")
     _check_columns(columns)
     rows = max(-(-len(group) // columns) for group in groups)
-    figure = _Picture(figsize=(cell * (columns + 0.4) * len(groups), cell * rows + 0.4))
-    for panel, group in zip(np.atleast_1d(figure.subfigures(1, len(groups))), groups, strict=True):
+    down, across = (len(groups), 1) if stacked else (1, len(groups))
+    figure = _Picture(figsize=(cell * (columns + 0.4) * across, (cell * rows + 0.4) * down))
+    for panel, group in zip(np.ravel(figure.subfigures(down, across)), groups, strict=True):
         axes = panel.subplots(
             rows,
             columns,
@@ -160,13 +162,13 @@ def _bounds(sketch):
     return (*(low - space), *(high + space))
 
 
-def draw_images(images, path=None, columns=8, titles=(), cell=1.1):
+def draw_images(images, path=None, columns=8, titles=(), cell=1.1, stacked=False):
     """Draws images in a grid.
 
     Args:
         images: One float array (n, height, width, 3) in [-1, 1], or a list of several, which
             stand side by side with a gap between them.
-        path, columns, titles, cell: As in `draw`.
+        path, columns, titles, cell, stacked: As in `draw`.
 
     Returns:
         The `matplotlib.figure.Figure`.
@@ -182,10 +184,12 @@ def draw_images(images, path=None, columns=8, titles=(), cell=1.1):
     rows = max(-(-len(group) // columns) for group in groups)
     title = 0.4 if titles else 0.1
     width, height = cell * (columns + 0.2), cell * rows + title
-    figure = _Picture(figsize=(width * len(groups), height))
+    down, across = (len(groups), 1) if stacked else (1, len(groups))
+    figure = _Picture(figsize=(width * across, height * down))
     for i, group in enumerate(groups):
-        left, share = (i + 0.01) / len(groups), 0.98 / len(groups)
-        axis = figure.add_axes((left, 0.01, share, 1 - title / height))
+        left, share = (i % across + 0.01) / across, 0.98 / across
+        bottom = (down - 1 - i // across + 0.01) / down
+        axis = figure.add_axes((left, bottom, share, (1 - title / height) / down))
         axis.set_axis_off()
         axis.imshow(_grid(np.asarray(group), rows, columns))
         if i < len(titles):

@@ -458,7 +458,7 @@ def check_folder(settings):
             )
         different = [
             f"{name} is {here!r} but was {there!r}"
-            for name, here, there in _differences(settings.to_dict(), stored["settings"])
+            for name, here, there in option_differences(settings.to_dict(), stored["settings"])
             if name not in ("--samples", "--samples-every")
         ]
         if different:
@@ -487,7 +487,7 @@ def unusable_folder(folder, error):
     )
 
 
-def _differences(mine, theirs, prefix=""):
+def option_differences(mine, theirs, prefix=""):
     """Yields `(option, value here, value there)` for what differs."""
     for name, value in mine.items():
         # What the version that began the run did not know has had its default there.
@@ -496,7 +496,7 @@ def _differences(mine, theirs, prefix=""):
         other = theirs.get(name) if isinstance(theirs, dict) else None
         if isinstance(value, dict):
             flat = name in ("training", "model", "data")
-            yield from _differences(value, other, prefix if flat else f"{prefix}{name}.")
+            yield from option_differences(value, other, prefix if flat else f"{prefix}{name}.")
         elif value != other:
             option = f"--{prefix}{name}".replace("_", "-")
             yield "preset" if name == "preset" else option, value, other

@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "inception": ["InceptionFeatures", "where_to_get"],
         "kernel": ["KernelDistance", "kernel_distance", "squared_discrepancy"],
         "memory": ["FileBytes", "TrainingBytes"],
-        "paper": ["PAPER_COSTS", "PAPER_SETTINGS"],
+        "paper": ["PAPER_COSTS", "PAPER_FIDS", "PAPER_SETTINGS"],
         "precision_recall": ["PrecisionRecall", "precision_recall"],
         "render": ["render_sketches"],
         "statistics": ["FeatureStatistics", "cached_features", "cached_statistics"],

@@ -386,12 +386,26 @@ def _part(flops, active, size):
 
 def _training_flops(method, dense, sparse, asked, iterations, update_every, schedule):
     """Returns `(formula, FLOPs)` of a training iteration with one example (Evci et al. 2021, H)."""
-    if method == "dense":
-        return "3 f_D", 3 * dense
-    if method.dense_to_sparse:
+    if method != "dense" and method.dense_to_sparse:
         pruned = _mean_share_pruned(schedule, iterations)
         rule = "3 f_S at the sparsity of each step, mean over all steps"
         return rule, 3 * (dense - pruned * (dense - asked))
+    return step_flops(method, dense, sparse, update_every)
+
+
+def step_flops(method, dense, sparse, update_every=None):
+    """FLOPs of a training iteration with one example, at a sparsity that stays (Evci et al. 2021).
+
+    Args:
+        method: A `SparsityMethod` that is not dense-to-sparse, or `"dense"`.
+        dense, sparse: FLOPs of a forward pass with all weights, and with the active ones.
+        update_every: Steps between topology updates, where the method grows by the gradient.
+
+    Returns:
+        `(formula, FLOPs)`.
+    """
+    if method == "dense":
+        return "3 f_D", 3 * dense
     if method.gradient == "momentum":
         return "2 f_S + f_D", 2 * sparse + dense
     if method.gradient == "step":

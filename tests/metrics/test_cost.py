@@ -676,7 +676,7 @@ def test_the_papers_tables(row, paper_networks):
     dense = sum(flops for _, flops in kernels.values())
     if row.method == "dense":
         forward = dense * (setting.points or 1)
-        iterations = setting.iterations or 600 * 547
+        iterations = setting.iterations or setting.stated_iterations
         ours = {
             "parameters": parameters / 1e6 if row.parameters.endswith("M") else parameters,
             "training": 3 * forward * iterations,
