@@ -13,6 +13,7 @@ from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 import keras_sparse_dm
+from keras_sparse_dm.command_line import quiet_start
 
 PACKAGE = keras_sparse_dm.__name__
 # Constants of more lines are shown by name alone.
@@ -53,11 +54,17 @@ def definition(source, name, value):
     return found[0]
 
 
-def page(module, source):
-    """The Markdown of a module's page."""
+def page(module, names, source):
+    """The Markdown of a module's page.
+
+    Args:
+        module: The module.
+        names: `{name: object}` of what it shows.
+        source: What griffe has read of it.
+    """
     short = module.__name__.replace(PACKAGE, "ksd", 1)
     lines = [f"# `{short}`", "", module.__doc__, ""]
-    for name, value in public_names(module).items():
+    for name, value in names.items():
         defined = definition(source, name, value)
         short_value = defined.endlineno - defined.lineno < LONGEST_VALUE
         lines += [
@@ -73,13 +80,15 @@ def page(module, source):
 
 def on_files(files, config):
     source = griffe.load(PACKAGE)
-    for module in public_modules():
+    with quiet_start():
+        names = {module: public_names(module) for module in public_modules()}
+    for module in names:
         name = module.__name__.removeprefix(PACKAGE).removeprefix(".")
         files.append(
             File.generated(
                 config,
                 f"api/{name or 'index'}.md",
-                content=page(module, source[name] if name else source),
+                content=page(module, names[module], source[name] if name else source),
             )
         )
     return files

@@ -11,6 +11,7 @@ import pytest
 import keras_sparse_dm as ksd
 from keras_sparse_dm import cli
 from keras_sparse_dm.command_line import parse_options
+from keras_sparse_dm.experiments.grid import find_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -82,6 +83,14 @@ def test_choosing():
     assert abs(ksd.sparsity_report(names["model"]).sparsity - 0.5) < 0.01
 
 
+def test_distances_that_the_advice_rests_on_are_the_papers():
+    printed = {(f.mean, f.sd) for f in ksd.metrics.PAPER_FIDS}
+    text = read(ROOT / "docs/choosing.md")
+    quoted = [tuple(map(float, pair)) for pair in re.findall(r"(\d+\.\d+) ± (\d+\.\d+)", text)]
+    assert len(quoted) == 6 * 2 + 6 * 5
+    assert set(quoted) <= printed
+
+
 def test_data(empty_folder):
     names = run_page("data.md")
     assert len(names["train"]) == 19 and names["train"][0].shape == (16, 16, 3)
@@ -116,6 +125,15 @@ def test_export(empty_folder):
     assert names["epsilon"].shape == (1, 90, 3)
 
 
+def test_study_of_your_own(tmp_path):
+    (example,) = re.findall(r"```yaml\n(.*?)```", read(ROOT / "docs/study.md"), re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
+    study = find_study(str(tmp_path / "mine.yaml"))
+    # Dense, static and RigL at two sparsities; two seeds, two presets.
+    assert len(study.cells) == (1 + 2 + 2) * 2 * 2
+    assert study.sampling_steps == (25, 50)
+
+
 # The modules of the commands that read options.
 PARSING = (
     "cli",
@@ -123,6 +141,8 @@ PARSING = (
     "data.sketch_command",
     "experiments.data_report",
     "experiments.evaluation_command",
+    "experiments.study_command",
+    "experiments.study_report_command",
 )
 
 
