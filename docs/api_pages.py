@@ -1,0 +1,112 @@
+"""Hooks of MkDocs: the API reference from the package's real names, and formulas without scripts.
+
+The package's modules load their names on first use, so that a reader of the source alone finds
+none there: the names are asked of the modules, and each is documented from where it is defined.
+"""
+
+import html
+import re
+import types
+
+import griffe
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File
+
+import keras_sparse_dm
+from keras_sparse_dm.command_line import quiet_start
+
+PACKAGE = keras_sparse_dm.__name__
+# Constants of more lines are shown by name alone.
+LONGEST_VALUE = 8
+# As pymdownx.arithmatex marks formulas.
+FORMULA = re.compile(r"\\\((.*?)\\\)|\\\[(.*?)\\\]", re.DOTALL)
+
+
+def public_names(module):
+    """Returns `{name: object}` of what a module shows, without its submodules and version."""
+    names = {name: getattr(module, name) for name in module.__all__ if name[0] != "_"}
+    return {n: o for n, o in names.items() if not isinstance(o, types.ModuleType)}
+
+
+def public_modules():
+    """Returns the package and its public modules."""
+    modules = {getattr(keras_sparse_dm, name) for name in keras_sparse_dm.__all__}
+    modules = [m for m in modules if isinstance(m, types.ModuleType)]
+    return [keras_sparse_dm, *sorted(modules, key=lambda module: module.__name__)]
+
+
+def definition(source, name, value):
+    """What griffe has read of a public object.
+
+    Args:
+        source: What griffe has read of the object's module.
+        name: The public name.
+        value: The object.
+
+    Raises:
+        LookupError: if no submodule, or more than one, defines a constant of that name.
+    """
+    if hasattr(value, "__qualname__"):
+        return source[f"{value.__module__}.{value.__qualname__}".removeprefix(source.path + ".")]
+    found = [m.attributes[name] for m in source.modules.values() if name in m.attributes]
+    if len(found) != 1:
+        raise LookupError(f"{name} of {source.path} is defined in {found}, not in one module.")
+    return found[0]
+
+
+def page(module, names, source):
+    """The Markdown of a module's page.
+
+    Args:
+        module: The module.
+        names: `{name: object}` of what it shows.
+        source: What griffe has read of it.
+    """
+    short = module.__name__.replace(PACKAGE, "ksd", 1)
+    lines = [f"# `{short}`", "", module.__doc__, ""]
+    for name, value in names.items():
+        defined = definition(source, name, value)
+        short_value = defined.endlineno - defined.lineno < LONGEST_VALUE
+        lines += [
+            f"::: {defined.path}",
+            "    options:",
+            f"      heading: {short}.{name}",
+            f"      toc_label: {name}",
+            f"      show_attribute_values: {str(short_value or not defined.is_attribute).lower()}",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def on_files(files, config):
+    source = griffe.load(PACKAGE)
+    with quiet_start():
+        names = {module: public_names(module) for module in public_modules()}
+    for module in names:
+        name = module.__name__.removeprefix(PACKAGE).removeprefix(".")
+        files.append(
+            File.generated(
+                config,
+                f"api/{name or 'index'}.md",
+                content=page(module, names[module], source[name] if name else source),
+            )
+        )
+    return files
+
+
+def on_page_content(content, **kwargs):
+    """Sets formulas as MathML, which browsers show without a script from elsewhere."""
+    # What is returned has no name for the dash to follow.
+    content = re.sub(r'(<li class="doc-section-item field-body">)\s*–', r"\1", content)
+    return re.sub(
+        r'(?<=class="arithmatex">).*?(?=</(?:span|div)>)',
+        lambda formula: FORMULA.sub(to_mathml, formula[0]),
+        content,
+        flags=re.DOTALL,
+    )
+
+
+def to_mathml(formula):
+    inline, block = formula.groups()
+    display = "block" if inline is None else "inline"
+    return convert(html.unescape(block if inline is None else inline), display=display)
