@@ -486,7 +486,8 @@ class Launcher:
             # What another launcher finds there tells of this attempt, no more of the last.
             self._failure_path(task).unlink(missing_ok=True)
             job = self.options.folder / "jobs" / f"{task.name}.json"
-            write_json(job, self._job(task))
+            held = {"lock": str(lock.path.absolute()), "token": lock.token}
+            write_json(job, self._job(task) | held)
             slot = min(set(range(self.options.jobs)) - {work.slot for work in self.at_work})
             process = Process(
                 (*self._worker, str(job)),
