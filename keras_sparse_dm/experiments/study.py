@@ -249,6 +249,8 @@ def _signals():
         raise KeyboardInterrupt
 
     numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    # What is ignored, as by nohup, stays ignored.
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
@@ -486,7 +488,8 @@ class Launcher:
             # What another launcher finds there tells of this attempt, no more of the last.
             self._failure_path(task).unlink(missing_ok=True)
             job = self.options.folder / "jobs" / f"{task.name}.json"
-            write_json(job, self._job(task))
+            held = {"lock": str(lock.path.absolute()), "token": lock.token}
+            write_json(job, self._job(task) | held)
             slot = min(set(range(self.options.jobs)) - {work.slot for work in self.at_work})
             process = Process(
                 (*self._worker, str(job)),

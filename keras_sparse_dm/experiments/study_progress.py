@@ -67,7 +67,8 @@ def progress_table(launcher):
     for state, style in counts:
         number = launcher.count(state)
         if number or state in ("finished", "waiting"):
-            head.append(f"{number} {state}  ", style)
+            name = "left alone" if state == "clash" else state
+            head.append(f"{number} {name}  ", style)
     left = launcher.remaining_seconds()
     head.append(f"of {len(launcher.tasks)}" + (f", {_duration(left)} left" if left else ""))
     table = Table(box=None, pad_edge=False)

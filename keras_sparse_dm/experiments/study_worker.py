@@ -26,6 +26,7 @@ from keras_sparse_dm.experiments.settings import (
     write_json,
 )
 from keras_sparse_dm.experiments.sketch_data import load_sketch_data
+from keras_sparse_dm.experiments.study_locks import HEARTBEAT, Lock
 from keras_sparse_dm.experiments.study_results import (
     RESULT_FILE,
     SCHEMA_VERSION,
@@ -40,6 +41,9 @@ def main(argv):
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     *kind, file = argv
     job = json.loads(Path(file).read_text(encoding="utf-8"))
+    if not kind:
+        lock = Lock(Path(job["lock"]), {"token": job["token"]})
+        threading.Thread(target=_keep, args=(lock,), daemon=True).start()
     work = {"--prepare": prepare, "--measure": measure}[kind[0]] if kind else run_cell
     try:
         work(job)
@@ -52,6 +56,13 @@ def main(argv):
 def _end_with_launcher():
     while os.read(0, 1):
         pass
+    os._exit(LAUNCHER_GONE)
+
+
+def _keep(lock):
+    """Keeps the cell's lock alive, for a launcher may sleep; ends where another has taken it."""
+    while lock.touch():
+        time.sleep(HEARTBEAT)
     os._exit(LAUNCHER_GONE)
 
 
