@@ -72,7 +72,7 @@ ksd.sparsify(model, SPARSITY, seed=0)
 # the report after each round, to draw them below.
 
 # %%
-BATCH_SIZE, STEPS, ROUNDS = 64, 900, 30
+BATCH_SIZE, STEPS, ROUNDS = 64, 600, 20
 
 
 class WatchTopology(keras.callbacks.Callback):
@@ -155,12 +155,16 @@ axis.set(
     title=name,
 )
 plt.show()
-print(f"{np.sum(picture == 2):,} of {after.sum():,} active weights were not so at the start")
+grown = picture == 2
+in_candidate = grown[:, 192:].sum() / grown.sum()
+print(f"{grown.sum():,} of {after.sum():,} active weights were not so at the start; ", end="")
+print(f"{in_candidate:.0%} of them lie in the candidate state's columns")
+assert in_candidate > 0.5
 
 # %% [markdown]
 # All kernels together. Left: the share of the first active weights that has been exchanged, and
 # the share of *all* weights that has ever been active. The second is what the network has
-# tried, far more than the fifth that it holds at a time. Right: the share that each kernel has
+# tried, more than the fifth that it holds at a time. Right: the share that each kernel has
 # exchanged at the end; the small ones, which ERK has left dense, have nothing to exchange.
 
 # %%
