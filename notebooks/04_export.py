@@ -192,7 +192,7 @@ drawn = {
     "LiteRT": ksd.export.generate_from_tflite(
         files["TFLite, sparse"], lengths=drawn_lengths, steps=25, seed=0
     ),
-    "SavedModel": saved_model.generate(0, drawn_lengths, steps=25).numpy(),
+    "SavedModel": saved_model.generate(0, drawn_lengths, steps=25)["samples"].numpy(),
 }
 for title in ("LiteRT", "SavedModel"):
     difference = np.abs(drawn[title] - drawn["Keras"]).max()

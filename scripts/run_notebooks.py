@@ -19,7 +19,7 @@ from keras_sparse_dm.files import whole_file
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 
 
-def run(script, timeout=600):
+def run(script, timeout=3600):
     """Executes a script's cells; returns the notebook with their outputs.
 
     Args:
