@@ -93,7 +93,7 @@ print(f"{report.active:,} of {report.size:,} weights in kernels are active")
 #
 # Each format of the same model. Look at the first three: what stores zeros does not shrink. A
 # sparse checkpoint takes the active weights and one bit or less for each weight to say which
-# these are; a sparse TFLite file takes a few bytes a block.
+# these are; a sparse TFLite file the blocks and where each of them lies.
 
 # %%
 files = {}

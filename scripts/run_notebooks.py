@@ -41,11 +41,23 @@ def run(script, timeout=3600):
         # When each cell ran.
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            # What TensorFlow logs when it is imported, whatever TF_CPP_MIN_LOG_LEVEL says.
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = without_logs(cell.outputs)
     notebook.metadata["language_info"] = {"name": "python"}
     nbformat.validate(notebook)
     return notebook
+
+
+def without_logs(outputs):
+    """A cell's outputs but what TensorFlow logs, whatever TF_CPP_MIN_LOG_LEVEL says."""
+    kept = []
+    for output in outputs:
+        if output.output_type == "stream":
+            lines = output.text.splitlines(keepends=True)
+            output.text = "".join(line for line in lines if not line.startswith("INFO:tensorflow"))
+            if output.name == "stderr" or not output.text:
+                continue
+        kept.append(output)
+    return kept
 
 
 def main(names: tyro.conf.Positional[tuple[str, ...]] = ()):
