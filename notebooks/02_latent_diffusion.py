@@ -176,7 +176,8 @@ print(f"exchanged since the start: {report.exchanged_since_start:.1%} of the act
 # ## Samples
 #
 # Fifty steps, the noise of `eta=1` mends on the way what so short a training gets wrong. Look for
-# thin dark strokes on white that fill a square; for characters the training is too short.
+# thin dark strokes on white that fill a square. For characters so short a training is not enough,
+# and some samples come out as a blot.
 
 # %%
 samples = model.generate(16, steps=50, eta=1.0, seed=0, progress=False)
