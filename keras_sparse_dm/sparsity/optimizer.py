@@ -502,7 +502,8 @@ class SparseOptimizer(keras.optimizers.Optimizer):
     def _growth_score(self, k, gradients):
         gradient = gradients.get(self._var_key(k.kernel))
         if gradient is not None:
-            gradient = ops.convert_to_tensor(gradient)
+            # Those that come out of a loop, as a recurrent layer's, may not know their shape.
+            gradient = ops.reshape(gradient, tuple(k.kernel.shape))
         score = self._method.growth_score(k.kernel, gradient, self._seed_generator)
         return k.target.structure.to_units(score, k.axes.structured, ops.sum)
 

@@ -287,3 +287,34 @@ def test_masks_drawn_anew_for_another_method():
     # Its steps count from where the masks were drawn.
     fit("gmp", schedule=PolynomialDecay(0.0, 0.75, 0, 2, frequency=1))
     assert ksd.sparsity_report(model).sparsity == pytest.approx(0.75)
+
+
+def test_blocks_grow_where_gradients_do_not_know_their_shape():
+    """As those of a network of sketches of any length, in a graph."""
+    keras.utils.set_random_seed(0)
+    denoiser = ksd.models.ChiroDiff(units=8, num_layers=2, seed=0)
+    model = ksd.diffusion.DiffusionModel(denoiser, ksd.diffusion.NoiseSchedule.linear(1000), 0)
+    # Points of 13 features make no blocks.
+    first = "*bidirectional_0/*_gru/gru_cell/kernel"
+    ksd.sparsify(model, 0.5, seed=0, structure=Blocks(4), exclude=[first])
+    before = {k.name: numpy(k.mask) for k in masked_kernels(model)}
+    model.compile("adam")
+    points = np.random.default_rng(0).normal(size=(8, 5, 3)).astype("float32")
+    batch = {"points": points, "lengths": np.full(8, 5, "int32")}
+    data = tf.data.Dataset.from_generator(
+        lambda: iter([batch]),
+        output_signature={
+            "points": tf.TensorSpec((None, None, 3)),
+            "lengths": tf.TensorSpec((None,), "int32"),
+        },
+    )
+    callback = ksd.DynamicSparsity("rigl", update_every=1, prune_rate=0.5)
+    model.fit(data, shuffle=False, verbose=0, callbacks=[callback])
+    check_invariant(model)
+    moved = 0
+    for k in masked_kernels(model):
+        if str(k.target.structure):
+            held = groups(numpy(k.mask), -2, 4)
+            assert (held.all(-1) == held.any(-1)).all()
+            moved += (numpy(k.mask) != before[k.name]).any()
+    assert moved >= 4
