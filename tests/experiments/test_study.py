@@ -362,7 +362,7 @@ def one_line(capsys, *argv):
 
 def test_the_command_tells_what_is_wrong(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert "must be run or list; received nothing" in one_line(capsys)
+    assert "must be run, report or list; received nothing" in one_line(capsys)
     assert "Did you mean table" in one_line(capsys, "run", "tabel2")
     assert "received 'big'" in one_line(capsys, "run", "table2", "--scale", "big")
     assert "--jobs must be 1 or more" in one_line(capsys, "run", "table2", "--jobs", "0")

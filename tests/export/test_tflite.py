@@ -81,11 +81,20 @@ def tensors_of(path):
 # The answers
 
 
-@pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize(
-    "quantize, bound", [("none", 1e-4), ("float16", 1e-2), ("int8_dynamic", 0.1), ("int8", 0.25)]
+    "structure, quantize, bound, sparse",
+    [
+        (None, "none", 1e-4, True),
+        (None, "none", 1e-4, False),
+        (None, "float16", 1e-2, True),
+        (None, "int8_dynamic", 0.1, True),
+        (None, "int8", 0.25, True),
+        (None, "int8", 0.25, False),
+        (ksd.sparsity.Blocks(4), "none", 1e-4, True),
+        (ksd.sparsity.Blocks(4), "int8", 0.25, True),
+    ],
+    ids=lambda value: "blocks" if isinstance(value, ksd.sparsity.Blocks) else None,
 )
-@pytest.mark.parametrize("structure", [None, ksd.sparsity.Blocks(4)], ids=["single", "blocks"])
 @pytest.mark.filterwarnings("ignore:`structure` blocks of 4 does not fit")
 def test_a_file_answers_as_the_model_does(quantize, bound, sparse, structure, sketches, tmp_path):
     model = ksd.diffusion.DiffusionModel(chirodiff(structure=structure), SCHEDULE)
