@@ -144,7 +144,9 @@ def test_an_output_folder_that_cannot_be(refused, tmp_path, kind):
         target = target / "run"
     elif kind != "a file":
         target = Path("/proc/no-such-place/run")
-    line = refused("--output-dir", target)
+    # The last one is only found out when the data have been read.
+    data = copy_sketches(tmp_path / "svg")
+    line = refused("--output-dir", target, "--data-dir", data, "--batch-size", "4")
     assert str(target) in line and "--output-dir" in line
     assert (tmp_path / "file").read_text() == "mine"
 
