@@ -339,14 +339,9 @@ def evaluation_row(evaluation):
 
 
 def _run_row(study, folder, result):
-    return RunResult(
-        cell=result["name"],
-        scale=result["scale"],
-        **result["cell"],
+    return _row(
+        result,
         status="finished",
-        settings=result["settings"],
-        version=result["version"],
-        differences=result["differences"],
         seconds=result["seconds"],
         error=None,
         report=result["report"],
@@ -355,18 +350,26 @@ def _run_row(study, folder, result):
 
 
 def _failed_row(failure):
-    return RunResult(
-        cell=failure["name"],
-        scale=failure["scale"],
-        **failure["cell"],
+    return _row(
+        failure,
         status="failed",
-        settings=failure["settings"],
-        version=failure["version"],
-        differences=failure["differences"],
         seconds=None,
         error=failure["error"],
         report={},
         folder=f"runs/{failure['name']}",
+    )
+
+
+def _row(written, **others):
+    """The `RunResult` of what was written down of a run, however it ended."""
+    return RunResult(
+        cell=written["name"],
+        scale=written["scale"],
+        **written["cell"],
+        settings=written["settings"],
+        version=written["version"],
+        differences=written["differences"],
+        **others,
     )
 
 
