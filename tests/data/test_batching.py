@@ -159,17 +159,20 @@ def test_batches_are_not_served_by_length(monkeypatch):
 def test_element_spec_lets_one_trace_serve_all_batches():
     import tensorflow as tf
 
-    spec = {
-        "points": tf.TensorSpec((None, None, 3), tf.float32),
-        "lengths": tf.TensorSpec((None,), tf.int32),
-    }
+    def spec(batch_size):
+        return {
+            "points": tf.TensorSpec((batch_size, None, 3), tf.float32),
+            "lengths": tf.TensorSpec((batch_size,), tf.int32),
+        }
+
     arrays = make_arrays()
     endless = train_batches(arrays, 16, 0)
-    assert endless.element_spec == spec
+    assert endless.element_spec == spec(16)
+    assert train_batches(arrays, 16, 0, jitter=0.1).element_spec == spec(16)
     assert endless.cardinality() == tf.data.INFINITE_CARDINALITY
     assert train_batches(arrays, 16, 0, epochs=3).cardinality() == 36
-    evaluation = eval_batches(arrays, 16)
-    assert evaluation.element_spec == spec
+    evaluation = eval_batches(arrays, 16)  # whose last batch holds fewer
+    assert evaluation.element_spec == spec(None)
     assert evaluation.cardinality() == 13
 
 
