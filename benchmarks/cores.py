@@ -1,5 +1,6 @@
 """Where the threads of two programs run that are measured side by side."""
 
+import contextlib
 import os
 
 import numpy as np
@@ -37,3 +38,14 @@ def spread_threads(with_torch):
         bind(1, lambda: torch.from_numpy(x) @ torch.from_numpy(x))
         os.sched_setaffinity(0, cores[:1])
     return len(cores)
+
+
+@contextlib.contextmanager
+def all_cores():
+    """Context in which threads that this one starts run on any core, whatever it is bound to."""
+    bound = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count()))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, bound)

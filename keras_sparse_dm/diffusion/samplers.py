@@ -6,15 +6,28 @@ predicts the noise: `denoise(x, t, *context) -> epsilon`, with `t` an integer te
 lambda, and what changes between calls (lengths, conditions) as `context`.
 """
 
+import threading
+
 import keras
 import numpy as np
 from keras import ops
 
 # Calls of `on_progress` while one batch is sampled.
 PROGRESS_PARTS = 20
+_making_loops = threading.Lock()
 
 
-def ddim(denoise, noise_schedule, x_T, steps, eta=0.0, seed=None, context=(), on_progress=None):
+def ddim(
+    denoise,
+    noise_schedule,
+    x_T,
+    steps,
+    eta=0.0,
+    seed=None,
+    context=(),
+    on_progress=None,
+    jit_compile=False,
+):
     """Denoising diffusion implicit sampling (Song et al. 2021, equation 12).
 
     Args:
@@ -27,6 +40,9 @@ def ddim(denoise, noise_schedule, x_T, steps, eta=0.0, seed=None, context=(), on
         context: Tuple of tensors handed to `denoise` unchanged.
         on_progress: `on_progress(steps)`, called now and then with the number of steps done
             since the last call; the samples are the same bits.
+        jit_compile: Whether XLA compiles the loop (TensorFlow only), seconds for every shape
+            that is new. The samples are the same but for rounding, and for the noise that
+            `eta > 0` adds, which is drawn otherwise.
 
     Returns:
         Float tensor of the shape of `x_T`.
@@ -35,16 +51,18 @@ def ddim(denoise, noise_schedule, x_T, steps, eta=0.0, seed=None, context=(), on
         ValueError: for steps outside 1..T or eta outside [0, 1].
     """
     t, factors = ddim_factors(noise_schedule, steps, eta)
-    return _sample(denoise, t, factors, x_T, seed, context, on_progress)
+    return _sample(denoise, t, factors, x_T, seed, context, on_progress, jit_compile)
 
 
-def ddpm(denoise, noise_schedule, x_T, seed=None, context=(), on_progress=None):
+def ddpm(
+    denoise, noise_schedule, x_T, seed=None, context=(), on_progress=None, jit_compile=False
+):
     """Ancestral sampling through all timesteps (Ho et al. 2020, algorithm 2).
 
     The noise has the variance of the posterior, `beta_t (1 - abar_{t-1}) / (1 - abar_t)`.
 
     Args:
-        denoise, noise_schedule, x_T, seed, context, on_progress: As in `ddim`.
+        denoise, noise_schedule, x_T, seed, context, on_progress, jit_compile: As in `ddim`.
 
     Returns:
         Float tensor of the shape of `x_T`.
@@ -58,7 +76,9 @@ def ddpm(denoise, noise_schedule, x_T, seed=None, context=(), on_progress=None):
             np.sqrt(beta * (1 - previous) / (1 - alpha_cumprod)),
         ]
     )
-    return _sample(denoise, np.arange(len(beta)), factors, x_T, seed, context, on_progress)
+    return _sample(
+        denoise, np.arange(len(beta)), factors, x_T, seed, context, on_progress, jit_compile
+    )
 
 
 def ddim_factors(noise_schedule, steps, eta=0.0):
@@ -107,66 +127,67 @@ def ddim_timesteps(timesteps, steps):
     return np.minimum(np.arange(steps) * timesteps // steps + (steps < timesteps), timesteps - 1)
 
 
-def _sample(denoise, timesteps, factors, x_T, seed, context, on_progress):
+def _sample(denoise, timesteps, factors, x_T, seed, context, on_progress, jit_compile):
     # Whatever the denoiser computes in, the samples are kept in full precision.
     x_T = ops.cast(ops.convert_to_tensor(x_T), "float32")
     noisy = bool(np.any(factors[2]))
     context = tuple(ops.convert_to_tensor(tensor) for tensor in context)
     ranks = tuple(len(tensor.shape) for tensor in (x_T, *context))
-    loop, generator = _sampling_loop(denoise, noisy, ranks)
+    loop, generator = _sampling_loop(denoise, noisy, ranks, bool(jit_compile))
     if noisy:
         if seed is None:
             seed = int(keras.random.randint((), 0, 2**31 - 1))
         generator.state.assign(np.array([seed, 0], dtype="int64"))
-    parts = 1 if on_progress is None else min(PROGRESS_PARTS, len(timesteps))
+    steps = len(timesteps)
+    parts = 1 if on_progress is None else min(PROGRESS_PARTS, steps)
+    timesteps = ops.convert_to_tensor(timesteps, "int32")
+    factors = ops.convert_to_tensor(factors, x_T.dtype)
     x = x_T
     # The loop goes from the last timestep to the first, and so do the parts of it.
-    for part in reversed(np.array_split(np.arange(len(timesteps)), parts)):
-        x = loop(
-            x,
-            ops.convert_to_tensor(timesteps[part], "int32"),
-            ops.convert_to_tensor(factors[:, part], x.dtype),
-            context,
-        )
+    for part in reversed(np.array_split(np.arange(steps, dtype="int32"), parts)):
+        bounds = ops.convert_to_tensor([part[0], part[-1] + 1])
+        x = loop(x, timesteps, factors, bounds, context)
         if on_progress is not None:
             on_progress(len(part))
     return x
 
 
-def _sampling_loop(denoise, noisy, ranks):
+def _sampling_loop(denoise, noisy, ranks, jit_compile):
     """The compiled loop for a denoiser and its seed generator, made at the first call.
 
     Kept on the denoiser (for a method, on its object), so that it lives as long and no longer.
     """
     owner = getattr(denoise, "__self__", denoise)
     loops = vars(owner).setdefault("_sampling_loops", {}) if hasattr(owner, "__dict__") else {}
-    key = (getattr(denoise, "__name__", ""), noisy, ranks)
-    if key not in loops:
-        loops[key] = _make_sampling_loop(denoise, noisy)
+    key = (getattr(denoise, "__name__", ""), noisy, ranks, jit_compile)
+    # Threads that sample with one denoiser compile one loop between them.
+    with _making_loops:
+        if key not in loops:
+            loops[key] = _make_sampling_loop(denoise, noisy, jit_compile)
     return loops[key]
 
 
-def _make_sampling_loop(denoise, noisy):
+def _make_sampling_loop(denoise, noisy, jit_compile):
     generator = keras.random.SeedGenerator(0) if noisy else None
 
-    def loop(x_T, timesteps, factors, context):
-        steps = ops.shape(timesteps)[0]
-
+    def loop(x_T, timesteps, factors, bounds, context):
         def step(i, x):
-            i = steps - 1 - i
-            t = ops.broadcast_to(timesteps[i], (ops.shape(x)[0],))
+            # XLA would compile anew for each place at which `[i]` cuts.
+            i = bounds[0] + bounds[1] - 1 - i
+            t = ops.broadcast_to(ops.take(timesteps, i), (ops.shape(x)[0],))
+            a, b, c = ops.unstack(ops.take(factors, i, axis=1), 3)
             epsilon = ops.cast(denoise(x, t, *context), x.dtype)
-            next_x = factors[0, i] * x + factors[1, i] * epsilon
+            next_x = a * x + b * epsilon
             if noisy:
                 noise = keras.random.normal(ops.shape(x), dtype=x.dtype, seed=generator)
-                next_x = next_x + factors[2, i] * noise
+                next_x = next_x + c * noise
             # A loop variable keeps its static shape.
             return ops.reshape(next_x, ops.shape(x))
 
-        return ops.fori_loop(0, steps, step, x_T)
+        return ops.fori_loop(bounds[0], bounds[1], step, x_T)
 
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        loop = tf.function(loop, reduce_retracing=True)
+        loop = tf.function(loop, reduce_retracing=True, jit_compile=jit_compile or None)
     return loop, generator

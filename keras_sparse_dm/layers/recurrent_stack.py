@@ -75,12 +75,15 @@ def stacked_outputs(layers, sequences, mask):
         return tf.reshape(x, (parts, PART, batch_size, x.shape[-1]))
 
     valid = in_parts(mask[..., None])
+    # Where all of a part is padding, and all after it, there is nothing to compute.
+    lengths = tf.reduce_max(tf.where(mask, tf.range(1, length + 1), 0))
+    used = tf.maximum(-(-lengths // PART), 1)
     # What is joined along the features; joining it would copy it.
     joined = [in_parts(sequences)]
     for layer in layers:
         joined = [
-            _outputs(layer.forward_layer, joined, valid, backwards=False),
-            _outputs(layer.backward_layer, joined, valid, backwards=True),
+            _outputs(layer.forward_layer, joined, valid, used, backwards=False),
+            _outputs(layer.backward_layer, joined, valid, used, backwards=True),
         ]
     outputs = tf.concat(joined, axis=-1)
     outputs = tf.where(valid, outputs, tf.zeros((), outputs.dtype))
@@ -88,17 +91,18 @@ def stacked_outputs(layers, sequences, mask):
     return tf.transpose(outputs[:length], (1, 0, 2))
 
 
-def _outputs(gru, joined, valid, backwards):
+def _outputs(gru, joined, valid, used, backwards):
     """One direction of a layer (Cho et al. 2014; Keras's gates z, r, h), from a state of zero.
 
     Args:
         gru: The `keras.layers.GRU`.
         joined: List of tensors (parts, PART, batch_size, features): its inputs.
         valid: Boolean tensor (parts, PART, batch_size, 1); elsewhere the state stays as it is.
+        used: Number of parts to read, from the first on; integer tensor.
         backwards: Whether to go from the last point to the first.
 
     Returns:
-        Float tensor (parts, PART, batch_size, units).
+        Float tensor (parts, PART, batch_size, units), zero past the parts that are read.
     """
     import tensorflow as tf
 
@@ -117,13 +121,17 @@ def _outputs(gru, joined, valid, backwards):
     biases = [input_bias[0] + recurrent_bias[0], input_bias[1] + recurrent_bias[1], input_bias[2]]
 
     def of_part(number, state, outputs):
-        part = parts - 1 - number if backwards else number
-        rows = [tf.reshape(x[part], (-1, size)) for x, size in zip(joined, sizes, strict=True)]
+        part = used - 1 - number if backwards else number
+        # XLA would compile anew for each place at which `[part]` cuts.
+        rows = [
+            tf.reshape(tf.gather(x, part), (-1, size))
+            for x, size in zip(joined, sizes, strict=True)
+        ]
         projected = [
             tf.split(tf.add_n([r @ k for r, k in zip(rows, gate, strict=True)]) + bias, PART)
             for gate, bias in zip(kernels, biases, strict=True)
         ]
-        steps = list(zip(*projected, tf.unstack(valid[part]), strict=True))
+        steps = list(zip(*projected, tf.unstack(tf.gather(valid, part)), strict=True))
         states = []
         for x_z, x_r, x_h, is_point in reversed(steps) if backwards else steps:
             update = cell.recurrent_activation(x_z + state @ recurrent_z)
@@ -135,12 +143,12 @@ def _outputs(gru, joined, valid, backwards):
         return number + 1, state, outputs.write(part, states)
 
     _, _, outputs = tf.while_loop(
-        lambda number, *_: number < parts,
+        lambda number, *_: number < used,
         of_part,
         (
             tf.constant(0),
             tf.zeros((batch_size, cell.units), dtype),
-            tf.TensorArray(dtype, parts, element_shape=(PART, None, cell.units)),
+            tf.TensorArray(dtype, parts, element_shape=(PART, joined[0].shape[2], cell.units)),
         ),
     )
     return outputs.stack()

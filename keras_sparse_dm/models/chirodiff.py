@@ -128,6 +128,11 @@ class ChiroDiff(keras.Model):
         self.noise_projection.build((None, None, self.projection_units + self.time_features))
         self.built = True
 
+    @property
+    def skips_padding(self):
+        """Whether what lies past a batch's longest sketch costs no time, when not training."""
+        return runs_as_stack(self.recurrent)
+
     @classmethod
     def from_preset(cls, name, **overrides):
         """Makes the denoiser of a preset, with some arguments replaced.

@@ -1,3 +1,5 @@
+import time
+
 import keras
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ from keras import ops
 
 from keras_sparse_dm import DynamicSparsity, sparsify
 from keras_sparse_dm.diffusion import DiffusionModel, NoiseSchedule
+from keras_sparse_dm.diffusion import model as diffusion_model
 from keras_sparse_dm.layers import SparseDense
 from keras_sparse_dm.models import ChiroDiff
 from keras_sparse_dm.sparsity import check_invariant, masked_kernels
@@ -329,11 +332,112 @@ def test_stochastic_sampling_follows_the_seed(sketch_model, arguments):
         ({"lengths": [3], "steps": T + 1}, str(T + 1)),
         ({"lengths": [3], "steps": 0}, "0"),
         ({"lengths": [3], "eta": -1.0}, "-1.0"),
+        ({"lengths": [3], "batch_size": 0}, "0"),
+        ({"lengths": [3], "batch_size": 2.5}, "2.5"),
+        ({"lengths": [3], "jit_compile": "always"}, "always"),
     ],
 )
 def test_generate_says_what_is_wrong(sketch_model, arguments, received):
     with pytest.raises(ValueError, match=received):
         sketch_model.generate(**arguments)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3])
+def test_compiled_sketches_side_by_side_are_the_same(sketch_model, monkeypatch, cores):
+    monkeypatch.setattr(diffusion_model, "cpu_count", lambda: cores)
+    monkeypatch.setattr(diffusion_model, "SKETCHES_A_THREAD", 2)
+    monkeypatch.setattr(diffusion_model, "LENGTH_STEP", 8)
+    lengths = [7, 2, 11, 5, 2]
+    plain = sketch_model.generate(lengths=lengths, steps=5, seed=3, jit_compile=False)
+    compiled = sketch_model.generate(
+        lengths=lengths, steps=5, seed=3, batch_size=6, jit_compile=True, progress=True
+    )
+    assert np.abs(plain).max() > 1
+    np.testing.assert_allclose(compiled, plain, atol=1e-4)
+
+
+def test_few_compilations_serve_all_batches_and_calls(sketch_model, monkeypatch):
+    monkeypatch.setattr(diffusion_model, "cpu_count", lambda: 2)
+    monkeypatch.setattr(diffusion_model, "SKETCHES_A_THREAD", 3)
+    shapes = []
+    sampler = diffusion_model.ddim
+
+    def spy(denoise, schedule, x, *args, **kwargs):
+        shapes.append((x.shape, kwargs["jit_compile"]))
+        return sampler(denoise, schedule, x, *args, **kwargs)
+
+    monkeypatch.setattr(diffusion_model, "ddim", spy)
+    options = {"steps": 2, "seed": 0, "jit_compile": True, "batch_size": 6}
+    for lengths in ([3, 9, 4, 4, 8, 2, 5], [20, 7, 2, 2, 30, 1, 4, 4]):
+        sketch_model.generate(lengths=lengths, **options)
+    assert set(shapes) == {((3, 64, 3), True)} and len(shapes) == 3 + 3
+
+
+def test_a_failing_thread_stops_the_others_and_is_heard(sketch_model, monkeypatch):
+    monkeypatch.setattr(diffusion_model, "cpu_count", lambda: 2)
+    monkeypatch.setattr(diffusion_model, "SKETCHES_A_THREAD", 1)
+    begun = []
+
+    def fail(denoise, schedule, x, *args, on_progress, **kwargs):
+        begun.append(len(x))
+        if len(begun) == 1:
+            raise MemoryError("no room")
+        for _ in range(1000):
+            time.sleep(0.01)
+            on_progress(0)
+
+    monkeypatch.setattr(diffusion_model, "ddim", fail)
+    started = time.monotonic()
+    with pytest.raises(MemoryError, match="no room"):
+        sketch_model.generate(lengths=[3] * 40, steps=2, batch_size=2, jit_compile=True)
+    assert len(begun) < 5 and time.monotonic() - started < 8
+
+
+def test_large_samplings_are_compiled_where_that_pays(sketch_model, monkeypatch):
+    compiled = []
+
+    def spy(denoise, schedule, x, *args, jit_compile, **kwargs):
+        compiled.append(jit_compile)
+        return x
+
+    monkeypatch.setattr(diffusion_model, "ddim", spy)
+    monkeypatch.setattr(diffusion_model, "ddpm", spy)
+
+    def choice(model, **options):
+        compiled.clear()
+        model.generate(steps=5, seed=0, **options)
+        return set(compiled)
+
+    many = {"lengths": [10] * 20}
+    assert choice(sketch_model, **many) == {False}
+    work = 2 * sketch_model.denoiser.count_params() * 200 * 5
+    monkeypatch.setattr(diffusion_model, "WORTH_COMPILING", work)
+    assert choice(sketch_model, **many) == {True}
+    assert choice(sketch_model, lengths=[10] * 19) == {False}
+    assert choice(sketch_model, **many, jit_compile=False) == {False}
+    # Other noise would be drawn, other points computed, and images gain nothing that is known.
+    assert choice(sketch_model, **many, eta=0.5) == {False}
+    assert choice(sketch_model, **many, sampler="ddpm") == {False}
+    assert choice(DiffusionModel(Recorder(), SCHEDULE), **many) == {False}
+    assert choice(DiffusionModel(vector_denoiser(), SCHEDULE), shape=(4000, 6)) == {False}
+    with keras.device("cpu:0"):
+        half = ChiroDiff(4, 1, timesteps=T, seed=0, dtype="mixed_bfloat16")
+    assert choice(DiffusionModel(half, SCHEDULE), **many) == {False}
+
+
+def test_images_and_noisy_sketches_can_be_compiled(sketch_model):
+    model = DiffusionModel(vector_denoiser(), SCHEDULE)
+    plain, compiled = (
+        model.generate(shape=(5, 6), steps=4, seed=0, batch_size=2, jit_compile=choice)
+        for choice in (False, True)
+    )
+    np.testing.assert_allclose(compiled, plain, atol=1e-4)
+    noisy = [
+        sketch_model.generate(lengths=[3, 5], steps=4, eta=1.0, seed=1, jit_compile=True)
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(*noisy)
+    assert np.isfinite(noisy[0]).all() and (noisy[0][0, 3:] == 0).all()
 
 
 def test_generating_uses_averaged_weights_and_then_restores_the_trained_ones():

@@ -60,6 +60,16 @@ def test_serves_any_mask_and_never_reads_padding(layers, seed, length, batch_siz
     np.testing.assert_allclose(got, wanted, atol=2e-6)
 
 
+def test_padding_of_a_whole_part_and_more(layers):
+    sequences = np.random.default_rng(0).normal(size=(2, 3 * PART, 4)).astype("float32")
+    for longest in (0, 2, PART + 1):
+        mask = np.arange(3 * PART)[None] < np.array([longest, longest // 2])[:, None]
+        wanted = one_after_the_other(layers, sequences, mask)
+        for compute in (stacked_outputs, tf.function(stacked_outputs)):
+            got = compute(layers, tf.constant(sequences), tf.constant(mask))
+            np.testing.assert_allclose(got, wanted, atol=2e-6)
+
+
 def test_one_graph_serves_all_shapes(layers):
     @tf.function(
         input_signature=[tf.TensorSpec((None, None, 4)), tf.TensorSpec((None, None), "bool")]
@@ -67,11 +77,27 @@ def test_one_graph_serves_all_shapes(layers):
     def compute(sequences, mask):
         return stacked_outputs(layers, sequences, mask)
 
-    for shape in ((2, 3), (4, 2 * PART + 5)):
+    for shape, longest in (((2, 3), 3), ((4, 2 * PART + 5), 99), ((3, 3 * PART), 2), ((2, 9), 0)):
         sequences = np.random.default_rng(0).normal(size=(*shape, 4)).astype("float32")
-        mask = np.ones(shape, bool)
+        mask = np.tile(np.arange(shape[1]) < longest, (shape[0], 1))
         wanted = one_after_the_other(layers, sequences, mask)
         np.testing.assert_allclose(compute(sequences, mask), wanted, atol=2e-6)
+
+
+def test_one_xla_program_serves_all_lengths_and_skips_what_is_past_them(layers):
+    traced = []
+
+    @tf.function(jit_compile=True)
+    def compute(sequences, mask):
+        traced.append(sequences.shape)
+        return stacked_outputs(layers, sequences, mask)
+
+    sequences = np.random.default_rng(0).normal(size=(4, 3 * PART, 4)).astype("float32")
+    for longest in (1, PART, PART + 2, 3 * PART):
+        mask = np.arange(3 * PART)[None] < np.array([longest, 1, 1, longest])[:, None]
+        wanted = one_after_the_other(layers, sequences, mask)
+        np.testing.assert_allclose(compute(sequences, mask), wanted, atol=2e-6)
+    assert len(traced) == 1
 
 
 def test_other_activations_and_half_precision():
