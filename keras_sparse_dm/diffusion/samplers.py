@@ -54,9 +54,7 @@ def ddim(
     return _sample(denoise, t, factors, x_T, seed, context, on_progress, jit_compile)
 
 
-def ddpm(
-    denoise, noise_schedule, x_T, seed=None, context=(), on_progress=None, jit_compile=False
-):
+def ddpm(denoise, noise_schedule, x_T, seed=None, context=(), on_progress=None, jit_compile=False):
     """Ancestral sampling through all timesteps (Ho et al. 2020, algorithm 2).
 
     The noise has the variance of the posterior, `beta_t (1 - abar_{t-1}) / (1 - abar_t)`.
