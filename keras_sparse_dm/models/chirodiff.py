@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_sparse_dm.layers import SparseDense, SparseGRU
+from keras_sparse_dm.layers.recurrent_gradient import trainable_outputs, trains_as_stack
 from keras_sparse_dm.layers.recurrent_stack import runs_as_stack, stacked_outputs
 from keras_sparse_dm.models.presets import get_preset
 
@@ -165,6 +166,8 @@ class ChiroDiff(keras.Model):
         hidden = ops.concatenate([self._positions_and_velocities(points), time], axis=-1)
         if not training and runs_as_stack(self.recurrent):
             hidden = stacked_outputs(self.recurrent, hidden, mask)
+        elif training and trains_as_stack(self.recurrent):
+            hidden = trainable_outputs(self.recurrent, hidden, mask)
         else:
             for layer in self.recurrent:
                 hidden = layer(hidden, mask=mask, training=training)
