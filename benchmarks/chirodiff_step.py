@@ -3,6 +3,7 @@
 All in one process and in turn, so that ratios hold although a machine's speed drifts:
 
 - dense: the same network made of plain Keras layers, plain AdamW
+- dense, Keras's loop: the same, whose GRUs run as Keras runs them, layer by layer
 - sparse: this project's network with RigL; the topology update's cost is spread over the 800
   steps between two of them
 - pytorch (needs torch): `nn.GRU` network and AdamW on the same cores, once as the original
@@ -31,7 +32,7 @@ UPDATE_EVERY = 800
 PRESET = "chirodiff_quickdraw"
 
 
-def keras_step(batch, sparsity=None, update_every=UPDATE_EVERY):
+def keras_step(batch, sparsity=None, update_every=UPDATE_EVERY, layer_by_layer=False):
     """A training step of the preset's network; plain Keras layers where sparsity is None."""
     if sparsity is None:
         with (
@@ -46,6 +47,10 @@ def keras_step(batch, sparsity=None, update_every=UPDATE_EVERY):
     if sparsity is not None:
         ksd.sparsify(model, sparsity, seed=0)
         ksd.DynamicSparsity("rigl", update_every=update_every, seed=0).set_model(model)
+    # The choice is made while the step is traced, here.
+    choice = (lambda _: False) if layer_by_layer else chirodiff.trains_as_stack
+    with mock.patch.object(chirodiff, "trains_as_stack", choice):
+        model.train_on_batch(batch)
     return lambda: model.train_on_batch(batch)
 
 
@@ -120,6 +125,7 @@ def main():
     }
     steps = {
         "dense": keras_step(batch),
+        "dense, Keras's loop": keras_step(batch, layer_by_layer=True),
         "sparse 0.5": keras_step(batch, 0.5),
         "sparse 0.9": keras_step(batch, 0.9),
         # Due at every step: what it takes longer is the cost of an update.
@@ -156,7 +162,7 @@ def main():
 
     figures = {f"{name}, seconds": statistics.median(values) for name, values in seconds.items()}
     for sparsity in ("0.5", "0.9"):
-        for other in ("dense", "pytorch packed", "pytorch unpacked"):
+        for other in ("dense", "dense, Keras's loop", "pytorch packed", "pytorch unpacked"):
             if other in seconds:
                 figures[f"sparse {sparsity} / {other}"] = ratio(f"sparse {sparsity}", other)
     for name, value in figures.items():

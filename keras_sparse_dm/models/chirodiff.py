@@ -22,6 +22,9 @@ class ChiroDiff(keras.Model):
     GRUs reads them; two linear layers, with the time features joined again before the second,
     give the noise. All kernels can be sparse (paper, section 3.3.1 and figure 1b).
 
+    On a CPU the GRUs are computed together, faster than layer by layer and the same but for
+    rounding; see `layers/recurrent_stack.py` and `layers/recurrent_gradient.py`.
+
     Args:
         units: Units of each GRU direction; a list gives every GRU its own.
         num_layers: Number of bidirectional GRUs.
