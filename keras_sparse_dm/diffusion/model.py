@@ -250,6 +250,7 @@ class DiffusionModel(keras.Model):
             raise ValueError(
                 f'`jit_compile` must be True, False or "auto"; received {jit_compile!r}.'
             )
+        batch_size = int(batch_size)
         noiseless = sampler == "ddim" and eta == 0
         if jit_compile == "auto":
             jit_compile = noiseless and self._worth_compiling(lengths, steps)
