@@ -3,14 +3,14 @@
 Keras's loop multiplies one point after the other with the input kernel, and turns every layer's
 sequence around and back. Here some points at a time meet that kernel together, while they are
 in the processor's cache, and all layers keep time as the first axis. The numbers are the same but
-for rounding. It does not serve for training: its gradient is no faster than that of Keras's loop.
+for rounding. Its own gradient is no faster than that of Keras's loop: `recurrent_gradient` trains.
 """
 
 import keras
 from keras import ops
 
 # Points that are multiplied with the input kernel together, and steps in one turn of the loop.
-PART = 8
+PART = 4
 
 
 def runs_as_stack(layers):
