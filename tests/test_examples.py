@@ -22,8 +22,13 @@ def example(name):
     [
         # Two directions of two layers with two kernels each, and one.
         ("tagger", "forward_lstm_1/lstm_cell/recurrent_kernel", 9),
-        ("mobilenet", "expanded_conv_1_depthwise/kernel", 54),
-        ("convnext", "convnext_tiny_stage_2_block_3_pointwise_conv_1/kernel", 59),
+        pytest.param("mobilenet", "expanded_conv_1_depthwise/kernel", 54, marks=pytest.mark.slow),
+        pytest.param(
+            "convnext",
+            "convnext_tiny_stage_2_block_3_pointwise_conv_1/kernel",
+            59,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_any_keras_model(model, kernel, count, tmp_path, capsys):

@@ -111,6 +111,7 @@ def test_chirodiff_example(monkeypatch, tmp_path):
     assert names["points"].shape == (8, 80, 3)
 
 
+@pytest.mark.slow
 def test_latent_diffusion_example():
     names = {}
     block = shortened = block_with("LatentDiffusion(")

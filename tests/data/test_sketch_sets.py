@@ -249,6 +249,7 @@ def test_kanjivg_reads_the_training_part_of_a_sketch_rnn_file(tmp_path):
         load_kanjivg(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_papers_kanji_make_its_68_batches(reference):
     file = reference.folder.parent / "data" / "kanji.rdp100.npz"
     if not file.exists():

@@ -89,6 +89,7 @@ def test_evaluating_again_gives_the_same_and_other_seeds_other_numbers(run, caps
     assert (other["real_samples"], other["held_out_samples"]) == (9, 20)
 
 
+@pytest.mark.slow
 def test_an_interrupted_generation_goes_on_where_it_was(run, monkeypatch, capsys):
     monkeypatch.setattr(samples, "SKETCHES_A_PART", 8)
     options = ("evaluate", run, "--samples", 30, "--verbose", 0)

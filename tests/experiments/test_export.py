@@ -16,6 +16,8 @@ from keras_sparse_dm.experiments import exporting
 from keras_sparse_dm.experiments.samples import load_run
 from keras_sparse_dm.export.averages import averages_of
 
+pytestmark = pytest.mark.slow
+
 
 def command(*argv):
     return main([str(argument) for argument in argv])

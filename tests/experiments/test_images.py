@@ -16,6 +16,8 @@ from keras_sparse_dm.experiments.images import ImageRun
 from keras_sparse_dm.models import LatentDiffusion, VQAutoencoder
 from keras_sparse_dm.sparsity import check_invariant
 
+pytestmark = pytest.mark.slow
+
 SMALL_AUTOENCODER = (
     *("--channels", "8", "--channel-mult", "1", "2", "--codes", "16", "--norm-groups", "4"),
     *("--batch-size", "8"),

@@ -395,6 +395,7 @@ def test_list_names_the_studies(capsys):
 # The real worker ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_real_runs_killed_and_gone_on_with(start, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "cache"))
     launcher = start(1, "real")

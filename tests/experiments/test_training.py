@@ -308,6 +308,7 @@ def test_an_interrupted_run_keeps_its_finished_epochs(stopped):
     assert not (stopped / "model.keras").exists()
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_first_checkpoint_starts_anew(data, tmp_path, monkeypatch, capfd):
     folder = tmp_path / "run"
     arguments = (*TINY, "--epochs", "1", "--data-dir", data, "--output-dir", folder)
@@ -350,6 +351,7 @@ train_command(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_saves_ends_with_the_same_bits(data, unbroken, tmp_path, capfd):
     folder = tmp_path / "run"
     arguments = (*THREE_EPOCHS, "--data-dir", str(data), "--output-dir", str(folder))

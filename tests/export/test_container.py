@@ -156,6 +156,7 @@ def test_targets_structures_and_dense_starts(tmp_path):
     assert ksd.sparsity_report(loaded).sparsity == 0
 
 
+@pytest.mark.slow
 def test_latent_diffusion(tmp_path):
     model = image_model()
     ksd.sparsify(model, 0.5, seed=0)

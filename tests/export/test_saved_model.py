@@ -197,6 +197,7 @@ np.savez(sys.argv[3], sketches=sketches, images=images)
 '''
 
 
+@pytest.mark.slow
 def test_it_needs_neither_keras_nor_this_package(sketches, images, tmp_path):
     file = tmp_path / "samples.npz"
     result = subprocess.run(
@@ -334,6 +335,7 @@ def test_an_error_leaves_what_was_there(tmp_path, monkeypatch):
     assert read_metadata(path)["number"] == 3
 
 
+@pytest.mark.slow
 def test_a_kill_while_writing_leaves_what_was_there(tmp_path):
     code = """
 import sys, time

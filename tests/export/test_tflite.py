@@ -212,6 +212,7 @@ def test_a_gru_starts_from_a_given_state():
 # What is in the file
 
 
+@pytest.mark.slow
 def test_the_preset_s_file_shrinks_with_its_zeros(tmp_path):
     sizes = {}
     for sparsity in (0.0, 0.9):
@@ -225,6 +226,7 @@ def test_the_preset_s_file_shrinks_with_its_zeros(tmp_path):
     assert sizes[0.9] < 0.20 * sizes[0.0]
 
 
+@pytest.mark.slow
 def test_quantization_shrinks_what_is_left(model, sketches, tmp_path):
     model = ksd.diffusion.DiffusionModel(chirodiff(64, 0.9), SCHEDULE)
     data = representative_data(model, sketches, length=LENGTH, n=5)
@@ -403,6 +405,7 @@ def test_a_denoiser_in_a_file_serves_the_samplers(model, exported):
         np.testing.assert_allclose(sample(denoise), sample(in_keras), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_integers_draw_nearly_the_same(sketches, tmp_path):
     """Samples of the int8 file lie nearer to those of the float file than other noise does."""
     model = ksd.diffusion.DiffusionModel(chirodiff(32, 0.5), SCHEDULE, seed=0)
@@ -459,6 +462,7 @@ def latent_diffusion():
     return model
 
 
+@pytest.mark.slow
 def test_latent_diffusion_from_files(latent_diffusion, tmp_path):
     model = latent_diffusion
     to_tflite(model, tmp_path / "unet.tflite")
@@ -480,6 +484,7 @@ def test_latent_diffusion_from_files(latent_diffusion, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_integer_latent_diffusion(latent_diffusion, tmp_path):
     latents = np.random.default_rng(0).standard_normal((6, 8, 8, 3)).astype("float32")
     data = representative_data(latent_diffusion, latents, n=4)

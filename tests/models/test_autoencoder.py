@@ -87,6 +87,7 @@ def test_shapes_and_that_decoding_quantizes_first(shared):
     np.testing.assert_array_equal(decoded, shared(images))
 
 
+@pytest.mark.slow
 def test_trains_and_uses_its_codes():
     keras.utils.set_random_seed(0)
     model = VQAutoencoder(**SMALL, restart_after=20)
@@ -135,6 +136,7 @@ def test_codes_unused_for_long_are_put_where_latents_lie():
     np.testing.assert_array_equal(model.unused_steps, np.zeros(16))
 
 
+@pytest.mark.slow
 def test_a_file_brings_back_weights_codes_and_fingerprint(tmp_path):
     model = VQAutoencoder(**SMALL)
     model.compile(keras.optimizers.Adam(1e-3))

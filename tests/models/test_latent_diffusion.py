@@ -124,6 +124,7 @@ def test_a_file_brings_all_of_it_back(trained, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains_with_the_invariant_kept(policy):
     before = keras.config.dtype_policy()

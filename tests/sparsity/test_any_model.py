@@ -437,6 +437,7 @@ def test_classes_themselves_stay_as_they_were():
     assert type(another.layers[-1]) is layers.Dense
 
 
+@pytest.mark.slow
 def test_load_in_a_fresh_process(tmp_path, kind="blocks"):
     model = made(kind)
     ksd.sparsify(model, 0.6, seed=1)

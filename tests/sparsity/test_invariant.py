@@ -255,6 +255,7 @@ class Checked(keras.callbacks.Callback):
                 assert 2 * numpy(k.mask).sum() == k.size
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # kernels that are left dense or empty
 @settings(
     max_examples=10,

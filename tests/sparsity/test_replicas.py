@@ -17,6 +17,8 @@ import tensorflow as tf
 import keras_sparse_dm as ksd
 from keras_sparse_dm.sparsity import callback, check_invariant, sparse_optimizer
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("replicas_script.py")
 CASES = {  # of replicas_script.py, with the largest difference of a weight to the run on one
     "rigl": 1e-6,
