@@ -397,7 +397,7 @@ def _batches_side_by_side(number, batch_size):
     """
     # As many threads as TensorFlow computes with.
     allowed = tf.config.threading.get_intra_op_parallelism_threads() or int(
-        os.environ.get("TF_NUM_INTRAOP_THREADS", 0)
+        os.environ.get("TF_NUM_INTRAOP_THREADS") or 0
     )
     threads = min(allowed or cpu_count(), max(1, batch_size // SKETCHES_A_THREAD))
     size = min(batch_size, SKETCHES_A_THREAD)

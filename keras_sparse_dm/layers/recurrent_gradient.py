@@ -9,7 +9,7 @@ numbers are the same but for rounding.
 import keras
 from keras import ops
 
-from keras_sparse_dm.layers.recurrent_stack import PART, runs_as_stack
+from keras_sparse_dm.layers.recurrent_stack import PART, by_sketch, by_time, runs_as_stack
 
 
 def trains_as_stack(layers):
@@ -42,14 +42,6 @@ def trainable_outputs(layers, sequences, mask):
     """
     import tensorflow as tf
 
-    batch_size, length = ops.shape(sequences)[:2]
-    parts = -(-length // PART)
-
-    def by_time(x):
-        """(batch_size, length, features) as (parts * PART, batch_size, features)."""
-        padding = [(0, parts * PART - length), (0, 0), (0, 0)]
-        return tf.pad(tf.transpose(x, (1, 0, 2)), padding)
-
     valid = by_time(mask[..., None])
     outputs = by_time(sequences)
     for layer in layers:
@@ -60,8 +52,7 @@ def trainable_outputs(layers, sequences, mask):
             ],
             axis=-1,
         )
-    outputs = tf.where(valid, outputs, tf.zeros((), outputs.dtype))
-    return tf.transpose(outputs[:length], (1, 0, 2))
+    return by_sketch(outputs, mask)
 
 
 def _outputs(gru, sequences, valid, backwards):

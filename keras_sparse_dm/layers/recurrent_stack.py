@@ -65,14 +65,12 @@ def stacked_outputs(layers, sequences, mask):
     """
     import tensorflow as tf
 
-    batch_size, length = ops.shape(sequences)[:2]
-    parts = -(-length // PART)
+    length = ops.shape(sequences)[1]
 
     def in_parts(x):
-        """(batch_size, length, ...) as (parts, PART, batch_size, ...)."""
-        padding = [(0, parts * PART - length)] + [(0, 0)] * (len(x.shape) - 1)
-        x = tf.pad(tf.transpose(x, (1, 0, 2)), padding)
-        return tf.reshape(x, (parts, PART, batch_size, x.shape[-1]))
+        """(batch_size, length, features) as (parts, PART, batch_size, features)."""
+        x = by_time(x)
+        return tf.reshape(x, (-1, PART, *ops.shape(x)[1:]))
 
     valid = in_parts(mask[..., None])
     # Where all of a part is padding, and all after it, there is nothing to compute.
@@ -86,9 +84,22 @@ def stacked_outputs(layers, sequences, mask):
             _outputs(layer.backward_layer, joined, valid, used, backwards=True),
         ]
     outputs = tf.concat(joined, axis=-1)
-    outputs = tf.where(valid, outputs, tf.zeros((), outputs.dtype))
-    outputs = tf.reshape(outputs, (parts * PART, batch_size, outputs.shape[-1]))
-    return tf.transpose(outputs[:length], (1, 0, 2))
+    return by_sketch(tf.reshape(outputs, (-1, *ops.shape(outputs)[2:])), mask)
+
+
+def by_time(x):
+    """(batch_size, length, features) as (parts * PART, batch_size, features), filled with zeros."""
+    import tensorflow as tf
+
+    return tf.pad(tf.transpose(x, (1, 0, 2)), [(0, -ops.shape(x)[1] % PART), (0, 0), (0, 0)])
+
+
+def by_sketch(x, mask):
+    """The reverse of `by_time`, with zeros where the mask (batch_size, length) is False."""
+    import tensorflow as tf
+
+    x = tf.transpose(x[: ops.shape(mask)[1]], (1, 0, 2))
+    return tf.where(mask[..., None], x, tf.zeros((), x.dtype))
 
 
 def _outputs(gru, joined, valid, used, backwards):

@@ -1,35 +1,18 @@
 """The fast stack of GRUs and its gradient against Keras's layers, one after the other."""
 
-import keras
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from gru_stacks import make_layers, one_after_the_other
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_sparse_dm.layers import SparseGRU
 from keras_sparse_dm.layers.recurrent_gradient import trainable_outputs, trains_as_stack
 from keras_sparse_dm.layers.recurrent_stack import PART
 
-
-def make_layers(units=(5, 3), features=4, **options):
-    layers = []
-    for number in units:
-        gru = SparseGRU(number, return_sequences=True, **options)
-        layers.append(keras.layers.Bidirectional(gru))
-        layers[-1].build((None, None, features))
-        features = 2 * number
-    # Biases start at zero, which would hide where they are added.
-    for layer in layers:
-        for variable in layer.trainable_variables:
-            variable.assign(keras.random.normal(variable.shape, stddev=0.5))
-    return layers
-
-
-def by_keras(layers, sequences, mask):
-    for layer in layers:
-        sequences = layer(sequences, mask=mask, training=True)
-    return tf.where(mask[..., None], sequences, tf.zeros((), sequences.dtype))
+by_keras = functools.partial(one_after_the_other, training=True)
 
 
 def outputs_and_gradients(compute, layers, sequences, mask, upstream):
@@ -39,9 +22,7 @@ def outputs_and_gradients(compute, layers, sequences, mask, upstream):
         tape.watch(sequences)
         outputs = compute(layers, sequences, mask)
         total = tf.reduce_sum(tf.cast(outputs, "float32") * upstream)
-    gradients = tape.gradient(total, [sequences, *weights])
-    # What lies at padding has no gradient by Keras either, but for its rounding.
-    return outputs, gradients
+    return outputs, tape.gradient(total, [sequences, *weights])
 
 
 def assert_same(got, wanted, tolerance=1e-5):

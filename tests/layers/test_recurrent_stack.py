@@ -4,31 +4,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from gru_stacks import make_layers, one_after_the_other
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_sparse_dm.layers import SparseGRU
 from keras_sparse_dm.layers.recurrent_stack import PART, runs_as_stack, stacked_outputs
-
-
-def make_layers(units=(5, 3), features=4, **options):
-    layers = []
-    for number in units:
-        gru = SparseGRU(number, return_sequences=True, **options)
-        layers.append(keras.layers.Bidirectional(gru))
-        layers[-1].build((None, None, features))
-        features = 2 * number
-    # Biases start at zero, which would hide where they are added.
-    for layer in layers:
-        for variable in layer.trainable_variables:
-            variable.assign(keras.random.normal(variable.shape, stddev=0.5))
-    return layers
-
-
-def one_after_the_other(layers, sequences, mask):
-    for layer in layers:
-        sequences = layer(sequences, mask=mask)
-    return sequences.numpy()
 
 
 @pytest.fixture(scope="module")
