@@ -21,10 +21,11 @@ from keras_sparse_dm.sparsity.masking import build_optimizer, innermost_optimize
 SAMPLERS = ("ddim", "ddpm")
 # Multiplications and additions of a sampling from which XLA's gain exceeds its compilation.
 WORTH_COMPILING = 1e12
-# Sketches of a thread's batch: its matrices stay in the core's cache, and keep it busy.
-SKETCHES_A_THREAD = 128
+# Sketches of a thread's batch. Fewer than the least hardly repay what every step costs by itself;
+# more than the most gain nothing, and differ more in length.
+LEAST_SKETCHES_A_THREAD, MOST_SKETCHES_A_THREAD = 32, 112
 # Lengths that compiled programs are made for are multiples of this.
-LENGTH_STEP = 64
+LENGTH_STEP = 32
 
 
 @keras.saving.register_keras_serializable(package="keras_sparse_dm")
@@ -399,11 +400,11 @@ def _batches_side_by_side(number, batch_size):
     allowed = tf.config.threading.get_intra_op_parallelism_threads() or int(
         os.environ.get("TF_NUM_INTRAOP_THREADS") or 0
     )
-    threads = min(allowed or cpu_count(), max(1, batch_size // SKETCHES_A_THREAD))
-    size = min(batch_size, SKETCHES_A_THREAD)
-    if number < threads * size:
-        # No core is left idle.
-        size = -(-number // threads)
+    threads = min(allowed or cpu_count(), max(1, batch_size // LEAST_SKETCHES_A_THREAD))
+    most = min(batch_size // threads, MOST_SKETCHES_A_THREAD)
+    # All threads get as many batches of one size, as nearly full as can be.
+    batches = -(-number // (most * threads)) * threads
+    size = -(-number // batches)
     return threads, size
 
 

@@ -52,16 +52,20 @@ def _computed_as_here(gru):
     )
 
 
-def stacked_outputs(layers, sequences, mask):
+def stacked_outputs(layers, sequences, mask, head=None):
     """What the last of the layers gives, each reading what the one before gives.
 
     Args:
         layers: List of `keras.layers.Bidirectional`, for which `runs_as_stack` is true.
         sequences: Float tensor (batch_size, length, features).
         mask: Boolean tensor (batch_size, length), False at padding.
+        head: `head(outputs) -> features`, from a tensor (PART, batch_size, 2 * units of the last)
+            to one (PART, batch_size, features): what follows the layers at every point by itself.
+            So it too is computed on what is in the cache, and not on padding.
 
     Returns:
-        Float tensor (batch_size, length, 2 * units of the last), zero at padding.
+        Float tensor (batch_size, length, features), zero at padding; without a `head` the
+        features are those of the last layer.
     """
     import tensorflow as tf
 
@@ -83,7 +87,7 @@ def stacked_outputs(layers, sequences, mask):
             _outputs(layer.forward_layer, joined, valid, used, backwards=False),
             _outputs(layer.backward_layer, joined, valid, used, backwards=True),
         ]
-    outputs = tf.concat(joined, axis=-1)
+    outputs = _join(joined, used, head) if head else tf.concat(joined, axis=-1)
     return by_sketch(tf.reshape(outputs, (-1, *ops.shape(outputs)[2:])), mask)
 
 
@@ -102,6 +106,25 @@ def by_sketch(x, mask):
     return tf.where(mask[..., None], x, tf.zeros((), x.dtype))
 
 
+def _join(joined, used, head):
+    """What `head` gives for the first `used` parts of tensors joined along their features."""
+    import tensorflow as tf
+
+    def of_part(number, outputs):
+        part = tf.concat([tf.gather(x, number) for x in joined], axis=-1)
+        return number + 1, outputs.write(number, head(part))
+
+    outputs = tf.TensorArray(joined[0].dtype, tf.shape(joined[0])[0])
+    return tf.while_loop(lambda number, *_: number < used, of_part, (tf.constant(0), outputs))[
+        1
+    ].stack()
+
+
+def _sigmoid(x):
+    """The same but for rounding, in fewer instructions."""
+    return 0.5 + 0.5 * ops.tanh(0.5 * x)
+
+
 def _outputs(gru, joined, valid, used, backwards):
     """One direction of a layer (Cho et al. 2014; Keras's gates z, r, h), from a state of zero.
 
@@ -118,6 +141,9 @@ def _outputs(gru, joined, valid, used, backwards):
     import tensorflow as tf
 
     cell, dtype = gru.cell, joined[0].dtype
+    recurrent_activation = cell.recurrent_activation
+    if recurrent_activation is keras.activations.sigmoid:
+        recurrent_activation = _sigmoid
     parts, _, batch_size, _ = tf.unstack(tf.shape(joined[0]))
     sizes = [x.shape[-1] for x in joined]
     # One matrix of each gate: what a product gives need not be cut up.
@@ -145,8 +171,8 @@ def _outputs(gru, joined, valid, used, backwards):
         steps = list(zip(*projected, tf.unstack(tf.gather(valid, part)), strict=True))
         states = []
         for x_z, x_r, x_h, is_point in reversed(steps) if backwards else steps:
-            update = cell.recurrent_activation(x_z + state @ recurrent_z)
-            reset = cell.recurrent_activation(x_r + state @ recurrent_r)
+            update = recurrent_activation(x_z + state @ recurrent_z)
+            reset = recurrent_activation(x_r + state @ recurrent_r)
             candidate = cell.activation(x_h + reset * (state @ recurrent_h + recurrent_bias[2]))
             state = tf.where(is_point, candidate + update * (state - candidate), state)
             states.append(state)

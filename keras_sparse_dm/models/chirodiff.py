@@ -164,19 +164,29 @@ class ChiroDiff(keras.Model):
         mask = ops.arange(max_length)[None] < ops.cast(lengths, "int32")[:, None]
         points = ops.where(mask[..., None], points, ops.zeros_like(points))
 
-        time = self.embed_time(t)[:, None]
-        time = ops.broadcast_to(time, (ops.shape(points)[0], max_length, self.time_features))
+        embedded = self.embed_time(t)
+        shape = (ops.shape(points)[0], max_length, self.time_features)
+        time = ops.broadcast_to(embedded[:, None], shape)
         hidden = ops.concatenate([self._positions_and_velocities(points), time], axis=-1)
         if not training and runs_as_stack(self.recurrent):
-            hidden = stacked_outputs(self.recurrent, hidden, mask)
-        elif training and trains_as_stack(self.recurrent):
+
+            def noise_of(hidden):
+                # Here time, not the batch, is the first axis.
+                time = ops.broadcast_to(embedded, (*ops.shape(hidden)[:2], self.time_features))
+                return self._noise(hidden, time)
+
+            return stacked_outputs(self.recurrent, hidden, mask, noise_of)
+        if training and trains_as_stack(self.recurrent):
             hidden = trainable_outputs(self.recurrent, hidden, mask)
         else:
             for layer in self.recurrent:
                 hidden = layer(hidden, mask=mask, training=training)
-        hidden = self.output_projection(hidden)
-        noise = self.noise_projection(ops.concatenate([hidden, time], axis=-1))
+        noise = self._noise(hidden, time)
         return ops.where(mask[..., None], noise, ops.zeros_like(noise))
+
+    def _noise(self, hidden, time):
+        hidden = self.output_projection(hidden)
+        return self.noise_projection(ops.concatenate([hidden, time], axis=-1))
 
     def _positions_and_velocities(self, points):
         if self.representation == "delta":

@@ -345,7 +345,7 @@ def test_generate_says_what_is_wrong(sketch_model, arguments, received):
 @pytest.mark.parametrize("cores", [1, 2, 3])
 def test_compiled_sketches_side_by_side_are_the_same(sketch_model, monkeypatch, cores):
     monkeypatch.setattr(diffusion_model, "cpu_count", lambda: cores)
-    monkeypatch.setattr(diffusion_model, "SKETCHES_A_THREAD", 2)
+    monkeypatch.setattr(diffusion_model, "LEAST_SKETCHES_A_THREAD", 2)
     monkeypatch.setattr(diffusion_model, "LENGTH_STEP", 8)
     lengths = [7, 2, 11, 5, 2]
     plain = sketch_model.generate(lengths=lengths, steps=5, seed=3, jit_compile=False)
@@ -356,9 +356,29 @@ def test_compiled_sketches_side_by_side_are_the_same(sketch_model, monkeypatch, 
     np.testing.assert_allclose(compiled, plain, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("number", "batch_size", "cores", "wanted"),
+    [
+        # As many batches for every core, none but the last with fewer sketches.
+        (1000, 256, 2, (2, 100)),
+        (1000, 256, 8, (8, 32)),
+        (1000, 1024, 8, (8, 63)),
+        (256, 256, 2, (2, 64)),
+        (250, 256, 1, (1, 84)),
+        (3, 256, 4, (4, 1)),
+        (5, 3, 4, (1, 3)),
+    ],
+)
+def test_cores_share_the_sketches_evenly(monkeypatch, number, batch_size, cores, wanted):
+    monkeypatch.setattr(diffusion_model, "cpu_count", lambda: cores)
+    monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 0)
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    assert diffusion_model._batches_side_by_side(number, batch_size) == wanted
+
+
 def test_few_compilations_serve_all_batches_and_calls(sketch_model, monkeypatch):
     monkeypatch.setattr(diffusion_model, "cpu_count", lambda: 2)
-    monkeypatch.setattr(diffusion_model, "SKETCHES_A_THREAD", 3)
+    monkeypatch.setattr(diffusion_model, "LEAST_SKETCHES_A_THREAD", 3)
     shapes = []
     sampler = diffusion_model.ddim
 
@@ -370,12 +390,12 @@ def test_few_compilations_serve_all_batches_and_calls(sketch_model, monkeypatch)
     options = {"steps": 2, "seed": 0, "jit_compile": True, "batch_size": 6}
     for lengths in ([3, 9, 4, 4, 8, 2, 5], [20, 7, 2, 2, 30, 1, 4, 4]):
         sketch_model.generate(lengths=lengths, **options)
-    assert set(shapes) == {((3, 64, 3), True)} and len(shapes) == 3 + 3
+    assert set(shapes) == {((2, 32, 3), True)} and len(shapes) == 4 + 4
 
 
 def test_a_failing_thread_stops_the_others_and_is_heard(sketch_model, monkeypatch):
     monkeypatch.setattr(diffusion_model, "cpu_count", lambda: 2)
-    monkeypatch.setattr(diffusion_model, "SKETCHES_A_THREAD", 1)
+    monkeypatch.setattr(diffusion_model, "LEAST_SKETCHES_A_THREAD", 1)
     begun = []
 
     def fail(denoise, schedule, x, *args, on_progress, **kwargs):
