@@ -21,7 +21,9 @@ def example(name):
     "model, kernel, count",
     [
         # Two directions of two layers with two kernels each, and one.
-        ("tagger", "forward_lstm_1/lstm_cell/recurrent_kernel", 9),
+        pytest.param(
+            "tagger", "forward_lstm_1/lstm_cell/recurrent_kernel", 9, marks=pytest.mark.slow
+        ),
         pytest.param("mobilenet", "expanded_conv_1_depthwise/kernel", 54, marks=pytest.mark.slow),
         pytest.param(
             "convnext",

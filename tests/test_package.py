@@ -58,7 +58,12 @@ def test_using_the_library_loads_neither_the_toolkit_nor_the_command_line():
 
 
 @pytest.mark.parametrize(
-    "first", ["keras", "keras_sparse_dm.layers", "keras_sparse_dm.models.unet"]
+    "first",
+    [
+        "keras",
+        pytest.param("keras_sparse_dm.layers", marks=pytest.mark.slow),
+        pytest.param("keras_sparse_dm.models.unet", marks=pytest.mark.slow),
+    ],
 )
 def test_saved_classes_are_known_whatever_is_imported_first(first):
     names = ("SparseDense", "SparseOptimizer", "ChiroDiff", "UNet", "LatentDiffusion")

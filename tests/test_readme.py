@@ -90,6 +90,7 @@ def test_own_loop_example():
     assert names["optimizer"].topology_updates == 2
 
 
+@pytest.mark.slow
 def test_chirodiff_example(monkeypatch, tmp_path):
     import shutil
 

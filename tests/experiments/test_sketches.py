@@ -74,6 +74,7 @@ def report_of(folder):
     return json.loads((folder / "report.json").read_text())
 
 
+@pytest.mark.slow
 def test_fewer_drawings_than_a_presets_batch_train_as_one_batch(quickdraw, tmp_path, capsys):
     run = tmp_path / "run"
     options = ("--data-dir", quickdraw, "--epochs", "4", "--output-dir", run)
@@ -98,6 +99,7 @@ def test_a_batch_that_was_asked_for_is_not_changed(quickdraw, tmp_path, capfd):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_options_of_quickdraw(quickdraw, tmp_path, capfd):
     run = tmp_path / "run"
     options = ("--data-dir", quickdraw, "--epochs", "1", "--output-dir", run)

@@ -241,6 +241,7 @@ def cells_by_block(table):
     return [list(block) for block in table.blocks]
 
 
+@pytest.mark.slow
 def test_costs_are_those_that_the_paper_prints():
     """But for those that are listed as unexplained, which have a note."""
     for study in (STUDIES["table1"], STUDIES["table2"]):

@@ -429,6 +429,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(stopped, monkeypatch, capfd):
     assert os.listdir(checkpoint.parent) == ["last.keras"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_from_the_start_does_not_block_the_folder(
     data, tmp_path, monkeypatch, capfd
 ):
@@ -533,6 +534,7 @@ def test_a_dense_run_which_skips_and_names_broken_files(data, tmp_path, capfd):
     assert report["topology_updates"] == 0
 
 
+@pytest.mark.slow
 def test_a_static_run_with_every_other_option_turned(data, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     begun = []
@@ -558,6 +560,7 @@ def test_a_static_run_with_every_other_option_turned(data, tmp_path, monkeypatch
     assert float(rows(folder)[0]["learning_rate"]) == pytest.approx(0.01)
 
 
+@pytest.mark.slow
 def test_a_magran_run_with_a_cosine_prune_rate(data, tmp_path):
     folder = tmp_path / "run"
     arguments = (*TINY, "--epochs", "1", "--method", "magran", "--prune-schedule", "cosine")

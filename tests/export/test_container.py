@@ -404,7 +404,16 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name, method", [*((n, "rigl") for n in OPTIMIZERS), ("adamw", "snfs")])
+@pytest.mark.parametrize(
+    "name, method",
+    [
+        *(
+            pytest.param(n, "rigl", marks=[pytest.mark.slow] * (n in ("sgd", "schedule")))
+            for n in OPTIMIZERS
+        ),
+        ("adamw", "snfs"),
+    ],
+)
 def test_training_goes_on_bit_for_bit(tmp_path, name, method):
     def fit(model, *callbacks, **arguments):
         sparsity = ksd.DynamicSparsity(method, update_every=3, prune_rate=0.4, seed=5)
@@ -438,6 +447,7 @@ def test_training_goes_on_bit_for_bit(tmp_path, name, method):
     assert {f["bytes"] for f in state} == {4 * count for count in active}
 
 
+@pytest.mark.slow
 def test_training_of_a_diffusion_model_goes_on_bit_for_bit(tmp_path):
     data = np.random.default_rng(0).normal(size=(24, 8, 3)).astype("float32")
     batch = {"points": data, "lengths": np.full(24, 8)}

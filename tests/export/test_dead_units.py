@@ -202,6 +202,7 @@ def images_to_numbers(draw):
     return [*stack, (layers.Dense, {"units": 3, "use_bias": draw(st.booleans())})]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     stack=images_to_numbers(),

@@ -100,6 +100,7 @@ def test_any_seed_and_other_batches(sketches, seed):
     np.testing.assert_allclose(generate(loaded, seed, 3, lengths=[2, 5]), wanted, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_images_are_those_of_the_model(images, eta):
     model, _, loaded = images
@@ -258,6 +259,7 @@ def test_metadata(sketches, images, tmp_path):
         read_metadata(tmp_path)
 
 
+@pytest.mark.slow
 def test_denoisers_by_themselves(tmp_path):
     chirodiff = ChiroDiff(units=4, num_layers=1, timesteps=T)
     loaded = tf.saved_model.load(to_saved_model(chirodiff, tmp_path / "chirodiff"))

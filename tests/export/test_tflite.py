@@ -85,13 +85,13 @@ def tensors_of(path):
     "structure, quantize, bound, sparse",
     [
         (None, "none", 1e-4, True),
-        (None, "none", 1e-4, False),
+        pytest.param(None, "none", 1e-4, False, marks=pytest.mark.slow),
         (None, "float16", 1e-2, True),
         (None, "int8_dynamic", 0.1, True),
         (None, "int8", 0.25, True),
-        (None, "int8", 0.25, False),
+        pytest.param(None, "int8", 0.25, False, marks=pytest.mark.slow),
         (ksd.sparsity.Blocks(4), "none", 1e-4, True),
-        (ksd.sparsity.Blocks(4), "int8", 0.25, True),
+        pytest.param(ksd.sparsity.Blocks(4), "int8", 0.25, True, marks=pytest.mark.slow),
     ],
     ids=lambda value: "blocks" if isinstance(value, ksd.sparsity.Blocks) else None,
 )

@@ -323,7 +323,16 @@ def assert_same_sparse_model(one, other, x):
         assert a.axes == b.axes
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(
+            kind,
+            marks=[pytest.mark.slow] * (kind in ("blocks", "subclassed in functional", "backbone")),
+        )
+        for kind in MODELS
+    ],
+)
 def test_sparsify_train_save_load_and_train_on(kind, tmp_path):
     model = made(kind)
     x, _ = data(kind)

@@ -289,6 +289,7 @@ def test_masks_drawn_anew_for_another_method():
     assert ksd.sparsity_report(model).sparsity == pytest.approx(0.75)
 
 
+@pytest.mark.slow
 def test_blocks_grow_where_gradients_do_not_know_their_shape():
     """As those of a network of sketches of any length, in a graph."""
     keras.utils.set_random_seed(0)
