@@ -5,6 +5,7 @@ Nothing here needs Keras, so that the command line answers at once.
 
 import dataclasses
 import difflib
+import fnmatch
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +155,20 @@ class Study:
         first = dict.fromkeys(dataclasses.replace(cell, seed=0) for cell in self.cells)
         cells = (dataclasses.replace(cell, seed=seed) for seed in range(number) for cell in first)
         return dataclasses.replace(self, cells=tuple(cells))
+
+    def with_cells(self, pattern):
+        """This study with those of its cells whose names match a pattern, such as `*kanjivg*`.
+
+        Raises:
+            SettingsError: if there is none.
+        """
+        cells = tuple(cell for cell in self.cells if fnmatch.fnmatchcase(cell.name, pattern))
+        if not cells:
+            raise SettingsError(
+                f"--cells {pattern!r} matches none of the study's {len(self.cells)} cells, which "
+                f"are called like {self.cells[0].name}."
+            )
+        return dataclasses.replace(self, cells=cells)
 
 
 def grid(

@@ -7,7 +7,6 @@ number of launchers may share a study's folder. Nothing here needs Keras.
 import collections
 import contextlib
 import dataclasses
-import fnmatch
 import os
 import signal
 import subprocess
@@ -145,21 +144,6 @@ def _trains_autoencoder(settings):
     """Whether the autoencoder that settings name is trained first, in the study's folder."""
     path = getattr(settings, "autoencoder", None)
     return path is not None and settings.output_dir.parents[1] in path.parents
-
-
-def select(tasks, pattern):
-    """The tasks whose names match a pattern, such as `*kanjivg*`.
-
-    Raises:
-        SettingsError: if there is none.
-    """
-    chosen = [task for task in tasks if fnmatch.fnmatchcase(task.name, pattern)]
-    if not chosen:
-        raise SettingsError(
-            f"--cells {pattern!r} matches none of the study's {len(tasks)} cells, which are called "
-            f"like {tasks[0].name}."
-        )
-    return chosen
 
 
 def state_of(task):

@@ -20,7 +20,6 @@ from keras_sparse_dm.experiments.study import (
     Options,
     prepare_folder,
     run_study,
-    select,
     state_of,
     tasks_of,
 )
@@ -160,6 +159,8 @@ def study_run_command(argv, prog="sparse-dm study run"):
         seeds = settings.seeds or (1 if settings.scale == "smoke" else None)
         if seeds is not None:
             study = study.with_seeds(seeds)
+        # What the others would need is not asked for.
+        study = study.with_cells(settings.cells)
         options = Options(
             settings.scale,
             settings.folder,
@@ -171,7 +172,7 @@ def study_run_command(argv, prog="sparse-dm study run"):
             settings.weights,
             settings.jobs,
         )
-        tasks = select(tasks_of(study, options), settings.cells)
+        tasks = tasks_of(study, options)
         ask = settings.scale == "paper" and not settings.yes
         if ask and not sys.stdin.isatty():
             raise SettingsError(

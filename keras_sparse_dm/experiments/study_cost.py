@@ -182,7 +182,12 @@ def measure(settings):
         }
         what = f"sketches of {points} points"
         samples = SAMPLED_SKETCHES
-        generate = {"lengths": [points] * samples, "batch_size": samples}
+        # As for all the samples of a run.
+        generate = {
+            "lengths": [points] * samples,
+            "batch_size": samples,
+            "jit_compile": denoiser.skips_padding,
+        }
     rounds = 2 if of_images else 5
     step = _seconds(lambda: model.train_on_batch(data), rounds)
     sampling = _seconds(lambda: model.generate(steps=1, seed=0, **generate), rounds)

@@ -17,9 +17,9 @@ from study_launcher import FAKE, STUDY, launch, options_for
 
 from keras_sparse_dm.cli import main
 from keras_sparse_dm.experiments import study as study_module
-from keras_sparse_dm.experiments.grid import Study
+from keras_sparse_dm.experiments.grid import Study, find_study
 from keras_sparse_dm.experiments.settings import SettingsError
-from keras_sparse_dm.experiments.study import Launcher, select, tasks_of
+from keras_sparse_dm.experiments.study import Launcher, tasks_of
 from keras_sparse_dm.experiments.study_locks import acquire, is_stale, machine, process_identity
 from keras_sparse_dm.experiments.study_progress import progress_table
 from keras_sparse_dm.experiments.study_results import read_results
@@ -251,10 +251,22 @@ def test_two_cells_of_one_name_that_differ_are_refused(folder):
 
 
 def test_cells_are_chosen_by_pattern(folder):
-    tasks = tasks_of(STUDY, options_for(folder))
-    assert len(select(tasks, "*rigl*")) == 2
+    tasks = tasks_of(STUDY.with_cells("*rigl*"), options_for(folder))
+    assert len(tasks) == 2 and all("rigl" in task.name for task in tasks)
     with pytest.raises(SettingsError, match="'\\*kanji\\*' matches none of the study's 6"):
-        select(tasks, "*kanji*")
+        STUDY.with_cells("*kanji*")
+
+
+def test_data_of_cells_that_are_not_chosen_are_not_asked_for(tmp_path, capsys):
+    (tmp_path / "celebahq").mkdir()
+    command = ["study", "run", "table1", "--scale", "reduced", "--data-dir", str(tmp_path)]
+    command += ["--output-dir", str(tmp_path / "study")]
+    assert main([*command, "--cells", "*bedrooms*"]) == 2
+    assert "in which lsun_bedrooms holds the data set" in capsys.readouterr().err
+    options = dataclasses.replace(
+        options_for(tmp_path / "study"), scale="reduced", data_dir=tmp_path
+    )
+    assert len(tasks_of(find_study("table1").with_cells("*celebahq-dense*"), options)) > 0
 
 
 # Locks -------------------------------------------------------------------------------------
