@@ -110,14 +110,18 @@ def _join(joined, used, head):
     """What `head` gives for the first `used` parts of tensors joined along their features."""
     import tensorflow as tf
 
-    def of_part(number, outputs):
-        part = tf.concat([tf.gather(x, number) for x in joined], axis=-1)
-        return number + 1, outputs.write(number, head(part))
+    def of(part):
+        return head(tf.concat([tf.gather(x, part) for x in joined], axis=-1))
 
-    outputs = tf.TensorArray(joined[0].dtype, tf.shape(joined[0])[0])
-    return tf.while_loop(lambda number, *_: number < used, of_part, (tf.constant(0), outputs))[
-        1
-    ].stack()
+    # There is always a first part, and it tells the type and the shape.
+    first = of(0)
+    outputs = tf.TensorArray(first.dtype, tf.shape(joined[0])[0], element_shape=first.shape)
+    _, outputs = tf.while_loop(
+        lambda number, _: number < used,
+        lambda number, outputs: (number + 1, outputs.write(number, of(number))),
+        (tf.constant(1), outputs.write(0, first)),
+    )
+    return outputs.stack()
 
 
 def _sigmoid(x):

@@ -57,7 +57,8 @@ def test_a_head_is_computed_at_every_point(layers, compiled):
 
     def head(outputs):
         assert outputs.shape.rank == 3
-        return tf.tensordot(outputs, tf.constant(kernel, "float32"), 1) + 1.0
+        # It may compute in another precision than the layers.
+        return tf.tensordot(tf.cast(outputs, "float64"), kernel, 1) + 1.0
 
     def compute(sequences, mask):
         return stacked_outputs(layers, sequences, mask, head)
@@ -69,6 +70,7 @@ def test_a_head_is_computed_at_every_point(layers, compiled):
         mask = np.arange(3 * PART)[None] < np.array([longest, longest // 2])[:, None]
         wanted = one_after_the_other(layers, sequences, mask) @ kernel + 1.0
         got = compute(tf.constant(sequences), tf.constant(mask))
+        assert got.dtype == "float64"
         np.testing.assert_allclose(got, np.where(mask[..., None], wanted, 0), atol=2e-5)
 
 

@@ -181,6 +181,17 @@ def test_the_timestep_matters():
 # Configuration ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])
+def test_computes_in_other_precisions(small, policy):
+    model = ChiroDiff.from_config(small.get_config() | {"dtype": policy})
+    model.set_weights(small.get_weights())
+    points = np.random.default_rng(0).normal(size=(2, 9, 3)).astype("float32")
+    inputs = (points, np.array([3, 5]), np.array([9, 4]))
+    np.testing.assert_allclose(
+        ops.cast(model(inputs), "float32"), small(inputs), rtol=0.05, atol=0.05
+    )
+
+
 def test_config_round_trip():
     arguments = {
         "name": "mine",
