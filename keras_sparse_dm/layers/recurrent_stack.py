@@ -125,7 +125,7 @@ def _join(joined, used, head):
 
 
 def _sigmoid(x):
-    """The same but for rounding, in fewer instructions."""
+    """The same but for rounding to a float32 of about 1, in fewer instructions."""
     return 0.5 + 0.5 * ops.tanh(0.5 * x)
 
 
@@ -146,7 +146,7 @@ def _outputs(gru, joined, valid, used, backwards):
 
     cell, dtype = gru.cell, joined[0].dtype
     recurrent_activation = cell.recurrent_activation
-    if recurrent_activation is keras.activations.sigmoid:
+    if recurrent_activation is keras.activations.sigmoid and dtype.size >= 4:
         recurrent_activation = _sigmoid
     parts, _, batch_size, _ = tf.unstack(tf.shape(joined[0]))
     sizes = [x.shape[-1] for x in joined]
