@@ -1,5 +1,6 @@
 """ChiroDiff's denoiser: a bidirectional GRU over the points of a sketch (Das et al. 2023)."""
 
+import functools
 import math
 
 import keras
@@ -165,28 +166,26 @@ class ChiroDiff(keras.Model):
         points = ops.where(mask[..., None], points, ops.zeros_like(points))
 
         embedded = self.embed_time(t)
-        shape = (ops.shape(points)[0], max_length, self.time_features)
-        time = ops.broadcast_to(embedded[:, None], shape)
-        hidden = ops.concatenate([self._positions_and_velocities(points), time], axis=-1)
+        hidden = self._with_time(self._positions_and_velocities(points), embedded[:, None])
         if not training and runs_as_stack(self.recurrent):
-
-            def noise_of(hidden):
-                # Here time, not the batch, is the first axis.
-                time = ops.broadcast_to(embedded, (*ops.shape(hidden)[:2], self.time_features))
-                return self._noise(hidden, time)
-
-            return stacked_outputs(self.recurrent, hidden, mask, noise_of)
+            # There the points, not the sketches, are the first axis.
+            head = functools.partial(self._noise, time=embedded)
+            return stacked_outputs(self.recurrent, hidden, mask, head)
         if training and trains_as_stack(self.recurrent):
             hidden = trainable_outputs(self.recurrent, hidden, mask)
         else:
             for layer in self.recurrent:
                 hidden = layer(hidden, mask=mask, training=training)
-        noise = self._noise(hidden, time)
+        noise = self._noise(hidden, embedded[:, None])
         return ops.where(mask[..., None], noise, ops.zeros_like(noise))
 
     def _noise(self, hidden, time):
-        hidden = self.output_projection(hidden)
-        return self.noise_projection(ops.concatenate([hidden, time], axis=-1))
+        return self.noise_projection(self._with_time(self.output_projection(hidden), time))
+
+    def _with_time(self, features, time):
+        """Joins time features to those of points, both tensors that broadcast to each other."""
+        time = ops.broadcast_to(time, (*ops.shape(features)[:2], self.time_features))
+        return ops.concatenate([features, time], axis=-1)
 
     def _positions_and_velocities(self, points):
         if self.representation == "delta":
