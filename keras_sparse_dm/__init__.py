@@ -21,12 +21,19 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "experiments",
         "export",
         "layers",
+        "masks",
         "metrics",
         "models",
         "sparsity",
     },
     submod_attrs={
-        "sparsity": ["DynamicSparsity", "sparse_optimizer", "sparsify", "sparsity_report"],
+        "sparsity": [
+            "DynamicSparsity",
+            "sparse_optimizer",
+            "sparsify",
+            "sparsity_report",
+            "to_plain",
+        ],
     },
 )
 __all__ = [*__all__, "__version__"]
@@ -43,7 +50,7 @@ def _register_saved_classes(module):
         return
     import keras
 
-    import keras_sparse_dm.layers
+    import keras_sparse_dm.layers.in_place
     import keras_sparse_dm.models.chirodiff
     import keras_sparse_dm.models.unet
     import keras_sparse_dm.sparsity.optimizer

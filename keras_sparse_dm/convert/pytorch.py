@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_sparse_dm._keras import flatten_layers
 from keras_sparse_dm.convert import diffusers, original
 from keras_sparse_dm.convert.architecture import arguments_from_shapes
 from keras_sparse_dm.convert.plan import Slot, fill_plan, read_plan
@@ -322,7 +323,7 @@ def convert_into(model, source, ema=None):
         raise ValueError("`source` does not match the model: " + "; ".join(problems) + ".")
 
     fill_plan(plan, tensors)
-    for layer in model._flatten_layers():
+    for layer in flatten_layers(model):
         for _, mask in getattr(layer, "masks", ()):
             mask.assign(np.ones(mask.shape, "bool"))
     if "autoencoder" in networks:

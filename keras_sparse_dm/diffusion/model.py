@@ -13,10 +13,11 @@ from keras import ops
 from loky import cpu_count
 from tqdm import tqdm
 
+from keras_sparse_dm._keras import averages, has_compiled_loss
 from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule, check_timesteps
 from keras_sparse_dm.diffusion.samplers import ddim, ddpm
 from keras_sparse_dm.seeds import seed_generator
-from keras_sparse_dm.sparsity.masking import build_optimizer, innermost_optimizer
+from keras_sparse_dm.sparsity.install import build_optimizer, innermost_optimizer
 
 SAMPLERS = ("ddim", "ddpm")
 # Multiplications and additions of a sampling from which XLA's gain exceeds its compilation.
@@ -127,13 +128,17 @@ class DiffusionModel(keras.Model):
             scaled_loss = self.optimizer.scale_loss(total_loss)
         gradients = tape.gradient(scaled_loss, self.trainable_variables)
         self.optimizer.apply(gradients, self.trainable_variables)
-        self._loss_tracker.update_state(loss, sample_weight=ops.shape(x)[0])
-        return self.get_metrics_result()
+        return self._record(loss, x)
 
     def test_step(self, data):
         x, lengths = self.prepare(data, training=False)
         loss = self._noise_prediction_loss(x, lengths, self._eval_seed_generator, training=False)
-        self._loss_tracker.update_state(loss, sample_weight=ops.shape(x)[0])
+        return self._record(loss, x)
+
+    def _record(self, loss, x):
+        """Add a batch's loss to the mean that Keras keeps, and return all the metrics."""
+        tracker = next(metric for metric in self.metrics if metric.name == "loss")
+        tracker.update_state(loss, sample_weight=ops.shape(x)[0])
         return self.get_metrics_result()
 
     @functools.wraps(keras.Model.fit)
@@ -161,7 +166,7 @@ class DiffusionModel(keras.Model):
         self._eval_seed_generator.state.assign(self._eval_seed)
 
     def _noise_prediction_loss(self, x, lengths, seed, training):
-        if self._compile_loss is not None or self._compile_metrics is not None:
+        if has_compiled_loss(self):
             raise ValueError(
                 "A DiffusionModel has its own loss: compile it with an optimizer alone, without "
                 "`loss` and `metrics`."
@@ -332,9 +337,8 @@ class DiffusionModel(keras.Model):
     def averaged_weights(self):
         """Context in which the weights are the optimizer's averages (EMA), if it keeps any."""
         optimizer = innermost_optimizer(self)
-        averages = getattr(optimizer, "_model_variables_moving_average", None)
         # Before the first step there are none yet.
-        unavailable = not averages or int(optimizer.iterations) == 0
+        unavailable = not averages(optimizer) or int(optimizer.iterations) == 0
         if unavailable or self._averages_final or self._averages_in_use:
             yield
             return

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import keras
 
+from keras_sparse_dm.masks.distributions import densities
 from keras_sparse_dm.metrics.cost import step_flops
 from keras_sparse_dm.metrics.flops import counted_kernels, forward_flops
 from keras_sparse_dm.metrics.paper import PAPER_SETTINGS
 from keras_sparse_dm.models import ChiroDiff, UNet
 from keras_sparse_dm.models.presets import get_preset
-from keras_sparse_dm.sparsity.distributions import densities
 from keras_sparse_dm.sparsity.methods import get_method
 
 

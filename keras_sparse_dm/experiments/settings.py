@@ -15,6 +15,7 @@ import tyro
 from keras_sparse_dm.command_line import UsageError
 from keras_sparse_dm.diffusion.noise_schedule import KINDS as NOISE_SCHEDULES
 from keras_sparse_dm.files import whole_file
+from keras_sparse_dm.masks.distributions import DISTRIBUTIONS
 from keras_sparse_dm.models.presets import (
     AutoencoderSettings,
     ChiroDiffSettings,
@@ -28,7 +29,6 @@ from keras_sparse_dm.models.presets import (
     from_plain,
     get_preset,
 )
-from keras_sparse_dm.sparsity.distributions import DISTRIBUTIONS
 
 CONFIG_FILE = "config.json"
 # Those of `keras_sparse_dm.sparsity.METHODS`, which would load Keras, and none.

@@ -45,7 +45,7 @@ from keras_sparse_dm.sparsity import (
     sparsify,
     sparsity_report,
 )
-from keras_sparse_dm.sparsity.masking import innermost_optimizer, innermost_sparse_optimizer
+from keras_sparse_dm.sparsity.install import innermost_optimizer, innermost_sparse_optimizer
 from keras_sparse_dm.sparsity.schedules import serialize_schedule
 
 STATE_FILE = "state.json"

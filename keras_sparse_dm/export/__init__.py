@@ -5,7 +5,7 @@ import lazy_loader as _lazy
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
-        "container": ["load_sparse", "read_header", "save_sparse"],
+        "sparse_file": ["load_sparse", "read_header", "save_sparse"],
         "dead_units": ["DeadUnits", "remove_dead_units"],
         "litert": ["TFLiteDenoiser", "generate_from_tflite", "read_tflite_metadata"],
         "saved_model": ["read_metadata", "to_saved_model"],

@@ -1,6 +1,7 @@
 """Averaged (EMA) weights, where an optimizer keeps them."""
 
-from keras_sparse_dm.sparsity.masking import innermost_optimizer
+from keras_sparse_dm._keras import averages, trained_variables
+from keras_sparse_dm.sparsity.install import innermost_optimizer
 
 
 def averages_of(model):
@@ -13,13 +14,13 @@ def averages_of(model):
         model: A `keras.Model`; what a `DiffusionModel` says of its averages is heeded.
     """
     optimizer = innermost_optimizer(model)
-    averages = getattr(optimizer, "_model_variables_moving_average", None)
-    if not averages or int(optimizer.iterations) == 0:
+    averaged = averages(optimizer)
+    if not averaged or int(optimizer.iterations) == 0:
         return {}
     if getattr(model, "_averages_final", False) or getattr(model, "_averages_in_use", False):
         return {}
     return {
         id(variable): average
-        for variable, average in zip(optimizer._trainable_variables, averages, strict=True)
+        for variable, average in zip(trained_variables(optimizer), averaged, strict=True)
         if average is not None
     }

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 import keras
 import numpy as np
 
+from keras_sparse_dm._keras import graph_nodes
 from keras_sparse_dm.diffusion import DiffusionModel
 from keras_sparse_dm.layers.masked import TWINS
 from keras_sparse_dm.models import ChiroDiff
-from keras_sparse_dm.sparsity.masking import masked_kernels
+from keras_sparse_dm.sparsity.kernels import masked_kernels
 
 # What is done to each channel alone.
 _IDENTITIES = (
@@ -125,7 +126,7 @@ def remove_dead_units(model, example=None):
     make_smaller = _smaller_graph
     if isinstance(network, ChiroDiff):
         make_smaller = _smaller_chirodiff
-    elif not (isinstance(network, keras.Sequential) or hasattr(network, "_nodes_by_depth")):
+    elif graph_nodes(network) is None:
         raise ValueError(
             "`model` must be a ChiroDiff, a DiffusionModel of one, or a Sequential or functional "
             f"model; received a {type(network).__name__}, whose structure this does not know."
@@ -321,8 +322,7 @@ class _Channels:
 
 
 def _smaller_graph(model):
-    graph = model._functional if isinstance(model, keras.Sequential) else model
-    nodes = [n for _, part in sorted(graph._nodes_by_depth.items(), reverse=True) for n in part]
+    nodes = graph_nodes(model)
     operations = [id(node.operation) for node in nodes]
     kernels = [id(v) for node in nodes for v in getattr(node.operation, "variables", ())]
     producers, normalizations = [], {}
@@ -357,7 +357,7 @@ def _smaller_graph(model):
                 _leave_alone(one, f"followed by {type(layer).__name__} {layer.name!r}")
         if after is not None:
             channels[id(node.outputs[0])] = after
-    for tensor in graph.outputs:
+    for tensor in model.outputs:
         _leave_alone(channels.get(id(tensor)), "an output of the model")
     for producer in reversed(producers):
         _choose(producer)

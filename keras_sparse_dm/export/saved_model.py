@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from keras_sparse_dm._keras import flatten_layers
 from keras_sparse_dm.diffusion import DiffusionModel
 from keras_sparse_dm.files import whole_directory
 from keras_sparse_dm.models import ChiroDiff, LatentDiffusion, UNet
@@ -378,7 +379,7 @@ def _seed_of_batch(seed, begin):
 @contextlib.contextmanager
 def _without_cudnn(model):
     """Context in which recurrent layers use operations that all devices have."""
-    layers = [layer for layer in model._flatten_layers() if hasattr(layer, "use_cudnn")]
+    layers = [layer for layer in flatten_layers(model) if hasattr(layer, "use_cudnn")]
     before = [layer.use_cudnn for layer in layers]
     try:
         for layer in layers:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops
 
-from keras_sparse_dm.sparsity.masking import masked_kernels
-from keras_sparse_dm.sparsity.structures import Blocks
+from keras_sparse_dm._keras import flatten_layers
+from keras_sparse_dm.masks.structures import Blocks
+from keras_sparse_dm.sparsity.kernels import masked_kernels
 
 STORED = "stored sparse, multiplied dense"
 BY_BLOCKS = "multiplied by blocks of 4"
@@ -46,7 +47,7 @@ def sparse_inference_report(model):
         List of `SparseInference`, one per sparse kernel.
     """
     owners = {}
-    for layer in model._flatten_layers():
+    for layer in flatten_layers(model):
         for kernel, _ in getattr(layer, "masks", ()):
             owners.setdefault(id(kernel), layer)
     report = []

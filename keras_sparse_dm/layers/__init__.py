@@ -14,7 +14,8 @@ from keras_sparse_dm.layers.convolution import (
     SparseSeparableConv2D,
 )
 from keras_sparse_dm.layers.dense import SparseDense, SparseEinsumDense
-from keras_sparse_dm.layers.masked import KernelAxes, MaskedKernels
+from keras_sparse_dm.layers.kernel_mask import KernelAxes
+from keras_sparse_dm.layers.masked import MaskedKernels
 from keras_sparse_dm.layers.recurrent import (
     SparseGRU,
     SparseGRUCell,

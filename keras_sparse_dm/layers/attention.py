@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_sparse_dm._keras import attention_projections
 from keras_sparse_dm.layers.masked import MaskedKernels
 
 
@@ -9,8 +10,7 @@ class _Attention(MaskedKernels):
     """The layer's kernels and masks are those of its projections."""
 
     def _parts(self):
-        names = ("_query_dense", "_key_dense", "_value_dense", "_gate_dense", "_output_dense")
-        return [getattr(self, name) for name in names if getattr(self, name, None) is not None]
+        return attention_projections(self)
 
 
 @keras.saving.register_keras_serializable(package="keras_sparse_dm")

@@ -4,7 +4,9 @@ import math
 
 import keras
 
-from keras_sparse_dm.layers.masked import KernelAxes, MaskedKernels
+from keras_sparse_dm._keras import kernel_variable
+from keras_sparse_dm.layers.kernel_mask import KernelAxes
+from keras_sparse_dm.layers.masked import MaskedKernels
 
 _registered = keras.saving.register_keras_serializable(package="keras_sparse_dm")
 
@@ -13,7 +15,7 @@ class _Convolution(MaskedKernels):
     """Kernels of shape `(*window, inputs / groups, filters)`."""
 
     def _kernels(self):
-        return {"kernel": self._kernel}
+        return {"kernel": kernel_variable(self)}
 
     def _kernel_axes(self, name):
         return KernelAxes(groups=self.groups)

@@ -4,7 +4,9 @@ import math
 
 import keras
 
-from keras_sparse_dm.layers.masked import KernelAxes, MaskedKernels
+from keras_sparse_dm._keras import kernel_variable
+from keras_sparse_dm.layers.kernel_mask import KernelAxes
+from keras_sparse_dm.layers.masked import MaskedKernels
 
 
 @keras.saving.register_keras_serializable(package="keras_sparse_dm")
@@ -32,7 +34,7 @@ class SparseDense(MaskedKernels, keras.layers.Dense):
     """
 
     def _kernels(self):
-        return {"kernel": self._kernel}
+        return {"kernel": kernel_variable(self)}
 
 
 @keras.saving.register_keras_serializable(package="keras_sparse_dm")
@@ -56,7 +58,7 @@ class SparseEinsumDense(MaskedKernels, keras.layers.EinsumDense):
     """
 
     def _kernels(self):
-        return {"kernel": self._kernel}
+        return {"kernel": kernel_variable(self)}
 
     def _kernel_axes(self, name):
         inputs, kernel, output = self.equation.replace("->", ",").replace(" ", "").split(",")
@@ -70,5 +72,5 @@ class SparseEinsumDense(MaskedKernels, keras.layers.EinsumDense):
     def kernel_applications(self, input_shape):
         # Once for each place along the axes that are not the kernel's; outputs have the same.
         axes = self._kernel_axes("kernel")
-        inputs = math.prod(self._kernel.shape[axis] for axis in axes.inputs)
+        inputs = math.prod(kernel_variable(self).shape[axis] for axis in axes.inputs)
         return [math.prod(input_shape[1:]) // inputs]

@@ -1,47 +1,19 @@
-"""What every sparse layer shares: one boolean mask beside each kernel."""
+"""The mixin of every sparse layer: one boolean mask beside each kernel."""
 
-import contextlib
 import functools
 import math
-import weakref
-from dataclasses import dataclass
 
 import keras
 import numpy as np
 
-from keras_sparse_dm.layers.restoring import restorable_class
-from keras_sparse_dm.sparsity.structures import Unstructured, structure_from_code
+from keras_sparse_dm._keras import unlocked
+from keras_sparse_dm.layers.guard import guarded, unguard
+from keras_sparse_dm.layers.kernel_mask import KernelAxes, KernelMask, KernelTarget
 
 # Keras layer class -> its sparse twin; filled by the definition of each twin.
 TWINS = {}
-
-
-@dataclass(frozen=True)
-class KernelAxes:
-    """What the axes of a kernel stand for; those named in neither are a convolution's window.
-
-    Attributes:
-        inputs: Axes of the input features, counted from the end (negative).
-        outputs: Axes of the output features, counted from the end. An axis named in both,
-            as of a depthwise kernel, connects each feature with itself only.
-        groups: Number of groups of a grouped convolution.
-    """
-
-    inputs: tuple = (-2,)
-    outputs: tuple = (-1,)
-    groups: int = 1
-
-    def as_matrix(self, shape):
-        """Returns `(*window, inputs, outputs)`: the kernel's shape as distributions weigh it."""
-        axes = {axis - len(shape) for axis in range(len(shape))}
-        window = [shape[axis] for axis in sorted(axes - {*self.inputs, *self.outputs})]
-        inputs = math.prod(shape[axis] for axis in set(self.inputs) - set(self.outputs))
-        return (*window, inputs, math.prod(shape[axis] for axis in set(self.outputs)))
-
-    @property
-    def structured(self):
-        """The axis along which blocks and N:M groups lie: the last pure input axis, or None."""
-        return max(set(self.inputs) - set(self.outputs), default=None)
+# Of what configurations say of masks; version 1 knew kernels and layers by their position.
+VERSION = 2
 
 
 class MaskedKernels:
@@ -49,7 +21,9 @@ class MaskedKernels:
 
     The mask says where the kernel may differ from zero. It never enters the forward pass:
     pruned weights are zero in the kernel itself, so `call` is the parent's, unchanged, and a
-    layer whose masks are full computes bit for bit what the Keras layer computes.
+    layer whose masks are full computes bit for bit what the Keras layer computes. Masks are no
+    weights of the layer: `weights`, `get_weights`, `count_params` and `summary` are those of
+    the Keras layer. Files of Keras and checkpoints of TensorFlow hold them all the same.
 
     The sparse twin of a layer of your own lists the mixin before it and names its kernels;
     `keras_sparse_dm.sparsify` then turns plain layers of that class into their twin too. All
@@ -70,7 +44,9 @@ class MaskedKernels:
     names these in `_parts`.
     """
 
-    _mask_variables = ()
+    # `{name: KernelMask}` of a built layer's own kernels. Never set through the layer's own
+    # `__setattr__`, which would track the masks as weights.
+    _records = {}
     # From the configuration, until there are masks.
     _mask_targets = None
 
@@ -93,19 +69,19 @@ class MaskedKernels:
         cls.build = build_with_masks
 
     def _kernels(self):
-        """Returns `{name: kernel variable}` of a built layer."""
+        """Return `{name: kernel variable}` of a built layer."""
         return {}
 
     def _kernel_axes(self, name):
-        """Returns the `KernelAxes` of the kernel of that name."""
+        """Return the `KernelAxes` of the kernel of that name."""
         return KernelAxes()
 
     def _parts(self):
-        """Returns the layers that a built layer is made of and whose kernels are its own."""
+        """List the layers that a built layer is made of and whose kernels are its own."""
         return []
 
     def kernel_applications(self, input_shape):
-        """How often each kernel is applied to one example, in the order of `_kernels`.
+        """Count how often each kernel is applied to one example, in the order of `_kernels`.
 
         Args:
             input_shape: Shape of the layer's input, the batch axis first.
@@ -117,38 +93,38 @@ class MaskedKernels:
         ]
 
     def _add_masks(self):
-        """Adds the masks that are missing, full, to a built layer and to its parts."""
-        kernels = list(self._kernels().items())[len(self._mask_variables) :]
-        if kernels and getattr(self, "quantization_mode", None) is None:
-            masks = list(self._mask_variables)
-            locked = self._tracker.locked
-            self._tracker.unlock()
-            with strategy_of(kernels[0][1]):
-                for name, kernel in kernels:
-                    if isinstance(kernel.constraint, SparseTrainingOnly):
-                        # Another layer has the same kernel, and one mask serves both.
-                        masks.append(kernel.constraint.mask)
-                        continue
-                    mask = self.add_weight(
-                        name=f"{name}_mask",
-                        shape=kernel.shape,
-                        dtype="bool",
-                        initializer="ones",
-                        trainable=False,
-                    )
-                    # A mask added after `build` stands beside its kernel too.
-                    mask._path = f"{kernel.path}_mask"
-                    kernel.constraint = SparseTrainingOnly(mask, kernel.constraint)
-                    masks.append(mask)
-            # Only the masks are kept: a kernel held here too would be tracked twice.
-            self._mask_variables = masks
-            if locked:
-                self._tracker.lock()
+        """Add the masks that are missing, full, to a built layer and to its parts."""
+        if getattr(self, "quantization_mode", None) is None:
+            records = {}
+            for name, kernel in self._kernels().items():
+                # Another layer may have the same kernel, and one mask serves both.
+                record = self._records.get(name) or guarded(kernel)
+                records[name] = record or KernelMask.full(kernel, name, self._kernel_axes(name))
+            self.keep_masks(records)
         for part in self._parts():
             make_sparse(part)
         if self._mask_targets is not None:
             self.set_mask_targets(self._mask_targets)
-            self._mask_targets = None
+            object.__setattr__(self, "_mask_targets", None)
+
+    def keep_masks(self, records):
+        """Set the records of the layer's own masks, `{kernel name: KernelMask}`."""
+        object.__setattr__(self, "_records", records)
+        if keras.backend.backend() == "tensorflow":
+            from keras_sparse_dm.layers.tensorflow import checkpointed
+
+            self._checkpointed = checkpointed({f"{n}_mask": r.mask for n, r in records.items()})
+
+    def share_masks(self, shared):
+        """Take the masks of other layers for the kernels that this layer shares with them.
+
+        Args:
+            shared: `{id of a kernel variable: KernelMask}`.
+        """
+        kernels = self._kernels()
+        records = {n: shared.get(id(kernels[n]), r) for n, r in self._records.items()}
+        if records != self._records:
+            self.keep_masks(records)
 
     @property
     def masks(self):
@@ -156,168 +132,122 @@ class MaskedKernels:
 
         A mask is boolean, has its kernel's shape, and is True where a weight is active.
         """
+        return [(kernel, record.mask) for _, kernel, record in self.mask_records()]
+
+    def mask_records(self):
+        """List `(name, kernel variable, KernelMask)` of a built layer, its parts included.
+
+        Names are unique in the layer, those of parts as `"query/kernel"`. A quantized layer has
+        none.
+        """
         return self._all_masks() if self.built else []
 
     def _all_masks(self):
-        own = [(kernel, mask) for _, kernel, mask in self._own_masks()]
-        return own + [pair for part in self._parts() for pair in part.masks]
+        found = self._own_masks()
+        for part in self._parts():
+            found += [(f"{part.name}/{name}", k, r) for name, k, r in part._all_masks()]
+        return found
 
     def _own_masks(self):
-        """Lists `(name, kernel variable, mask variable)`; none of a quantized layer."""
-        if not self._mask_variables:
+        if not self._records:
             return []
-        kernels = self._kernels().items()
-        return [
-            (name, kernel, mask)
-            for (name, kernel), mask in zip(kernels, self._mask_variables, strict=True)
-        ]
+        kernels = self._kernels()
+        return [(name, kernels[name], record) for name, record in self._records.items()]
 
     def get_config(self):
         config = super().get_config()
-        targets = [target_of(kernel) for kernel, _ in self.masks]
-        if any(target != KernelTarget() for target in targets):
+        targets = {name: record.target for name, _, record in self.mask_records()}
+        if any(target != KernelTarget() for target in targets.values()):
             # What the masks were asked to be, for clones.
-            config["mask_targets"] = [target.to_list() for target in targets]
+            config["mask_version"] = VERSION
+            config["mask_targets"] = {name: target.to_list() for name, target in targets.items()}
         return config
 
     @classmethod
     def from_config(cls, config):
         config = dict(config)
+        check_version(config.pop("mask_version", 1))
         targets = config.pop("mask_targets", None)
         layer = super().from_config(config)
-        layer._mask_targets = targets
+        object.__setattr__(layer, "_mask_targets", targets)
         return layer
 
     def set_mask_targets(self, targets):
-        """Sets what the masks were asked to be, from `KernelTarget.to_list` of each."""
-        for (kernel, _), target in zip(self._all_masks(), targets, strict=True):
-            kernel.constraint.target = KernelTarget.from_list(target)
+        """Set what the masks were asked to be.
+
+        Args:
+            targets: `{name: KernelTarget.to_list()}` with the names of `mask_records`; a list
+                in that order, as files of version 0.1 hold it, serves too.
+
+        Raises:
+            ValueError: for other names than those of the layer's kernels.
+        """
+        # Called from `build` too.
+        records = {name: (kernel, record) for name, kernel, record in self._all_masks()}
+        if not isinstance(targets, dict) and len(targets) == len(records):
+            targets = dict(zip(records, targets, strict=True))
+        if not isinstance(targets, dict) or set(targets) != set(records):
+            raise ValueError(
+                f"`mask_targets` of layer {self.name!r} must name its kernels "
+                f"{sorted(records)}; received {targets}."
+            )
+        for name, (kernel, record) in records.items():
+            record.ask(kernel, KernelTarget.from_list(targets[name]))
 
     def quantize(self, mode=None, type_check=True, **kwargs):
-        """Quantizes the layer as Keras does the plain one; it has no masks from then on."""
-        locked = self._tracker.locked
-        self._tracker.unlock()
-        try:
-            # Keras would pass over any class but its own.
-            super().quantize(mode, type_check=False, **kwargs)
-            for mask in self._mask_variables:
-                self._untrack_variable(mask)
-            self._mask_variables = []
-        finally:
-            if locked:
-                self._tracker.lock()
+        """Quantize the layer as Keras does the plain one; it has no masks from then on."""
+        # Keras passes over any class but its own.
+        type_check = type_check and type(self) not in TWINS.values()
+        with unlocked(self):
+            super().quantize(mode, type_check=type_check, **kwargs)
+        if getattr(self, "quantization_mode", None) is not None:
+            self.drop_masks()
 
-    @contextlib.contextmanager
-    def _without_masks(self):
-        """Context in which the layer has the variables of the plain Keras layer only."""
-        variables = self._non_trainable_variables
-        masks = {id(mask) for mask in self._mask_variables}
-        plain = [variable for variable in variables if id(variable) not in masks]
-        # Not through the layer's own `__setattr__`, which tracks what is set.
-        object.__setattr__(self, "_non_trainable_variables", plain)
-        try:
-            yield
-        finally:
-            object.__setattr__(self, "_non_trainable_variables", variables)
+    def drop_masks(self):
+        """Forget the masks of the layer's own kernels, which keep their values."""
+        for kernel in self._kernels().values():
+            unguard(kernel)
+        self.keep_masks({})
 
     def save_own_variables(self, store):
-        with self._without_masks():
-            super().save_own_variables(store)
+        super().save_own_variables(store)
         # Keras merges the weights of LoRA into the kernel that it saves: a dense one.
         merged = getattr(self, "lora_enabled", False)
-        for name, kernel, mask in self._own_masks() if self.built else ():
-            target = KernelTarget() if merged else target_of(kernel)
-            store[f"{name}_mask"] = np.ones(mask.shape, "bool") if merged else mask
+        for name, kernel, record in self._own_masks() if self.built else ():
+            record.follow(kernel)
+            target = KernelTarget() if merged else record.target
+            store[f"{name}_mask"] = np.ones(kernel.shape, "bool") if merged else record.mask
             store[f"{name}_target"] = target.to_array()
 
     def load_own_variables(self, store):
         masks = self._own_masks() if self.built else []
         stored = {key: store[key] for key in store.keys()}
-        targets = [stored.pop(f"{name}_target", None) for name, _, _ in masks]
-        # Weights of the plain Keras layer have none: nothing in them is pruned.
-        values = [stored.pop(f"{name}_mask", np.ones(mask.shape)) for name, _, mask in masks]
-        with self._without_masks():
-            super().load_own_variables(stored)
-        for (_, kernel, mask), value, target in zip(masks, values, targets, strict=True):
-            mask.assign(np.asarray(value, "bool"))
-            kernel.constraint.target = (
-                KernelTarget() if target is None else KernelTarget.from_array(np.asarray(target))
+        found = {
+            # Weights of the plain Keras layer have none: nothing in them is pruned.
+            name: (stored.pop(f"{name}_mask", None), stored.pop(f"{name}_target", None))
+            for name, _, _ in masks
+        }
+        super().load_own_variables(stored)
+        for name, kernel, record in masks:
+            mask, target = found[name]
+            record.restore(
+                kernel,
+                np.ones(kernel.shape, "bool") if mask is None else mask,
+                KernelTarget() if target is None else KernelTarget.from_array(target),
             )
 
 
-@dataclass(frozen=True)
-class KernelTarget:
-    """What a kernel's mask was asked to be.
-
-    Attributes:
-        density: Share of active weights, in (0, 1]; None if nobody has asked.
-        structure: `Unstructured`, `Blocks` or `NM`.
-    """
-
-    density: float | None = None
-    structure: Unstructured = Unstructured()
-
-    def to_list(self):
-        """Four plain values that `from_list` reads."""
-        return [self.density, *self.structure.code]
-
-    @classmethod
-    def from_list(cls, values):
-        density, *code = values
-        return cls(density, structure_from_code(code))
-
-    def to_array(self):
-        """The same as float64, for weights files."""
-        density = math.nan if self.density is None else self.density
-        return np.array([density, *self.structure.code], "float64")
-
-    @classmethod
-    def from_array(cls, array):
-        density, *code = array.tolist()
-        return cls.from_list([None if math.isnan(density) else density, *code])
-
-
-class SparseTrainingOnly(keras.constraints.Constraint):
-    """Stands on every sparse kernel, so that no optimizer trains its pruned weights.
-
-    Keras applies a variable's constraint after an optimizer's update. `SparseOptimizer` puts
-    the kernel's own constraint in its place while it works. Any other optimizer meets this
-    one: where the mask prunes, it raises, before the first step wherever steps are compiled.
-    A step that was compiled while the mask was still full keeps the pruned weights at zero.
-
-    Args:
-        mask: The kernel's mask variable.
-        constraint: The kernel's own constraint, or None.
-    """
-
-    def __init__(self, mask, constraint=None):
-        self.mask = mask
-        self.constraint = constraint
-        self.target = KernelTarget()
-        # Every `SparseOptimizer` that trains the kernel and has state of it.
-        self.optimizers = weakref.WeakSet()
-
-    def __call__(self, w):
-        if _prunes(self.mask):
-            raise ValueError(
-                "This model is sparse, and this optimizer would train its pruned weights too: "
-                "pass the callback `keras_sparse_dm.DynamicSparsity` to `fit` (method 'static' "
-                "keeps the masks as they are). In a loop of your own, and where a model trains "
-                "by other optimizers than `model.optimizer`, wrap each by "
-                "`keras_sparse_dm.sparse_optimizer`."
-            )
-        if self.constraint is not None:
-            w = self.constraint(w)
-        return keras.ops.where(self.mask, w, keras.ops.zeros((), w.dtype))
-
-
-def target_of(kernel):
-    """Returns the `KernelTarget` of a kernel variable."""
-    return getattr(kernel.constraint, "target", KernelTarget())
+def check_version(version):
+    """Raise a ValueError for masks of a newer version."""
+    if version > VERSION:
+        raise ValueError(
+            f"The model was saved by a newer keras_sparse_dm (version {version} of its masks; this "
+            f"one reads up to {VERSION}): upgrade it (pip install --upgrade keras_sparse_dm)."
+        )
 
 
 def own_kernels(layer):
-    """Returns `{name: (kernel variable, KernelAxes)}` of a built layer without its parts.
+    """Return `{name: (kernel variable, KernelAxes)}` of a built layer without its parts.
 
     Args:
         layer: A Keras layer, sparse or one that has a sparse twin; any other has none.
@@ -336,26 +266,21 @@ def own_kernels(layer):
     return {name: (kernel, twin._kernel_axes(layer, name)) for name, kernel in kernels.items()}
 
 
-def has_sparse_kernel(layer):
-    """Whether a layer, sparse or not, has a kernel with a mask, which may be another's too."""
-    return any(isinstance(k.constraint, SparseTrainingOnly) for k, _ in own_kernels(layer).values())
-
-
 def parts(layer):
-    """Returns the layers that a built layer, sparse or with a sparse twin, is made of."""
+    """List the layers that a built layer, sparse or with a sparse twin, is made of."""
     twin = twin_class(type(layer))
     return twin._parts(layer) if twin is not None and layer.built else []
 
 
 def twin_class(cls):
-    """Returns the sparse class that a layer class is or derives its twin from, or None."""
+    """Return the sparse class that a layer class is or derives its twin from, or None."""
     if issubclass(cls, MaskedKernels):
         return cls
     return next((TWINS[base] for base in cls.__mro__ if base in TWINS), None)
 
 
 def make_sparse(layer):
-    """Turns a built layer into its sparse twin where it stands, with full masks.
+    """Turn a built layer into its sparse twin where it stands, with full masks.
 
     The object stays the same, and so do its variables: whatever refers to it (a shared layer,
     an attribute, the graph of a functional model) refers to the sparse layer from then on.
@@ -367,29 +292,35 @@ def make_sparse(layer):
         # Not through the layer's own `__setattr__`, which tracks what is set.
         object.__setattr__(layer, "__class__", _sparse_class(type(layer)))
         # Keras's wrapper of the plain class's method.
-        vars(layer).pop("quantize", None)
+        object.__setattr__(layer, "_plain_quantize", vars(layer).pop("quantize", None))
     layer._add_masks()
+
+
+def make_plain(layer, cls):
+    """Turn a sparse layer into one of a plain class where it stands; its kernels stay.
+
+    Args:
+        layer: Any layer; one without masks only gets the class.
+        cls: The class that it becomes.
+    """
+    if isinstance(layer, MaskedKernels):
+        layer.drop_masks()
+        quantize = getattr(layer, "_plain_quantize", None)
+        for name in ("_records", "_checkpointed", "_mask_targets", "_plain_quantize"):
+            if name in vars(layer):
+                delattr(layer, name)
+        if quantize is not None:
+            vars(layer)["quantize"] = quantize
+    vars(layer).pop("_turned_sparse", None)
+    if type(layer) is not cls:
+        object.__setattr__(layer, "__class__", cls)
 
 
 @functools.cache
 def _sparse_class(cls):
     if cls in TWINS:
         return TWINS[cls]
+    from keras_sparse_dm.layers.in_place import restorable_class
+
     # A class derived from one with a twin: its own methods come before the twin's.
     return restorable_class(cls, (cls, twin_class(cls)))
-
-
-def strategy_of(variable):
-    """Returns the scope of the `tf.distribute` strategy that a variable lives under."""
-    strategy = getattr(variable.value, "distribute_strategy", None)
-    return strategy.scope() if strategy is not None else contextlib.nullcontext()
-
-
-def _prunes(mask):
-    """Whether a mask prunes anything now, also while a TensorFlow function is traced."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        with tf.init_scope():
-            return not np.all(keras.ops.convert_to_numpy(mask))
-    return not np.all(keras.ops.convert_to_numpy(mask))

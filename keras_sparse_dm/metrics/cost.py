@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from keras import ops
 
+from keras_sparse_dm._keras import has_value
+from keras_sparse_dm.masks.distributions import densities
 from keras_sparse_dm.metrics.flops import (
     AttentionFlops,
     counted_kernels,
@@ -15,7 +17,6 @@ from keras_sparse_dm.metrics.flops import (
     kernel_flops,
 )
 from keras_sparse_dm.metrics.memory import FileBytes, TrainingBytes, file_bytes, training_bytes
-from keras_sparse_dm.sparsity.distributions import densities
 from keras_sparse_dm.sparsity.methods import get_method
 
 __all__ = ["Cost", "LayerCost", "cost", "kernel_flops"]
@@ -354,7 +355,7 @@ def _active_weights(kernels, sparsity, distribution):
         active = {k.name: round(density.get(k.name, 1.0) * k.size) for k in kernels}
         return active, active
     active = {
-        k.name: k.size if k.mask is None or not _has_value(k.mask) else _count_nonzero(k.mask)
+        k.name: k.size if k.mask is None or not has_value(k.mask) else _count_nonzero(k.mask)
         for k in kernels
     }
     asked = {
@@ -365,14 +366,9 @@ def _active_weights(kernels, sparsity, distribution):
 
 def _nonzeros(kernels):
     """Number of weights that differ from zero; None where some have no value."""
-    if not all(_has_value(k.kernel) for k in kernels):
+    if not all(has_value(k.kernel) for k in kernels):
         return None
     return sum(_count_nonzero(k.kernel) for k in kernels)
-
-
-def _has_value(variable):
-    """Whether a variable has been given its first value, and the memory for it."""
-    return getattr(variable, "_value", None) is not None
 
 
 def _count_nonzero(variable):

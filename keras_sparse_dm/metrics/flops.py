@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import keras
 import numpy as np
 
-from keras_sparse_dm.layers.masked import KernelAxes, MaskedKernels, own_kernels, twin_class
-from keras_sparse_dm.sparsity.masking import masked_kernels
+from keras_sparse_dm._keras import flatten_layers, own_variables
+from keras_sparse_dm.layers.kernel_mask import KernelAxes
+from keras_sparse_dm.layers.masked import MaskedKernels, own_kernels, twin_class
+from keras_sparse_dm.sparsity.kernels import masked_kernels
 
 # Their weights scale, shift or are looked up: left out by convention, as biases are.
 _LEFT_OUT = (
@@ -172,7 +174,7 @@ def counted_kernels(model):
     names = {k.name for k in sparse.values()}
     order = {id(variable): i for i, variable in enumerate(model.variables)}
     found = {}
-    for layer in model._flatten_layers():
+    for layer in flatten_layers(model):
         if not _is_packed(layer):
             for kernel, axes in own_kernels(layer).values():
                 found.setdefault(id(kernel), (kernel, axes, layer))
@@ -282,7 +284,7 @@ class _Record:
         self.kernels = {}
         self.attention = {}
         self._times = 1
-        layers = model._flatten_layers()
+        layers = flatten_layers(model)
         rules = _attention_rules()
         self._layers = []
         for layer in layers:
@@ -334,7 +336,7 @@ class _Record:
         # one step is counted apart, and what happens in the layer's own call is not.
         sequences = (*args, *kwargs.values())[0]
         shape = _known_shape(layer, keras.tree.flatten(sequences)[0])
-        cells = {id(part) for part in layer.cell._flatten_layers()}
+        cells = {id(part) for part in flatten_layers(layer.cell)}
         if any(id(counted) in cells for counted, _ in self._layers):
             with self._counting(self._times * shape[1]):
                 step = keras.tree.map_structure(lambda x: x[:, 0], sequences)
@@ -450,7 +452,7 @@ def _not_counted(model):
     def add(name, reason):
         reasons[name] = f"{reasons[name]}, {reason}" if name in reasons else reason
 
-    for layer in model._flatten_layers():
+    for layer in flatten_layers(model):
         kind = type(layer).__name__
         name = getattr(layer, "path", None) or layer.name
         if _is_packed(layer):
@@ -471,7 +473,7 @@ def _not_counted(model):
             continue
         shapes = [
             f"{v.name} {'x'.join(map(str, v.shape)) or 'scalar'}"
-            for v in (*layer._trainable_variables, *layer._non_trainable_variables)
+            for v in own_variables(layer)
             if keras.backend.is_float_dtype(v.dtype) and v.name != "rnn_state"
         ]
         if shapes:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import keras
 
-from keras_sparse_dm.export.mask_encoding import (
+from keras_sparse_dm._keras import VariableDescription, averages, batches_seen
+from keras_sparse_dm.export.sparse_file.mask_encoding import (
     bitmask_bytes,
     elias_fano_bytes,
     smallest_encoding,
 )
-from keras_sparse_dm.sparsity.masking import innermost_optimizer
+from keras_sparse_dm.sparsity.install import innermost_optimizer
+from keras_sparse_dm.sparsity.kernels import masked_kernels
 
 FLOAT32 = 4
 
@@ -25,7 +27,7 @@ class FileBytes:
     - dense: `4 size`
     - by bitmask: `4 active + ceil(size / 8)`
     - by index: `4 active` and the numbers of the active weights in Elias-Fano code, about
-      `2 + log2(size / active)` bits for each (`keras_sparse_dm.export.mask_encoding`)
+      `2 + log2(size / active)` bits for each (`keras_sparse_dm.export.sparse_file.mask_encoding`)
 
     All other weights (biases, normalization, frozen ones) are dense in each.
 
@@ -80,12 +82,10 @@ def file_bytes(model, active):
         model: A built `keras.Model`.
         active: `[(kernel variable, number of active weights)]` of its kernels.
     """
-    masks = _mask_ids(model)
     dense = 0
     for variable in model.weights:
-        if id(variable) not in masks:
-            is_float = keras.backend.is_float_dtype(variable.dtype)
-            dense += _size(variable) * (FLOAT32 if is_float else _item_bytes(variable))
+        is_float = keras.backend.is_float_dtype(variable.dtype)
+        dense += _size(variable) * (FLOAT32 if is_float else _item_bytes(variable))
     saved = {"bitmask": 0, "index": 0, "sparse": 0}
     for kernel, ones in active:
         size = _size(kernel)
@@ -109,16 +109,15 @@ def training_bytes(model, kernels, method, optimizer=None):
             one that the model is compiled with, or, where it is not, AdamW with averaged
             weights, as all presets have.
     """
-    masks = _mask_ids(model)
     trainable = list(model.trainable_variables)
     slots, averages = _optimizer_bytes(_optimizer(model, optimizer), trainable)
-    masked = sum(_size(v) for v in model.variables if id(v) in masks)
+    masked = sum(k.size for k in masked_kernels(model))
     sizes = [_size(kernel) for kernel in kernels if kernel.trainable]
     if method is not None:
         masked = max(masked, sum(_size(kernel) for kernel in kernels))
     momentum = method is not None and method.gradient == "momentum"
     return TrainingBytes(
-        weights=sum(_size(v) * _item_bytes(v) for v in model.weights if id(v) not in masks),
+        weights=sum(_size(v) * _item_bytes(v) for v in model.weights),
         gradients=sum(_size(v) * _item_bytes(v) for v in trainable),
         optimizer=slots,
         averages=averages,
@@ -140,7 +139,7 @@ def _optimizer(model, optimizer):
 def _optimizer_bytes(optimizer, trainable):
     """Bytes of an optimizer's slots and of its averages, when it is built."""
     if optimizer.built:
-        counters = {id(optimizer.iterations), id(optimizer._learning_rate)}
+        counters = {id(batches_seen(optimizer)), id(optimizer.learning_rate)}
         variables = [variable for variable in optimizer.variables if id(variable) not in counters]
     else:
         # A copy, which makes descriptions in place of variables.
@@ -148,7 +147,7 @@ def _optimizer_bytes(optimizer, trainable):
         variables = []
 
         def add_variable(shape, initializer="zeros", dtype=None, **_):
-            variables.append(_Description(tuple(shape), dtype or "float32"))
+            variables.append(VariableDescription(tuple(shape), dtype or "float32"))
             return variables[-1]
 
         def add_variable_from_reference(reference_variable, name=None, initializer="zeros"):
@@ -156,32 +155,11 @@ def _optimizer_bytes(optimizer, trainable):
 
         optimizer.add_variable = add_variable
         optimizer.add_variable_from_reference = add_variable_from_reference
-        optimizer.build(
-            [
-                _Description(tuple(v.shape), v.dtype, v.name, v.path, i)
-                for i, v in enumerate(trainable)
-            ]
-        )
-    averages = list(getattr(optimizer, "_model_variables_moving_average", None) or [])
-    averaged = {id(variable) for variable in averages}
-    slots = [variable for variable in variables if id(variable) not in averaged]
-    return tuple(sum(_size(v) * _item_bytes(v) for v in part) for part in (slots, averages))
-
-
-@dataclass(frozen=True, eq=False)
-class _Description:
-    """A variable without a value, of which an optimizer can be told."""
-
-    shape: tuple
-    dtype: str
-    name: str = ""
-    path: str = ""
-    _unique_id: int = 0
-
-
-def _mask_ids(model):
-    layers = model._flatten_layers()
-    return {id(mask) for layer in layers for _, mask in getattr(layer, "masks", ())}
+        optimizer.build([VariableDescription.of(v, i) for i, v in enumerate(trainable)])
+    averaged = averages(optimizer) or []
+    ids = {id(variable) for variable in averaged}
+    slots = [variable for variable in variables if id(variable) not in ids]
+    return tuple(sum(_size(v) * _item_bytes(v) for v in part) for part in (slots, averaged))
 
 
 def _size(variable):

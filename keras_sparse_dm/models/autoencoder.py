@@ -18,7 +18,7 @@ from keras_sparse_dm.models.blocks import (
 )
 from keras_sparse_dm.models.presets import get_preset
 from keras_sparse_dm.seeds import seed_generator
-from keras_sparse_dm.sparsity.masking import build_optimizer
+from keras_sparse_dm.sparsity.install import build_optimizer
 
 # Distances between latents and codes that are held at a time.
 DISTANCES = 2**22

@@ -293,7 +293,7 @@ class UNet(keras.Model):
 
         def apply(layers, x):
             for layer in layers:
-                x = self._apply(layer, x, embedding, training)
+                x = self._run_layer(layer, x, embedding, training)
             return x
 
         skips = []
@@ -305,7 +305,7 @@ class UNet(keras.Model):
             x = apply(layers, ops.concatenate([x, skips.pop()], axis=-1))
         return self.output_conv(self.output_norm(x))
 
-    def _apply(self, layer, x, embedding, training):
+    def _run_layer(self, layer, x, embedding, training):
         if isinstance(layer, ResidualBlock):
             call, arguments = layer, (x, embedding)
         else:

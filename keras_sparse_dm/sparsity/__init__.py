@@ -1,23 +1,40 @@
-"""Who gets how many weights, which ones, when they change, and what to check.
+"""Which kernels of a model are sparse, when their masks change, and what to check.
 
-Loads on first use: `distributions` needs only NumPy.
+Loads on first use: `densities` needs only NumPy.
 """
 
 import lazy_loader as _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach(
+_own_attribute, _, _own_names = _lazy.attach(
     __name__,
-    submodules={"schedules", "topology"},
     submod_attrs={
-        "callback": ["DynamicSparsity", "sparse_optimizer"],
-        "distributions": ["DISTRIBUTIONS", "densities"],
+        "callback": ["DynamicSparsity"],
+        "install": ["sparse_optimizer"],
         "invariant": ["check_invariant"],
-        "masking": ["masked_kernels", "sparsify"],
+        "kernels": ["masked_kernels"],
         "methods": ["GMP", "METHODS", "SET", "SNFS", "MagRan", "RigL", "SparsityMethod", "Static"],
         "optimizer": ["SparseOptimizer"],
+        "options": ["SparsityOptions"],
         "report": ["SparsityReport", "sparsity_report"],
         "schedules": ["ConstantPruneRate", "CosinePruneRate"],
-        "structures": ["NM", "Blocks"],
-        "topology": ["prune_and_grow", "top_k_mask"],
+        "sparsify": ["sparsify", "to_plain"],
     },
 )
+_of_masks, _, _names_of_masks = _lazy.attach(
+    "keras_sparse_dm.masks",
+    submod_attrs={
+        "distributions": ["DISTRIBUTIONS", "densities"],
+        "drop_grow": ["prune_and_grow"],
+        "structures": ["NM", "Blocks"],
+        "top_k": ["top_k_mask"],
+    },
+)
+__all__ = sorted([*_own_names, *_names_of_masks])
+
+
+def __getattr__(name):
+    return (_of_masks if name in _names_of_masks else _own_attribute)(name)
+
+
+def __dir__():
+    return __all__

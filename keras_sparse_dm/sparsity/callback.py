@@ -1,18 +1,14 @@
 """`DynamicSparsity`: sparse training in `fit`, by one callback."""
 
-import contextlib
+import warnings
 
 import keras
 import numpy as np
 
-from keras_sparse_dm.sparsity.masking import (
-    build_optimizer,
-    innermost_sparse_optimizer,
-    masked_kernels,
-)
-from keras_sparse_dm.sparsity.methods import get_method
-from keras_sparse_dm.sparsity.optimizer import SparseOptimizer, check_options
+from keras_sparse_dm.sparsity.install import install
+from keras_sparse_dm.sparsity.options import SparsityOptions, takes_options
 from keras_sparse_dm.sparsity.report import sparsity_report
+from keras_sparse_dm.sparsity.schedules import next_update
 
 
 class DynamicSparsity(keras.callbacks.Callback):
@@ -23,38 +19,22 @@ class DynamicSparsity(keras.callbacks.Callback):
     logs, and so the progress bar and every other logger, gain `sparsity`.
 
     Args:
-        method: `"rigl"`, `"magran"`, `"set"`, `"snfs"`, `"gmp"`, `"static"` or a
-            `SparsityMethod`.
-        update_every: Training steps between topology updates (the paper's exploration
-            frequency), 1 or more. Updates come at its multiples. Steps are the optimizer's
-            updates: with gradient accumulation, one for several batches.
-        prune_rate: Share of each kernel's active weights that an update exchanges, in (0, 1].
-        start_step: First training step at which an update may come, counted, as all steps here,
-            from where the masks were drawn.
-        stop_step: Last such step; -1 for the whole run, as in the paper.
-        schedule: `"constant"`, `"cosine"` (falls to zero at `stop_step`) or a
-            `PruningSchedule` of tensorflow_model_optimization, which then alone says when
-            and how much. `"gmp"` needs its `PolynomialDecay`, of the sparsity.
-        seed: Integer seed of the methods that draw. A model that was trained sparsely before
-            goes on with the draws that it has begun.
-        competition: `"kernel"`: every kernel grows as many weights as it dropped. `"global"`:
-            all kernels compete for what all have dropped.
-        grow_init: What grown weights start from: `"zeros"`, as in RigL, or `"normal"`, drawn
-            with the standard deviation of the kernel's active weights.
-        gradient_steps: Over how many optimizer steps, up to the update's, the dense gradient is
-            averaged; 1, as in the paper, or more, up to those between two updates.
+        *args, **options: As in `SparsityOptions`: `method`, `update_every`, `prune_rate`,
+            `start_step`, `stop_step`, `schedule`, `seed`, `competition`, `grow_init`,
+            `gradient_steps`, `grow_warmup`.
         log_dir: Optional folder for TensorBoard: scalars of each kernel's density, the share
             of its active weights exchanged at each update and the share of its weights ever
             active; and a picture of each mask after every epoch.
 
-    Callbacks that read `sparsity` in the logs or restore earlier weights (EarlyStopping) go
-    before or after it as lists go: loggers after, restorers before.
+    Callbacks that read `sparsity` in the logs come after it in the list. Those that restore
+    earlier weights (EarlyStopping) may come before or after it: masks become those of the
+    restored weights. A weight that had grown just before the restored epoch ended is zero there,
+    and may be another zero afterwards.
 
     Raises:
-        ValueError: for an unknown method or schedule or a value outside its range; and from
-            `fit`, before the first step, where the callback could not do its work: the model
-            has nothing sparse, nothing is pruned, or the optimizer or the distribution
-            strategy is not supported.
+        ValueError: as `SparsityOptions` does; and from `fit`, before the first step, where the
+            callback could not do its work: the model has nothing sparse, nothing is pruned, or
+            the optimizer or the distribution strategy is not supported.
 
     Example:
 
@@ -62,49 +42,24 @@ class DynamicSparsity(keras.callbacks.Callback):
     >>> model.fit(data, callbacks=[DynamicSparsity("rigl", update_every=100, prune_rate=0.3)])
     """
 
-    def __init__(
-        self,
-        method="rigl",
-        update_every=1100,
-        prune_rate=0.05,
-        start_step=0,
-        stop_step=-1,
-        schedule="constant",
-        seed=None,
-        competition="kernel",
-        grow_init="zeros",
-        gradient_steps=1,
-        log_dir=None,
-    ):
+    @takes_options
+    def __init__(self, *args, log_dir=None, **options):
         super().__init__()
-        self.method = get_method(method)
-        self.schedule = _schedule(
-            self.method, schedule, prune_rate, update_every, start_step, stop_step
-        )
-        check_options(self.method, self.schedule, competition, grow_init, gradient_steps)
-        self.seed = seed
-        self.competition = competition
-        self.grow_init = grow_init
-        self.gradient_steps = gradient_steps
+        self.options = SparsityOptions(*args, **options)
+        # Each option is an attribute too.
+        vars(self).update(vars(self.options))
         self.log_dir = log_dir
         self._writer = None
         self._seen_updates = 0
         self._sparsity = None
         self._verified = False
+        self._warned = False
 
     def set_model(self, model):
         super().set_model(model)
         # Keras calls this before it makes the train function, which then contains the
         # masked step.
-        self._optimizer = _install(
-            model,
-            self.method,
-            self.schedule,
-            self.seed,
-            competition=self.competition,
-            grow_init=self.grow_init,
-            gradient_steps=self.gradient_steps,
-        )
+        self._optimizer = install(model, self.options)
 
     def on_train_begin(self, logs=None):
         if self.log_dir is not None and self._writer is None:
@@ -113,6 +68,14 @@ class DynamicSparsity(keras.callbacks.Callback):
             self._writer = tf.summary.create_file_writer(str(self.log_dir))
         self._seen_updates = self._optimizer.topology_updates
         self._sparsity = sparsity_report(self.model).sparsity
+        self._warned = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # Something may have put back the weights of an epoch before.
+        self._optimizer.weights_were_put_back()
+        if not self._warned:
+            self._warned = True
+            self._warn_of_no_update(epoch)
 
     def on_train_batch_end(self, batch, logs=None):
         if logs is not None:
@@ -145,7 +108,7 @@ class DynamicSparsity(keras.callbacks.Callback):
             self._writer.flush()
 
     def on_train_end(self, logs=None):
-        # A callback before this one may have put back the weights and masks of an epoch before.
+        # A callback before this one may have put back the weights of an epoch before.
         self._optimizer.weights_were_put_back()
         if self._writer is not None:
             self._writer.close()
@@ -164,6 +127,22 @@ class DynamicSparsity(keras.callbacks.Callback):
                 )
         self._verified = True
 
+    def _warn_of_no_update(self, epoch):
+        """Warn where the next topology update falls after the end of `fit`."""
+        batches = (self.params or {}).get("steps")
+        if not (self.method.dynamic and batches):
+            return
+        done = self._optimizer.steps_since_start
+        steps = (self.params["epochs"] - epoch) * batches // self._optimizer.accumulation_steps
+        due = next_update(self.schedule, done)
+        if due is not None and due > done + steps:
+            warnings.warn(
+                f"No topology update falls into this `fit`: the next is due at step {due}, and "
+                f"`fit` ends at step {done + steps}. Choose a smaller `update_every` (or "
+                "`start_step`) or train for longer.",
+                stacklevel=2,
+            )
+
     def _log_update(self):
         import tensorflow as tf
 
@@ -171,151 +150,6 @@ class DynamicSparsity(keras.callbacks.Callback):
         with self._writer.as_default(step=self._optimizer.steps):
             for name, count in self._optimizer.exchanged().items():
                 tf.summary.scalar(f"exchanged/{name}", count / max(1, ones[name]))
-
-
-def sparse_optimizer(
-    model,
-    optimizer=None,
-    method="rigl",
-    update_every=1100,
-    prune_rate=0.05,
-    start_step=0,
-    stop_step=-1,
-    schedule="constant",
-    seed=None,
-    **options,
-):
-    """Sparse training without `fit`: a custom training loop, or `train_on_batch`.
-
-    ```python
-    sparsify(model, sparsity=0.9)
-    optimizer = sparse_optimizer(model, keras.optimizers.AdamW(1e-3), "rigl", update_every=800)
-    for batch in data:
-        with tf.GradientTape() as tape:
-            loss = loss_of(model, batch)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply(gradients, model.trainable_variables)
-    ```
-
-    The gradients must be the dense ones, as automatic differentiation returns them. With
-    `optimizer=None` the optimizer of the compiled model is replaced, after which
-    `train_on_batch`, `fit` and a loop of your own train sparsely, callback or not. At the end
-    of a loop of your own with averaged weights (`use_ema`) call
-    `optimizer.finalize_variable_values(model.trainable_variables)`, as `fit` does; and wherever
-    you put back earlier weights (`set_weights`), call `optimizer.weights_were_put_back()`.
-    Several optimizers may train one model, or parts of it, each wrapped by itself.
-
-    Args:
-        model: A built `keras.Model` that was made sparse.
-        optimizer: The `keras.optimizers.Optimizer` to train with; under `mixed_float16` a
-            `LossScaleOptimizer`. None for that of the compiled model.
-        method, update_every, prune_rate, start_step, stop_step, schedule, seed, **options: As
-            in `DynamicSparsity`.
-
-    Returns:
-        The optimizer to call: a `SparseOptimizer`, within a `LossScaleOptimizer` if given one.
-
-    Raises:
-        ValueError: as `DynamicSparsity` does.
-    """
-    method = get_method(method)
-    schedule = _schedule(method, schedule, prune_rate, update_every, start_step, stop_step)
-    if optimizer is None:
-        _install(model, method, schedule, seed, **options)
-        return model.optimizer
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise ValueError(
-            f"`optimizer` must be a keras.optimizers.Optimizer or None; received {optimizer!r}."
-        )
-    _check_sparse(model)
-    _check_strategy(getattr(model, "distribute_strategy", None), optimizer)
-    return _wrapped(optimizer, model, method, schedule, seed, **options)[0]
-
-
-def _install(model, method, schedule, seed, **options):
-    """Makes a compiled model's optimizer a `SparseOptimizer`, once, and returns it.
-
-    A model that has one already (it was loaded, or `fit` is called again) keeps it with all
-    its state; its method, schedule and options become those given.
-    """
-    if getattr(model, "optimizer", None) is None:
-        raise ValueError(f"Compile model {model.name!r} with an optimizer before training it.")
-    _check_sparse(model)
-    strategy = getattr(model, "distribute_strategy", None)
-    _check_strategy(strategy, model.optimizer)
-    with strategy.scope() if strategy is not None else contextlib.nullcontext():
-        optimizer = innermost_sparse_optimizer(model)
-        if optimizer is None:
-            model.optimizer, optimizer = _wrapped(
-                model.optimizer, model, method, schedule, seed, **options
-            )
-            # What `compile` recorded for saving, and the functions that hold the old optimizer.
-            model._compile_config.config["optimizer"] = model.optimizer
-            model.train_function = None
-        else:
-            changed = optimizer.configure(method, schedule, **options)
-            optimizer.attach(model)
-            if changed:
-                model.train_function = None
-    build_optimizer(model)
-    return optimizer
-
-
-def _wrapped(optimizer, model, *arguments, **options):
-    """Returns the optimizer to call, and the `SparseOptimizer` that it is or holds."""
-    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    inner = optimizer.inner_optimizer if scales else optimizer
-    if scales and not optimizer.built and not isinstance(inner, SparseOptimizer):
-        # Keras tracks other variables of Adafactor when that is built by itself, and a file
-        # holds those that are tracked: the loaded optimizer is built by loss scaling.
-        optimizer.build(model.trainable_variables)
-    sparse = SparseOptimizer(inner, *arguments, **options)
-    sparse.attach(model)
-    if not scales:
-        return sparse, sparse
-    # Below loss scaling, so that gradients come unscaled and only when they are finite.
-    optimizer.inner_optimizer = sparse
-    return optimizer, sparse
-
-
-def _schedule(method, schedule, prune_rate, update_every, start_step, stop_step):
-    from keras_sparse_dm.sparsity.schedules import make_schedule
-
-    if method.dense_to_sparse and isinstance(schedule, str):
-        raise ValueError(
-            f"`schedule` must give the sparsity at each step for method {method.name!r}: a "
-            "PolynomialDecay of tensorflow_model_optimization.sparsity.keras; received "
-            f"{schedule!r}."
-        )
-    return make_schedule(schedule, prune_rate, update_every, start_step, stop_step)
-
-
-def _check_sparse(model):
-    if not model.built or not masked_kernels(model):
-        raise ValueError(
-            f"Model {model.name!r} was never made sparse: call "
-            "`keras_sparse_dm.sparsify(model, sparsity)` first."
-        )
-
-
-def _check_strategy(strategy, optimizer):
-    if strategy is None or strategy.num_replicas_in_sync == 1:
-        return
-    import tensorflow as tf
-
-    if not isinstance(strategy, tf.distribute.MirroredStrategy):
-        raise ValueError(
-            "Sparse training on several replicas needs tf.distribute.MirroredStrategy; the model "
-            f"was compiled under {type(strategy).__name__}."
-        )
-    while optimizer is not None:
-        if optimizer.gradient_accumulation_steps:
-            raise ValueError(
-                "Keras accumulates no gradients on several replicas: "
-                f"{type(optimizer).__name__} has gradient_accumulation_steps="
-                f"{optimizer.gradient_accumulation_steps}. Use larger batches."
-            )
-        optimizer = getattr(optimizer, "inner_optimizer", None)
 
 
 def _picture(k, side=256):

@@ -3,7 +3,8 @@
 import numpy as np
 from keras import ops
 
-from keras_sparse_dm.sparsity.masking import innermost_sparse_optimizer, masked_kernels
+from keras_sparse_dm.sparsity.install import innermost_sparse_optimizer
+from keras_sparse_dm.sparsity.kernels import masked_kernels
 
 
 def check_invariant(model, mask_ones=None):

@@ -7,12 +7,8 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from keras import ops
 
-from keras_sparse_dm.sparsity.masking import (
-    check_is_layer,
-    innermost_sparse_optimizer,
-    masked_kernels,
-    what_is_left_alone,
-)
+from keras_sparse_dm.sparsity.install import innermost_sparse_optimizer
+from keras_sparse_dm.sparsity.kernels import check_is_layer, masked_kernels, what_is_left_alone
 
 # So many kernels of one part of a model, left alone for one reason, share a line.
 MANY_LEFT_ALONE = 8

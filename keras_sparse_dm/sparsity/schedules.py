@@ -11,6 +11,7 @@ import numbers
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 from tensorflow_model_optimization.sparsity.keras import (
     ConstantSparsity,
     PolynomialDecay,
@@ -38,12 +39,10 @@ class _UpdateSchedule(PruningSchedule):
             )
 
     def _due(self, step):
-        # Begun at a multiple of the interval, so that due steps are multiples too; step 0
-        # comes before any training.
-        intervals = max(1, -(-self.start_step // self.update_every))
-        return self._should_prune_in_step(
-            step, intervals * self.update_every, self.stop_step, self.update_every
-        )
+        # Step 0 comes before any training.
+        begun = step >= max(1, self.start_step)
+        due = ops.logical_and(begun, step % self.update_every == 0)
+        return due if self.stop_step == -1 else ops.logical_and(due, step <= self.stop_step)
 
     def get_config(self):
         return {
@@ -125,6 +124,29 @@ def make_schedule(schedule, prune_rate, update_every, start_step=0, stop_step=-1
             f"tensorflow_model_optimization; received {schedule!r}."
         )
     return named[schedule](prune_rate, update_every, start_step, stop_step)
+
+
+def next_update(schedule, done):
+    """Return the first step after `done` at which a schedule is due.
+
+    Args:
+        schedule: A `PruningSchedule`.
+        done: Number of steps so far.
+
+    Returns:
+        The step; None if none is due any more, or a schedule of one's own does not say.
+    """
+    if isinstance(schedule, _UpdateSchedule):
+        every, begin, end = schedule.update_every, 0, schedule.stop_step
+        first = max(schedule.start_step, every)
+    elif isinstance(schedule, (ConstantSparsity, PolynomialDecay)):
+        every, begin, end = schedule.frequency, schedule.begin_step, schedule.end_step
+        first = begin
+    else:
+        return None
+    after = max(done + 1, first)
+    due = begin + -(-(after - begin) // every) * every
+    return due if end == -1 or due <= end else None
 
 
 def check_reaches_its_end(schedule):

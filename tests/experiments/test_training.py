@@ -19,7 +19,7 @@ from keras_sparse_dm.data import kanjivg_folder, select_characters
 from keras_sparse_dm.diffusion import DiffusionModel, NoiseSchedule
 from keras_sparse_dm.models import ChiroDiff
 from keras_sparse_dm.sparsity import check_invariant, masked_kernels
-from keras_sparse_dm.sparsity.masking import innermost_sparse_optimizer
+from keras_sparse_dm.sparsity.install import innermost_sparse_optimizer
 
 STEPS = 3  # an epoch: 60 sketches, 51 of them for training, in batches of 16
 WEIGHTS = 2 * (13 * 24 + 8 * 24) + 16 * 8 + 16 * 3

@@ -250,7 +250,7 @@ def test_blocks_stay_blocks_in_the_file(tmp_path):
     to_tflite(denoiser, path, length=LENGTH)
     # Outputs first: where a kernel has blocks along its inputs, a row of the file has them.
     blocks = {shape: block for shape, block in tensors_of(path)}
-    for k in ksd.sparsity.masking.masked_kernels(denoiser):
+    for k in ksd.sparsity.masked_kernels(denoiser):
         if k.target.structure == ksd.sparsity.Blocks(4) and k.target.density < 0.5:
             assert blocks.get(k.kernel.shape[::-1]) == 4
     assert blocks[48, 32] == blocks[48, 16] == blocks[16, 32] == 4

@@ -13,9 +13,9 @@ from keras.ops import convert_to_numpy as numpy
 from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
 
 import keras_sparse_dm as ksd
-from keras_sparse_dm.layers.masked import KernelTarget
+from keras_sparse_dm.layers.kernel_mask import KernelTarget
+from keras_sparse_dm.masks.structures import Unstructured, _rank, structure_from_code
 from keras_sparse_dm.sparsity import NM, Blocks, check_invariant, masked_kernels, sparse_optimizer
-from keras_sparse_dm.sparsity.structures import Unstructured, _rank, structure_from_code
 
 quick = settings(max_examples=20, deadline=None, derandomize=True)
 

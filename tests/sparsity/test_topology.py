@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from keras import ops
 
-from keras_sparse_dm.sparsity import prune_and_grow, top_k_mask, topology
-from keras_sparse_dm.sparsity.topology import random_mask, top_k_masks
+from keras_sparse_dm.masks import tensorflow as on_tensorflow
+from keras_sparse_dm.masks.drop_grow import random_mask
+from keras_sparse_dm.masks.top_k import top_k_masks
+from keras_sparse_dm.sparsity import prune_and_grow, top_k_mask
 
 # Shapes are few, because a compiled function is traced for each.
 SHAPES = [(1, 1), (2, 3), (5, 8), (3, 3, 2, 4)]
@@ -244,10 +246,10 @@ def marked_by_sort(scores, k, eligible):
 def compiled_top_k_masks(request):
     search, mode = request.param
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(topology, "has_fast_bincount", lambda: search == "histogram")
-        topology._select.cache_clear()
+        patch.setattr(on_tensorflow, "has_fast_bincount", lambda: search == "histogram")
+        on_tensorflow.shared_select.cache_clear()
         yield MODES[mode](top_k_masks)
-        topology._select.cache_clear()
+        on_tensorflow.shared_select.cache_clear()
 
 
 @settings(max_examples=40, deadline=None)

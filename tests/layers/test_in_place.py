@@ -10,7 +10,7 @@ from keras.ops import convert_to_numpy as numpy
 
 import keras_sparse_dm as ksd
 from keras_sparse_dm.layers import SparseDense
-from keras_sparse_dm.layers.restoring import Sparsified
+from keras_sparse_dm.layers.in_place import Sparsified
 from keras_sparse_dm.sparsity import masked_kernels
 
 registered = keras.saving.register_keras_serializable("restoring")
@@ -236,3 +236,99 @@ def test_block_that_a_file_cannot_restore_says_what_to_do(tmp_path):
     model.save_weights(tmp_path / "model.weights.h5")
     other.load_weights(tmp_path / "model.weights.h5")
     assert_same_sparse_model(model, other, np.ones((2, 4), "float32"))
+
+
+ORDER = ["a", "b"]
+
+
+@registered
+class AnyOrder(keras.Model):
+    """Makes two sublayers of equal shape, in an order that a new version of its code may change."""
+
+    def __init__(self, named=False, **kwargs):
+        super().__init__(**kwargs)
+        self.named = named
+        for name in ORDER:
+            setattr(self, name, layers.Dense(4, **({"name": name} if named else {})))
+
+    def build(self, input_shape):
+        for name in ORDER:
+            getattr(self, name).build(input_shape)
+        self.built = True
+
+    def call(self, x):
+        return self.b(keras.ops.relu(self.a(x)))
+
+    def get_config(self):
+        return {**super().get_config(), "named": self.named}
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("inside", [False, True])
+def test_layers_of_equal_shape_in_another_order_keep_their_masks(
+    named, inside, tmp_path, monkeypatch
+):
+    model = AnyOrder(named)
+    model.build((None, 4))
+    if inside:
+        inputs = keras.Input((4,))
+        model = keras.Model(inputs, model(inputs))
+    ksd.sparsify(model, 0.5, seed=0)
+    model.save(tmp_path / "model.keras")
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
+    expected = numpy(model(x))
+    monkeypatch.setattr(f"{__name__}.ORDER", ["b", "a"])
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(numpy(loaded(x)), expected)
+    ours, theirs = (m.layers[-1] if inside else m for m in (model, loaded))
+    for name in ("a", "b"):
+        [(kernel, mask)], [(other, its)] = getattr(ours, name).masks, getattr(theirs, name).masks
+        np.testing.assert_array_equal(numpy(other), numpy(kernel))
+        np.testing.assert_array_equal(numpy(its), numpy(mask))
+
+
+def test_one_sparse_layer_of_two_is_found_by_its_place(tmp_path, monkeypatch):
+    model = AnyOrder()
+    model.build((None, 4))
+    ksd.sparsify(model, 0.5, include=[model.a], seed=0)
+    model.save(tmp_path / "model.keras")
+    monkeypatch.setattr(f"{__name__}.ORDER", ["b", "a"])
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded.a) is SparseDense and type(loaded.b) is layers.Dense
+
+
+def test_files_of_a_newer_version_are_refused(tmp_path):
+    model = outer_model()
+    ksd.sparsify(model, 0.5, seed=0)
+    config = model.get_layer("block").get_config()
+    config["version"] = 3
+    with pytest.raises(ValueError, match="newer keras_sparse_dm .*up to 2.*pip install --upgrade"):
+        Sparsified.from_config(config)
+    config = ksd.layers.SparseDense(4).get_config() | {"mask_version": 3, "mask_targets": {}}
+    with pytest.raises(ValueError, match="newer keras_sparse_dm .*up to 2.*pip install --upgrade"):
+        SparseDense.from_config(config)
+
+
+def test_mask_targets_name_their_kernels():
+    layer = ksd.layers.SparseMultiHeadAttention(2, 4)
+    x = np.zeros((1, 3, 8), "float32")
+    layer(x, x)
+    model = keras.Sequential([keras.Input((8,)), SparseDense(8)])
+    ksd.sparsify(model, 0.5, seed=0)
+    config = model.layers[0].get_config()
+    assert list(config["mask_targets"]) == ["kernel"]
+    # As version 0.1 had it.
+    listed = {**config, "mask_targets": [config["mask_targets"]["kernel"]]}
+    for one in (config, listed):
+        again = SparseDense.from_config(one)
+        again.build((None, 8))
+        assert again.get_config()["mask_targets"] == config["mask_targets"]
+    wrong = SparseDense.from_config({**config, "mask_targets": {"query/kernel": [0.5, 0, 0, 0]}})
+    with pytest.raises(ValueError, match=r"must name its kernels \['kernel'\].*'query/kernel'"):
+        wrong.build((None, 8))
+    assert [name for name, _, _ in layer.mask_records()] == [
+        "query/kernel",
+        "key/kernel",
+        "value/kernel",
+        "attention_output/kernel",
+    ]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from keras import ops, random
 
-from keras_sparse_dm.sparsity.topology import top_k_mask
+from keras_sparse_dm.masks.top_k import top_k_mask
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,31 @@ class Unstructured:
         """Returns a mask of weights for a mask of units."""
         return units
 
+    def unit_shape(self, shape, axis):
+        """Return the shape of the units of a kernel of this shape."""
+        return tuple(shape)
+
     def random_mask(self, shape, density, seed, axis):
-        """Draws a mask with as many ones as `ones` says, placed uniformly at random."""
-        return top_k_mask(random.uniform(shape, seed=seed), self.ones(shape, density))
+        """Draw a mask with as many ones as `ones` says, placed uniformly at random."""
+        score = random.uniform(self.unit_shape(shape, axis), seed=seed)
+        return self.to_weights(self.best(score, shape, self.ones(shape, density)), shape, axis)
+
+    def mask_of_largest(self, score, axis, ones):
+        """Return the mask of the units with the largest total score.
+
+        Args:
+            score: Float array of the kernel's shape, not negative.
+            axis: The kernel's input axis, counted from the end.
+            ones: Number of ones, a multiple of `unit`; `ones(shape, density)` gives it. N:M
+                fixes it and ignores this argument.
+        """
+        shape = tuple(score.shape)
+        units = self.best(self.to_units(score, axis, ops.sum), shape, ones)
+        return self.to_weights(units, shape, axis)
+
+    def best(self, score, shape, ones):
+        """Mark the units with the largest score, as many as make `ones` ones."""
+        return top_k_mask(score, ones // self.unit)
 
     def grow(self, kept, score, count):
         """Marks the `count` units with the largest score among those not kept.
@@ -106,11 +128,9 @@ class Blocks(Unstructured):
         groups = ops.repeat(ops.expand_dims(units, -1), self.size, axis=-1)
         return _ungrouped(groups, shape, axis)
 
-    def random_mask(self, shape, density, seed, axis):
+    def unit_shape(self, shape, axis):
         moved = _moved(shape, axis)
-        units = (*moved[:-1], moved[-1] // self.size)
-        count = self.ones(shape, density) // self.size
-        return self.to_weights(top_k_mask(random.uniform(units, seed=seed), count), shape, axis)
+        return (*moved[:-1], moved[-1] // self.size)
 
 
 @dataclass(frozen=True)
@@ -158,8 +178,11 @@ class NM(Unstructured):
         return _ungrouped(units, shape, axis)
 
     def random_mask(self, shape, density, seed, axis):
-        score = self.to_units(random.uniform(shape, seed=seed), axis, None)
-        return self.to_weights(_rank(score) < self.n, shape, axis)
+        # Drawn in the kernel's own order, then grouped.
+        return self.mask_of_largest(random.uniform(shape, seed=seed), axis, None)
+
+    def best(self, score, shape, ones):
+        return _rank(score) < self.n
 
     def grow(self, kept, score, count):
         lost = self.n - ops.sum(ops.cast(kept, "int32"), axis=-1, keepdims=True)

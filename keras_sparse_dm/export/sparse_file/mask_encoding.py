@@ -29,7 +29,7 @@ def elias_fano_bytes(size, ones):
 
 
 def smallest_encoding(size, ones):
-    """Returns `(name, bytes)` of the encoding that takes fewer bytes."""
+    """Return `(name, bytes)` of the encoding that takes fewer bytes."""
     by_bitmask, by_numbers = bitmask_bytes(size), elias_fano_bytes(size, ones)
     if by_numbers < by_bitmask:
         return "elias_fano", by_numbers
@@ -37,7 +37,7 @@ def smallest_encoding(size, ones):
 
 
 def encode_mask(mask, encoding):
-    """Encodes a boolean array, flattened in C order.
+    """Encode a boolean array, flattened in C order.
 
     Args:
         mask: Boolean array.
@@ -66,7 +66,7 @@ def encode_mask(mask, encoding):
 
 
 def decode_mask(data, encoding, size, ones):
-    """Decodes what `encode_mask` returns.
+    """Decode what `encode_mask` returns.
 
     Args:
         data: uint8 array.

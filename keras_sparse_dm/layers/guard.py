@@ -1,0 +1,94 @@
+"""The guard on sparse kernels: no optimizer trains pruned weights by mistake."""
+
+import contextlib
+import threading
+
+import keras
+import numpy as np
+
+_work = threading.local()
+
+
+class SparseTrainingOnly(keras.constraints.Constraint):
+    """Constraint of a pruned kernel that only sparse training passes.
+
+    Keras applies a variable's constraint after an optimizer's update. Within `sparse_training`,
+    which `SparseOptimizer` enters around the update, this one applies the kernel's own constraint
+    and nothing else. Under any other optimizer it raises where the mask prunes, before the first
+    step wherever steps are compiled. A step that was compiled while the mask was still full keeps
+    the pruned weights at zero.
+
+    Args:
+        record: The kernel's `KernelMask`.
+        constraint: The kernel's own constraint, or None.
+    """
+
+    def __init__(self, record, constraint=None):
+        self.record = record
+        self.constraint = constraint
+
+    def __call__(self, w):
+        own = self.constraint or (lambda w: w)
+        if getattr(_work, "sparse", False):
+            return own(w)
+        if _prunes(self.record, w):
+            raise ValueError(
+                "This model is sparse, and this optimizer would train its pruned weights too: "
+                "pass the callback `keras_sparse_dm.DynamicSparsity` to `fit` (method 'static' "
+                "keeps the masks as they are). In a loop of your own, and where a model trains "
+                "by other optimizers than `model.optimizer`, wrap each by "
+                "`keras_sparse_dm.sparse_optimizer`."
+            )
+        w = own(w)
+        return keras.ops.where(self.record.mask, w, keras.ops.zeros((), w.dtype))
+
+    def get_config(self):
+        return {"constraint": keras.saving.serialize_keras_object(self.constraint)}
+
+
+@contextlib.contextmanager
+def sparse_training():
+    """Context in which guards let an optimizer pass, in this thread only.
+
+    Replicas of `tf.distribute` are threads, and other models may train beside this one.
+    """
+    before = getattr(_work, "sparse", False)
+    _work.sparse = True
+    try:
+        yield
+    finally:
+        _work.sparse = before
+
+
+def guard(kernel, record):
+    """Put a guard on a kernel, around the kernel's own constraint.
+
+    Args:
+        kernel: The `keras.Variable`.
+        record: Its `KernelMask`.
+    """
+    if not isinstance(kernel.constraint, SparseTrainingOnly):
+        kernel.constraint = SparseTrainingOnly(record, kernel.constraint)
+
+
+def unguard(kernel):
+    """Give a kernel its own constraint back."""
+    if isinstance(kernel.constraint, SparseTrainingOnly):
+        kernel.constraint = kernel.constraint.constraint
+
+
+def guarded(variable):
+    """Return the `KernelMask` of a guarded kernel, or None for any other variable."""
+    return getattr(getattr(variable, "constraint", None), "record", None)
+
+
+def _prunes(record, kernel):
+    """Tell whether a mask prunes anything now, also while a TensorFlow function is traced."""
+    if keras.backend.backend() != "tensorflow":
+        return not np.all(keras.ops.convert_to_numpy(record.mask))
+    import tensorflow as tf
+
+    with tf.init_scope():
+        if isinstance(kernel, keras.Variable):
+            record.follow(kernel)
+        return not np.all(keras.ops.convert_to_numpy(record.mask))

@@ -1,0 +1,239 @@
+"""Turning layers of a built model sparse, and plain again, where they stand.
+
+A Keras file holds each layer's class and arguments. That is enough to restore a sparse layer,
+and a functional model of sparse layers. A layer that makes its sublayers by itself (a
+subclassed model, a block of one's own, `Bidirectional`) would make them plain again. So where
+such a layer holds sublayers that were turned sparse, or is itself of a class that has no
+sparse twin of its own, its class becomes one that is the same but for its configuration, which
+says which sublayers to turn sparse again.
+"""
+
+import functools
+
+import keras
+
+from keras_sparse_dm._keras import flatten_layers
+from keras_sparse_dm.layers.locations import locations
+from keras_sparse_dm.layers.masked import (
+    TWINS,
+    VERSION,
+    MaskedKernels,
+    check_version,
+    make_plain,
+    make_sparse,
+    own_kernels,
+    twin_class,
+)
+
+_PACKAGE = "keras_sparse_dm"
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class Sparsified:
+    """What a restorable layer is saved as; loading it returns the layer itself."""
+
+    _plain_class = None
+    # What is to be turned sparse once it is built, as in the configuration.
+    _to_turn = None
+
+    def __call__(self, *args, **kwargs):
+        outputs = super().__call__(*args, **kwargs)
+        if self._to_turn is not None:
+            if not _is_as_saved(self, self._to_turn):
+                raise _cannot_be_restored(self)
+            _turn_as_saved(self, self._to_turn)
+            object.__setattr__(self, "_to_turn", None)
+        return outputs
+
+    def get_config(self):
+        # The same layer, seen as one of its plain class.
+        plain = object.__new__(self._plain_class)
+        object.__setattr__(plain, "__dict__", vars(self))
+        layer = keras.saving.serialize_keras_object(plain)
+        # The restored layer is compiled from the outer configuration.
+        layer.pop("compile_config", None)
+        return {"layer": layer, **(self._to_turn or _as_turned(self))}
+
+    def get_build_config(self):
+        # The layer's own is inside.
+        return None
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        if "layer" not in config and cls._plain_class is not None:
+            # The arguments of the plain class, as its own code may pass them.
+            return cls._plain_class.from_config(config)
+        config = dict(config)
+        check_version(config.get("version", 1))
+        layer = keras.saving.deserialize_keras_object(
+            config.pop("layer"), custom_objects=custom_objects
+        )
+        if _is_as_saved(layer, config):
+            _turn_as_saved(layer, config)
+        elif _sublayers(layer).get("") in _wanted(layer, config):
+            raise _cannot_be_restored(layer)
+        else:
+            # Without a `build` of its own it builds its sublayers when it is first called.
+            object.__setattr__(layer, "__class__", _restorable_twin(type(layer)))
+            object.__setattr__(layer, "_to_turn", config)
+        return layer
+
+
+def turn_sparse(model, layers):
+    """Turn layers of a model into their sparse twins, so that the model can be saved and loaded.
+
+    Args:
+        model: The built `keras.Model` or layer that holds them. It and all in it stay the same
+            objects; some change their class. If anything fails, all is as it was.
+        layers: Built layers whose classes, or ones that they derive from, have a twin.
+    """
+    every = flatten_layers(model)
+    before = [(layer, type(layer), getattr(layer, "_records", None)) for layer in every]
+    try:
+        _turn(layers)
+        # Layers with the same kernels have the same masks.
+        records = {id(k): r for layer in layers for _, k, r in layer.mask_records()}
+        tied = [
+            layer
+            for layer in every
+            if any(id(kernel) in records for kernel, _ in own_kernels(layer).values())
+        ]
+        _turn(tied)
+        for layer in tied:
+            layer.share_masks(records)
+        for layer in every:
+            if not isinstance(layer, Sparsified) and _forgets_sparse_layers(layer):
+                object.__setattr__(layer, "__class__", _restorable_twin(type(layer)))
+    except BaseException:
+        for layer, cls, records in before:
+            if records is None:
+                make_plain(layer, cls)
+            else:
+                layer.keep_masks(records)
+                object.__setattr__(layer, "__class__", cls)
+        raise
+
+
+def turn_plain(model):
+    """Turn every sparse layer of a model into its plain Keras layer; the weights stay.
+
+    Args:
+        model: A `keras.Model` or layer; all in it stay the same objects.
+    """
+    for layer in flatten_layers(model):
+        make_plain(layer, _plain_class(type(layer)))
+
+
+def restorable_class(plain, bases):
+    """Return a class of those bases that is saved as `plain` with its sparse sublayers."""
+    cls = type(
+        plain.__name__,
+        (Sparsified, *bases),
+        {"__module__": plain.__module__, "__doc__": plain.__doc__, "_plain_class": plain},
+    )
+    # Saved under the name of `Sparsified`, whose `from_config` is to be found on loading.
+    keras.saving.register_keras_serializable(_PACKAGE, Sparsified.__name__)(cls)
+    keras.saving.get_custom_objects()[f"{_PACKAGE}>{Sparsified.__name__}"] = Sparsified
+    return cls
+
+
+@functools.cache
+def _restorable_twin(cls):
+    return restorable_class(cls, (cls,))
+
+
+def _plain_class(cls):
+    """Return the Keras layer class that a sparse or restorable class stands for."""
+    if issubclass(cls, Sparsified):
+        cls = cls._plain_class
+    plain = {twin: plain for plain, twin in TWINS.items()}
+    return plain.get(cls, cls)
+
+
+def _turn(layers):
+    for layer in layers:
+        if not isinstance(layer, MaskedKernels):
+            make_sparse(layer)
+            object.__setattr__(layer, "_turned_sparse", True)
+
+
+def _forgets_sparse_layers(layer):
+    """Tell whether a layer's configuration would restore as plain what is sparse now."""
+    # What these two hold is in their configuration.
+    if type(layer).__name__ in ("Functional", "Sequential") and _is_of_keras(type(layer)):
+        return False
+    # A twin is restored by its own class; what it holds besides may not be.
+    own = {""} if type(layer) in TWINS.values() else set()
+    return not own >= set(_turned_sparse(layer))
+
+
+def _is_of_keras(cls):
+    return cls.__module__.split(".")[0] == "keras"
+
+
+def _sublayers(layer):
+    """Return `{location: layer}` of a layer, itself at `""`, and all its sublayers."""
+    return locations(layer)
+
+
+def _turned_sparse(layer):
+    """Return `{location: layer}` of those that were turned sparse."""
+    return {
+        location: child
+        for location, child in _sublayers(layer).items()
+        if getattr(child, "_turned_sparse", False)
+    }
+
+
+def _as_turned(layer):
+    return {
+        "version": VERSION,
+        "sublayers": sorted(_sublayers(layer)),
+        "sparse_layers": {
+            location: {name: r.target.to_list() for name, _, r in child.mask_records()}
+            for location, child in _turned_sparse(layer).items()
+        },
+    }
+
+
+def _wanted(layer, config):
+    """Return `{sublayer: mask targets}` that a configuration names, as far as they are there."""
+    if config.get("version", 1) == 1:
+        layers = flatten_layers(layer)
+        positions = [i for i in config["sparse_layers"] if i < len(layers)]
+        return {layers[i]: t for i, t in zip(positions, config["mask_targets"], strict=False)}
+    sublayers = _sublayers(layer)
+    return {
+        sublayers[location]: targets
+        for location, targets in config["sparse_layers"].items()
+        if location in sublayers
+    }
+
+
+def _is_as_saved(layer, config):
+    """Tell whether a layer has built all the sublayers that it had when it was saved."""
+    if config.get("version", 1) == 1:
+        complete = len(flatten_layers(layer)) == config["layers"]
+    else:
+        complete = set(config["sublayers"]) == set(_sublayers(layer))
+    wanted = _wanted(layer, config)
+    return (
+        complete
+        and len(wanted) == len(config["sparse_layers"])
+        and all(child.built and twin_class(type(child)) for child in wanted)
+    )
+
+
+def _turn_as_saved(layer, config):
+    wanted = _wanted(layer, config)
+    turn_sparse(layer, list(wanted))
+    for child, targets in wanted.items():
+        child.set_mask_targets(targets)
+
+
+def _cannot_be_restored(layer):
+    return ValueError(
+        f"{type(layer).__name__} {layer.name!r} cannot be restored from its configuration, for it "
+        "does not build the sublayers it had when it was saved. Make and build the model yourself, "
+        "call `sparsify` on it as before, then `load_weights`."
+    )

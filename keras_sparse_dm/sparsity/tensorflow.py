@@ -1,0 +1,114 @@
+"""Sparse steps on TensorFlow: one variable after another, and once for all replicas."""
+
+import contextlib
+
+import keras
+import tensorflow as tf
+
+from keras_sparse_dm._keras import StepsOfItsOwn, variable_key
+
+
+def in_a_replica():
+    """Tell whether this is one of several replicas of a `tf.distribute` strategy."""
+    context = tf.distribute.get_replica_context()
+    return context is not None and context.num_replicas_in_sync > 1
+
+
+def sum_over_replicas(gradients):
+    """Return gradients summed over the replicas, None where there is none."""
+    if not in_a_replica():
+        return gradients
+    given = [g for g in gradients if g is not None]
+    context = tf.distribute.get_replica_context()
+    summed = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, given))
+    return [None if g is None else next(summed) for g in gradients]
+
+
+def once_for_all_replicas(function, tensors):
+    """Call `function(tensors)`, once for all replicas, on the first replica's tensors.
+
+    An assignment in it is made to all copies of a variable.
+
+    Args:
+        function: Takes the dictionary.
+        tensors: `{key: tensor}`, equal on all replicas.
+    """
+    if not in_a_replica():
+        function(tensors)
+        return
+
+    def merged(strategy, tensors):
+        function({key: strategy.experimental_local_results(t)[0] for key, t in tensors.items()})
+
+    tf.distribute.get_replica_context().merge_call(merged, args=(tensors,))
+
+
+def runs_in_any_order():
+    """Tell whether operations traced now run in an order of TensorFlow's choice, on one device."""
+    return not (tf.executing_eagerly() or tf.distribute.has_strategy())
+
+
+def apply_in_turn(optimizer, gradients, variables, masks):
+    """Apply an optimizer so that it works on one variable after another.
+
+    TensorFlow otherwise runs whatever it can at once: the temporaries of all variables would exist
+    together, beside copies of all weights that are written while the backward pass still reads
+    them. On the U-Net of 274M parameters the order saves 2.2 of 11.5 GB. The numbers are the same.
+
+    Args:
+        optimizer: A built `keras.optimizers.Optimizer`, which is not changed.
+        gradients: List of tensors, or None; the optimizer begins when all are there.
+        variables: The variables that they belong to.
+        masks: `{key of a variable: mask}` by which gradients are still to be masked.
+    """
+    last = [g for g in gradients if isinstance(g, tf.Tensor)]
+
+    @contextlib.contextmanager
+    def turn_of(variable):
+        with after(last):
+            yield
+            last[:] = [_written(variable)]
+
+    def own_gradient(gradient, variable):
+        mask = masks.get(variable_key(optimizer, variable))
+        return gradient if mask is None else tf.where(mask, gradient, tf.zeros((), gradient.dtype))
+
+    steps = {
+        "in_turn": True,
+        "turn_of": staticmethod(turn_of),
+        "own_gradient": staticmethod(own_gradient),
+    }
+    _seen_as(optimizer, steps).apply(gradients, variables)
+
+
+def apply_summed(optimizer, gradients, variables):
+    """Apply an optimizer to gradients that are summed over the replicas already."""
+    _seen_as(optimizer, {"summed": True}).apply(gradients, variables)
+
+
+def after(tensors):
+    """Context whose operations wait for tensors."""
+    return tf.control_dependencies(tensors)
+
+
+def _seen_as(optimizer, steps):
+    """Return the same optimizer, seen as one that steps as `StepsOfItsOwn` says.
+
+    Both share one `__dict__`, so one's state is the other's, and the given object stays as it is.
+    """
+    cls = type(type(optimizer).__name__, (StepsOfItsOwn, type(optimizer)), steps)
+    view = object.__new__(cls)
+    object.__setattr__(view, "__dict__", vars(optimizer))
+    return view
+
+
+def _written(variable):
+    """Return an empty tensor that is there once all writes to a variable so far are done."""
+    if isinstance(variable, keras.Variable):
+        variable = variable.value
+    if not variable.shape.rank:
+        return variable.read_value()
+    # No read of the whole: it would make the next write copy the variable.
+    return tf.raw_ops.ResourceGather(
+        resource=variable.handle, indices=tf.zeros([0], "int32"), dtype=variable.dtype
+    )

@@ -1,0 +1,148 @@
+"""When a topology update is due, and the assignment of what it changes."""
+
+import contextlib
+from dataclasses import dataclass
+
+import keras
+from keras import ops
+
+from keras_sparse_dm.masks.top_k import count
+from keras_sparse_dm.sparsity.options import SparsityOptions
+from keras_sparse_dm.sparsity.state import SparsityState
+from keras_sparse_dm.sparsity.topology_update import exchange, new_units, new_units_among
+
+
+@dataclass(frozen=True, eq=False)
+class Updates:
+    """The topology updates of one optimizer.
+
+    Attributes:
+        options: `SparsityOptions`.
+        state: `SparsityState`.
+        kernels: `{key: MaskedKernel}` of those that the step trains.
+        full: Keys of the kernels whose masks are full.
+        seed: The `keras.random.SeedGenerator` that methods draw from.
+    """
+
+    options: SparsityOptions
+    state: SparsityState
+    kernels: dict
+    full: set
+    seed: keras.random.SeedGenerator
+
+    def after_batch(self, gradients, batches, accumulation_steps):
+        """Keep what is kept of the dense gradients, and update the topology on due steps.
+
+        Args:
+            gradients: `{key: dense gradient}` of this batch; empty if the method needs none.
+            batches: Scalar integer, number of batches so far, this one included.
+            accumulation_steps: Number of batches in an optimizer step.
+        """
+        method, schedule, state = self.options.method, self.options.schedule, self.state
+        step = (batches + accumulation_steps - 1) // accumulation_steps
+        step = step - ops.cast(state.start, "int32")
+        due, rate = schedule(step)
+        due = ops.logical_and(due, batches % accumulation_steps == 0)
+        kept = {key: s.gradient for key, s in state.kernels.items() if s.gradient is not None}
+        if method.gradient == "momentum":
+            decay = method.momentum
+            share = (1.0 - decay) / accumulation_steps
+            # Once per step; its other batches only add to it.
+            if accumulation_steps > 1:
+                decay = ops.where(batches % accumulation_steps == 1, decay, 1.0)
+            for key, gradient in gradients.items():
+                mean = kept[key]
+                mean.assign(decay * mean + share * ops.cast(gradient, "float32"))
+            gradients = kept
+        elif kept:
+            near = due
+            for i in range(self.options.gradient_steps):
+                near = ops.logical_or(near, schedule(step + i)[0])
+            batches_per_update = self.options.gradient_steps * accumulation_steps
+            dense = gradients
+
+            def add():
+                for key, gradient in dense.items():
+                    gradient = ops.cast(gradient, "float32")
+                    kept[key].assign_add(gradient / batches_per_update)
+
+            ops.cond(near, add, lambda: None)
+            gradients = kept
+        steps = batches // accumulation_steps
+        ops.cond(due, lambda: self._update(gradients, rate, steps), lambda: None)
+
+    def _update(self, gradients, rate, steps):
+        method, state = self.options.method, self.state
+        changing = self._changing()
+        if not changing:
+            return
+        if self.options.competition == "kernel":
+            final = None
+            if method.dense_to_sparse:
+                final = self.options.final_sparsity(list(self.kernels.values()))
+
+            def units_of(key, k):
+                return new_units(k, method, gradients.get(key), rate, self.seed, final)
+        else:
+            among = new_units_among(
+                list(changing.values()),
+                method,
+                [gradients.get(key) for key in changing],
+                rate,
+                self.seed,
+            )
+            units = dict(zip(changing, among, strict=True))
+
+            def units_of(key, k):
+                return units[key]
+
+        exchanged, ones, done = {}, {}, []
+        for key, k in changing.items():
+            # One after another, so that temporaries of one kernel only are alive.
+            with _after(done):
+                new = self._exchange(key, k, units_of(key, k), steps)
+            exchanged[key], ones[key], done = count(new.grown), new.ones, [new.history]
+        state.set_exchanged(exchanged)
+        if self.options.ones_vary:
+            state.set_mask_ones(ones)
+        if method.gradient == "step":
+            state.clear_gradients()
+        state.updates.assign_add(1)
+
+    def _changing(self):
+        """Return `{key: MaskedKernel}` of those whose masks can change."""
+        options = self.options
+        if options.competition == "global":
+            # A kernel that was asked to be full does not give to others.
+            stay = {key for key, k in self.kernels.items() if k.target.density == 1.0} & self.full
+        else:
+            # A full mask stays full: what it drops is all that can grow.
+            stay = set() if options.method.dense_to_sparse else self.full
+        return {key: k for key, k in self.kernels.items() if key not in stay}
+
+    def _exchange(self, key, k, units, steps):
+        """Give a kernel its new units, and return the `Exchange`."""
+        own = self.state.kernels[key]
+        # Other optimizers of the same kernel have state of it too.
+        slots = list(own.slots.values())
+        for optimizer in k.record.optimizers:
+            slots += [v for v in optimizer.state_of(k.kernel) if all(v is not s for s in slots)]
+        # All is read before the mask is overwritten.
+        new = exchange(k, units, slots, own.history, self.options.grow_init, self.seed)
+        k.kernel.assign(new.weights)
+        for slot, value in zip(slots, new.slots, strict=True):
+            slot.assign(value)
+        if own.grown_at is not None:
+            own.grown_at.assign(ops.where(new.grown, steps, own.grown_at))
+        own.history.assign(new.history)
+        k.mask.assign(new.mask)
+        return new
+
+
+def _after(tensors):
+    """Context whose operations wait for tensors, where the backend runs them as it likes."""
+    if keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    from keras_sparse_dm.sparsity.tensorflow import after
+
+    return after(tensors)

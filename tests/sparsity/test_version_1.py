@@ -1,0 +1,37 @@
+"""Files of keras_sparse_dm 0.1 load, and training goes on with the same bits."""
+
+import importlib.util
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_sparse_dm.sparsity import check_invariant
+
+FOLDER = Path(__file__).parent / "version_1"
+spec = importlib.util.spec_from_file_location("version_1_models", FOLDER / "models.py")
+models = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(models)
+
+
+def assert_state(model, file):
+    expected = np.load(FOLDER / file)
+    found = models.state(model)
+    assert set(found) == set(expected)
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_a_keras_file_loads_and_resumes(name, recwarn, tmp_path):
+    model = keras.models.load_model(FOLDER / f"{name}.keras")
+    assert not [w for w in recwarn if "skip" in str(w.message).lower()]
+    assert_state(model, f"{name}-saved.npz")
+    check_invariant(model)
+    # And by today's format.
+    model.save(tmp_path / "again.keras")
+    for again in (model, keras.models.load_model(tmp_path / "again.keras")):
+        models.fit(again)
+        assert_state(again, f"{name}-resumed.npz")
+        check_invariant(again)
