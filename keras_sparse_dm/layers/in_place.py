@@ -22,6 +22,7 @@ from keras_sparse_dm.layers.masked import (
     make_plain,
     make_sparse,
     own_kernels,
+    parts,
     twin_class,
 )
 
@@ -70,7 +71,7 @@ class Sparsified:
         )
         if _is_as_saved(layer, config):
             _turn_as_saved(layer, config)
-        elif _sublayers(layer).get("") in _wanted(layer, config):
+        elif layer in _wanted(layer, config):
             raise _cannot_be_restored(layer)
         else:
             # Without a `build` of its own it builds its sublayers when it is first called.
@@ -153,8 +154,16 @@ def _plain_class(cls):
 def _turn(layers):
     for layer in layers:
         if not isinstance(layer, MaskedKernels):
-            make_sparse(layer)
+            # Parts of a class of the user's own, which the layer would leave plain.
+            _turn([part for part in parts(layer) if type(part) not in TWINS])
+            make_sparse(layer, _sparse_class(type(layer)))
             object.__setattr__(layer, "_turned_sparse", True)
+
+
+@functools.cache
+def _sparse_class(cls):
+    # A class derived from one with a twin: its own methods come before the twin's.
+    return TWINS.get(cls) or restorable_class(cls, (cls, twin_class(cls)))
 
 
 def _forgets_sparse_layers(layer):
@@ -163,24 +172,22 @@ def _forgets_sparse_layers(layer):
     if type(layer).__name__ in ("Functional", "Sequential") and _is_of_keras(type(layer)):
         return False
     # A twin is restored by its own class; what it holds besides may not be.
-    own = {""} if type(layer) in TWINS.values() else set()
-    return not own >= set(_turned_sparse(layer))
+    restored = type(layer) in TWINS.values()
+    return any(
+        getattr(child, "_turned_sparse", False) and not (restored and child is layer)
+        for child in flatten_layers(layer)
+    )
 
 
 def _is_of_keras(cls):
     return cls.__module__.split(".")[0] == "keras"
 
 
-def _sublayers(layer):
-    """Return `{location: layer}` of a layer, itself at `""`, and all its sublayers."""
-    return locations(layer)
-
-
 def _turned_sparse(layer):
     """Return `{location: layer}` of those that were turned sparse."""
     return {
         location: child
-        for location, child in _sublayers(layer).items()
+        for location, child in locations(layer).items()
         if getattr(child, "_turned_sparse", False)
     }
 
@@ -188,7 +195,7 @@ def _turned_sparse(layer):
 def _as_turned(layer):
     return {
         "version": VERSION,
-        "sublayers": sorted(_sublayers(layer)),
+        "sublayers": sorted(locations(layer)),
         "sparse_layers": {
             location: {name: r.target.to_list() for name, _, r in child.mask_records()}
             for location, child in _turned_sparse(layer).items()
@@ -202,7 +209,7 @@ def _wanted(layer, config):
         layers = flatten_layers(layer)
         positions = [i for i in config["sparse_layers"] if i < len(layers)]
         return {layers[i]: t for i, t in zip(positions, config["mask_targets"], strict=False)}
-    sublayers = _sublayers(layer)
+    sublayers = locations(layer)
     return {
         sublayers[location]: targets
         for location, targets in config["sparse_layers"].items()
@@ -215,7 +222,7 @@ def _is_as_saved(layer, config):
     if config.get("version", 1) == 1:
         complete = len(flatten_layers(layer)) == config["layers"]
     else:
-        complete = set(config["sublayers"]) == set(_sublayers(layer))
+        complete = set(config["sublayers"]) == set(locations(layer))
     wanted = _wanted(layer, config)
     return (
         complete

@@ -102,7 +102,10 @@ class MaskedKernels:
                 records[name] = record or KernelMask.full(kernel, name, self._kernel_axes(name))
             self.keep_masks(records)
         for part in self._parts():
-            make_sparse(part)
+            if type(part) in TWINS:
+                make_sparse(part, TWINS[type(part)])
+            elif isinstance(part, MaskedKernels):
+                part._add_masks()
         if self._mask_targets is not None:
             self.set_mask_targets(self._mask_targets)
             object.__setattr__(self, "_mask_targets", None)
@@ -279,20 +282,20 @@ def twin_class(cls):
     return next((TWINS[base] for base in cls.__mro__ if base in TWINS), None)
 
 
-def make_sparse(layer):
-    """Turn a built layer into its sparse twin where it stands, with full masks.
+def make_sparse(layer, cls):
+    """Turn a built layer into a sparse one where it stands, with full masks.
 
     The object stays the same, and so do its variables: whatever refers to it (a shared layer,
     an attribute, the graph of a functional model) refers to the sparse layer from then on.
 
     Args:
-        layer: A built layer whose class, or one that it derives from, has a twin.
+        layer: A built layer without masks.
+        cls: The sparse class that it becomes.
     """
-    if not isinstance(layer, MaskedKernels):
-        # Not through the layer's own `__setattr__`, which tracks what is set.
-        object.__setattr__(layer, "__class__", _sparse_class(type(layer)))
-        # Keras's wrapper of the plain class's method.
-        object.__setattr__(layer, "_plain_quantize", vars(layer).pop("quantize", None))
+    # Not through the layer's own `__setattr__`, which tracks what is set.
+    object.__setattr__(layer, "__class__", cls)
+    # Keras's wrapper of the plain class's method.
+    object.__setattr__(layer, "_plain_quantize", vars(layer).pop("quantize", None))
     layer._add_masks()
 
 
@@ -314,13 +317,3 @@ def make_plain(layer, cls):
     vars(layer).pop("_turned_sparse", None)
     if type(layer) is not cls:
         object.__setattr__(layer, "__class__", cls)
-
-
-@functools.cache
-def _sparse_class(cls):
-    if cls in TWINS:
-        return TWINS[cls]
-    from keras_sparse_dm.layers.in_place import restorable_class
-
-    # A class derived from one with a twin: its own methods come before the twin's.
-    return restorable_class(cls, (cls, twin_class(cls)))

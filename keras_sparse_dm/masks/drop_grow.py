@@ -5,7 +5,8 @@ import math
 
 from keras import ops, random
 
-from keras_sparse_dm.masks.top_k import count, top_k_mask
+from keras_sparse_dm.masks.select import count
+from keras_sparse_dm.masks.top_k import top_k_mask
 
 
 def random_mask(shape, density, seed):

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_sparse_dm.masks.top_k import count
+from keras_sparse_dm.masks.select import count
 
 # Outweighs every mask entry of a unit, and sums of it stay exact in float32.
 _NONZERO = 2.0**12

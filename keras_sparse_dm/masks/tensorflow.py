@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_sparse_dm._keras import shared_function
-from keras_sparse_dm.masks.top_k import BLOCK, find_by_counts, first_to_reach, select
+from keras_sparse_dm.masks.select import BLOCK, find_by_counts, first_to_reach, select
 
 
 @functools.cache

@@ -1,8 +1,7 @@
 """Exact selection of the k largest scores, on every backend and inside compiled functions.
 
 Selection is exact (always as many as asked for) and deterministic (ties go to the lowest position
-in row-major order), as with the sort of the original RigL program. A search for the threshold on
-counts costs a small part of a sort.
+in row-major order), as with the sort of the original RigL program.
 """
 
 import itertools
@@ -10,8 +9,7 @@ import math
 
 from keras import backend, ops
 
-# Length of the rows in which scores are compared.
-BLOCK = 1024
+from keras_sparse_dm.masks.select import BLOCK, select
 
 
 def top_k_mask(scores, k, eligible=None):
@@ -84,10 +82,6 @@ def sortable(scores, eligible):
     return values if eligible is None else ops.where(eligible, values, 0)
 
 
-def count(condition):
-    return ops.sum(ops.cast(condition, "int32"))
-
-
 def _select(values, k):
     """Calls `select` as the backend runs it best."""
     if backend.backend() != "tensorflow":
@@ -95,75 +89,3 @@ def _select(values, k):
     from keras_sparse_dm.masks.tensorflow import shared_select
 
     return shared_select()(values, k)
-
-
-def select(values, k, find=None):
-    """Marks the `k` largest values; among equal ones the first, in row-major order.
-
-    Args:
-        values: Integer array of shape `(n, BLOCK)`, at least 0; zeros are never marked.
-        k: Scalar integer, at most the number of values above 0.
-        find: The search for the threshold; `find_by_counts` by default.
-
-    Returns:
-        Boolean array of that shape.
-    """
-    threshold, above = (find or find_by_counts)(values, k)
-
-    def with_first_ties():
-        ties = values == threshold
-        return ops.logical_or(values > threshold, first_true(ties, k - above))
-
-    # Choosing among ties takes several passes, and most often there is nothing to choose.
-    return ops.cond(above < k, with_first_ties, lambda: values > threshold)
-
-
-def first_to_reach(k, bins, above):
-    """Adds bins from the last on to `above` until it reaches `k`.
-
-    Returns:
-        `(place, before, reached)`: which bin does it, and the sums without and with that bin.
-    """
-    sums = above + ops.flip(ops.cumsum(ops.flip(bins)))
-    place = ops.maximum(count(sums >= k) - 1, 0)
-    reached = ops.take(sums, place)
-    return place, reached - ops.take(bins, place), reached
-
-
-def find_by_counts(values, k):
-    """Finds the threshold that splits off the `k` largest, by bisection.
-
-    Args:
-        values: Integer array, at least 0.
-        k: Scalar integer.
-
-    Returns:
-        `(threshold, above)`: the scalar and the number of values larger than it, which is
-        `k`, or less where those equal to the threshold are too many to mark all.
-    """
-
-    # The largest value that at least k elements reach, found bit by bit from the top.
-    def search(i, value):
-        candidate = value + ops.left_shift(1, 30 - i)
-        return ops.where(count(values >= candidate) >= k, candidate, value)
-
-    value = ops.fori_loop(0, 31, search, ops.zeros((), "int32"))
-    reached = count(values >= value)
-    all_ties = reached == k
-    above = ops.where(all_ties, reached, count(values > value))
-    return ops.where(all_ties, value - 1, value), above
-
-
-def first_true(blocks, number):
-    """Keeps the first `number` ones of a matrix, in row-major order (all if there are fewer)."""
-    # The rows' sums find the row of the first one too many, sums within it the place: a
-    # running sum over all would take many times as long.
-    counts = ops.sum(ops.cast(blocks, "int32"), axis=1)
-    ends = ops.cumsum(counts)
-    whole = ends <= number
-    cut = ops.logical_and(ops.logical_not(whole), ends - counts <= number)
-    row = ops.minimum(count(whole), ops.shape(counts)[0] - 1)
-    rest = number - (ops.take(ends, row) - ops.take(counts, row))
-    within = ops.cumsum(ops.cast(ops.take(blocks, row, axis=0), "int32")) <= rest
-    kept = ops.logical_or(whole[:, None], ops.logical_and(cut[:, None], within[None]))
-    return ops.logical_and(blocks, kept)

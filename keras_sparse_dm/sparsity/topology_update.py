@@ -11,7 +11,8 @@ import keras
 from keras import ops
 
 from keras_sparse_dm.masks.drop_grow import drop_weakest
-from keras_sparse_dm.masks.top_k import count, top_k_mask, top_k_masks
+from keras_sparse_dm.masks.select import count
+from keras_sparse_dm.masks.top_k import top_k_mask, top_k_masks
 
 # Bits of a weight's history.
 ACTIVE_AT_START, EVER_ACTIVE = 1, 2

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import keras
 from keras import ops
 
-from keras_sparse_dm.masks.top_k import count
+from keras_sparse_dm.masks.select import count
 from keras_sparse_dm.sparsity.options import SparsityOptions
 from keras_sparse_dm.sparsity.state import SparsityState
 from keras_sparse_dm.sparsity.topology_update import exchange, new_units, new_units_among

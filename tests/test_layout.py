@@ -1,0 +1,60 @@
+"""The order of the package's folders: each imports only from those before it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import keras_sparse_dm
+
+ROOT = Path(keras_sparse_dm.__file__).parent
+# The heart of the package, in order; `_keras`, `files` and `seeds` come first of all.
+ORDER = ["masks", "layers", "sparsity"]
+FIRST = {"_keras", "files", "seeds"}
+
+
+def modules(folder):
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        yield file, ".".join(file.relative_to(ROOT.parent).with_suffix("").parts)
+
+
+def imported(file):
+    """Modules of the package that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        yield from (name for name in names if name and name.startswith("keras_sparse_dm"))
+
+
+@pytest.mark.parametrize("folder", ORDER)
+def test_a_folder_imports_only_from_those_before_it(folder):
+    allowed = FIRST | set(ORDER[: ORDER.index(folder) + 1])
+    wrong = [
+        (str(file.relative_to(ROOT)), name)
+        for file, _ in modules(folder)
+        for name in imported(file)
+        if name != "keras_sparse_dm" and name.split(".")[1] not in allowed
+    ]
+    assert not [(f, n) for f, n in wrong if (f, n) != ("__init__", "keras_sparse_dm._keras")]
+
+
+def test_there_are_no_import_cycles():
+    """Not inside functions either."""
+    files = dict((name, file) for folder in ORDER for file, name in modules(folder))
+    graph = {name: {n for n in imported(file) if n in files} for name, file in files.items()}
+    while graph:
+        leaves = [name for name, needs in graph.items() if not needs - {name} & graph.keys()]
+        assert leaves, f"import each other: {sorted(graph)}"
+        for leaf in leaves:
+            del graph[leaf]
+        graph = {name: needs - set(leaves) for name, needs in graph.items()}
+
+
+@pytest.mark.parametrize("folder", ORDER)
+def test_no_file_is_longer_than_400_lines(folder):
+    lengths = {file.name: len(file.read_text().splitlines()) for file, _ in modules(folder)}
+    assert max(lengths.values()) <= 400, lengths
