@@ -35,37 +35,41 @@ def public_modules():
     return [keras_sparse_dm, *sorted(modules, key=lambda module: module.__name__)]
 
 
-def definition(source, name, value):
-    """What griffe has read of a public object.
+def definition(package, module, name, value):
+    """Return what griffe has read of a public object.
 
     Args:
-        source: What griffe has read of the object's module.
+        package: What griffe has read of the package.
+        module: The public module that shows the object.
         name: The public name.
         value: The object.
 
     Raises:
-        LookupError: if no submodule, or more than one, defines a constant of that name.
+        LookupError: if no module, or more than one, defines a constant of that name.
     """
     if hasattr(value, "__qualname__"):
-        return source[f"{value.__module__}.{value.__qualname__}".removeprefix(source.path + ".")]
-    found = [m.attributes[name] for m in source.modules.values() if name in m.attributes]
-    if len(found) != 1:
-        raise LookupError(f"{name} of {source.path} is defined in {found}, not in one module.")
-    return found[0]
+        return package[f"{value.__module__}.{value.__qualname__}".removeprefix(f"{PACKAGE}.")]
+    shown = module.__name__.removeprefix(PACKAGE).removeprefix(".")
+    # `sparsity` shows names of `masks` too.
+    for source in (package[shown] if shown else package, package["masks"]):
+        found = [m.attributes[name] for m in source.modules.values() if name in m.attributes]
+        if len(found) == 1:
+            return found[0]
+    raise LookupError(f"{name} of {module.__name__} is defined in {found}, not in one module.")
 
 
-def page(module, names, source):
+def page(module, names, package):
     """The Markdown of a module's page.
 
     Args:
         module: The module.
         names: `{name: object}` of what it shows.
-        source: What griffe has read of it.
+        package: What griffe has read of the package.
     """
     short = module.__name__.replace(PACKAGE, "ksd", 1)
     lines = [f"# `{short}`", "", module.__doc__, ""]
     for name, value in names.items():
-        defined = definition(source, name, value)
+        defined = definition(package, module, name, value)
         short_value = defined.endlineno - defined.lineno < LONGEST_VALUE
         lines += [
             f"::: {defined.path}",
@@ -79,7 +83,7 @@ def page(module, names, source):
 
 
 def on_files(files, config):
-    source = griffe.load(PACKAGE)
+    package = griffe.load(PACKAGE)
     with quiet_start():
         names = {module: public_names(module) for module in public_modules()}
     for module in names:
@@ -88,7 +92,7 @@ def on_files(files, config):
             File.generated(
                 config,
                 f"api/{name or 'index'}.md",
-                content=page(module, names[module], source[name] if name else source),
+                content=page(module, names[module], package),
             )
         )
     return files

@@ -21,7 +21,6 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "experiments",
         "export",
         "layers",
-        "masks",
         "metrics",
         "models",
         "sparsity",

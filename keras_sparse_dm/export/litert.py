@@ -1,4 +1,4 @@
-"""Runs `.tflite` files of this package: a denoiser for the samplers, and samples at once.
+"""Run `.tflite` files of this package: a denoiser for the samplers, and samples at once.
 
 Needs LiteRT, not the model.
 """
@@ -25,7 +25,7 @@ def load_interpreter(path, num_threads):
 
 
 def read_tflite_metadata(path):
-    """Reads what `to_tflite` has written into a file about it.
+    """Read the metadata that `to_tflite` has written into a file.
 
     Args:
         path: The `.tflite` file.
@@ -99,7 +99,7 @@ class TFLiteDenoiser:
 def generate_from_tflite(
     path, n=None, lengths=None, steps=None, seed=None, decoder=None, num_threads=1
 ):
-    """Samples from noise with a `.tflite` file, as `generate` of the model does.
+    """Sample from noise with a `.tflite` file, as `generate` of the model does.
 
     Equal seeds give the samples of `model.generate` with eta 0, to rounding and quantization.
 
@@ -185,7 +185,7 @@ def generate_from_tflite(
 
 
 class _Runner:
-    """Calls a file with any number of examples, padded to what it takes.
+    """Call a file with any number of examples, padded to what it takes.
 
     The first input has one row per example; so have all others but scalars.
     """
@@ -231,5 +231,5 @@ class _Runner:
 
 
 def _is_symbolic(tensor):
-    """Whether a tensor's values are not known yet, while a graph is traced."""
+    """Tell whether a tensor's values are not known yet, while a graph is traced."""
     return not isinstance(tensor, np.ndarray) and hasattr(tensor, "graph")

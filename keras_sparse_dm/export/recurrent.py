@@ -11,6 +11,8 @@ import math
 import keras
 import tensorflow as tf
 
+from keras_sparse_dm._keras import flatten_layers
+
 # Steps of the inner loop of two. LiteRT copies all that a loop reads and writes, in every step,
 # so a step should see a part of the sequence only; and a part costs as much as some steps.
 PART = 16
@@ -23,7 +25,7 @@ class Floats:
     """Products of activations and kernels as they are."""
 
     def product(self, site, inputs, kernel, bias=None, reach=0.0):
-        """Multiplies.
+        """Multiply.
 
         Args:
             site: What the product is called; no two of a model have the same name.
@@ -94,7 +96,7 @@ def traced_for_litert(model, products=None):
             of their own, are traced as Keras does it.
         products: How to multiply, in GRUs and dense layers; `Floats` by default.
     """
-    layers = model._flatten_layers()
+    layers = flatten_layers(model)
     for i, layer in enumerate(layers):
         if isinstance(layer, keras.layers.GRU):
             vars(layer)["inner_loop"] = _inner_loop(layer, products or Floats(), str(i))
@@ -113,7 +115,7 @@ _DENSE_CALLS = (keras.layers.Dense.call,)
 
 
 def _dense(layer, products, site):
-    """Returns what a dense layer calls instead of its own `call`."""
+    """Return the function that a dense layer calls instead of its own `call`."""
 
     def call(inputs, training=None):
         sizes, features = inputs.shape[:-1], inputs.shape[-1]
@@ -130,7 +132,7 @@ def _dense(layer, products, site):
 
 
 def _inner_loop(layer, products, site):
-    """Returns what a GRU layer calls instead of its own `inner_loop`."""
+    """Return the function that a GRU layer calls instead of its own `inner_loop`."""
 
     def inner_loop(sequences, initial_state, mask, training=False):
         (state,) = keras.tree.flatten(initial_state)
@@ -239,7 +241,7 @@ def _gru(layer, sequences, state, mask, products, site):
 
 
 def _in_parts(x, parts, size):
-    """Splits (length, ...) into (parts, size, ...), padded with zeros."""
+    """Split (length, ...) into (parts, size, ...), padded with zeros."""
     missing = parts * size - x.shape[0]
     if missing:
         x = tf.pad(x, [(0, missing)] + [(0, 0)] * (len(x.shape) - 1))

@@ -1,10 +1,14 @@
 """`to_tflite`: a model as one small `.tflite` file, checked by running it before it is kept."""
 
 import contextlib
+import functools
+import random
 import re
+import types
+import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import keras
@@ -13,6 +17,12 @@ import tensorflow as tf
 from keras import ops
 
 import keras_sparse_dm
+from keras_sparse_dm._keras import (
+    flatten_layers,
+    frozen,
+    scale_whole_tensors,
+    write_loops_in_place,
+)
 from keras_sparse_dm.diffusion.model import DiffusionModel
 from keras_sparse_dm.diffusion.samplers import ddim, ddim_factors
 from keras_sparse_dm.export import flatbuffer
@@ -30,13 +40,17 @@ TOLERANCES = {"none": 1e-4, "float16": 1e-2}
 # Of integers, root mean square in standard deviations of the outputs. What lies beyond is not
 # rounding but a conversion that went wrong.
 INT8_TOLERANCE = 0.5
+# The same of a model in half precision, from the one that was rebuilt in float32.
+HALF_TOLERANCE = 0.5
 # Inputs on which a file is compared with Keras.
 CHECKS = 3
+# What names half precision in a type or a policy, such as "int8_from_mixed_bfloat16".
+HALF = re.compile(r"(mixed_)?b?float16")
 
 
 @dataclass(frozen=True)
 class TFLiteExport:
-    """What `to_tflite` has written.
+    """The result of `to_tflite`.
 
     Attributes:
         path: The file.
@@ -56,15 +70,16 @@ class TFLiteExport:
 
 @dataclass(frozen=True)
 class _Part:
-    """What is exported of a model.
+    """The part of a model that is exported.
 
     Attributes:
-        function: Takes the inputs in order, returns the output.
+        function: Takes the model below and the inputs in order, returns the output.
         inputs: `{name: tf.TensorSpec}`, in order.
         output: Name of the output.
         draw: Makes inputs to compare with: `draw(rng) -> tuple of arrays`.
-        model: The Keras model behind it.
+        model: The Keras model that computes all of it.
         facts: What the metadata say of it.
+        defaults: Context to trace it in, which sets Keras's default types.
     """
 
     function: Callable
@@ -73,6 +88,7 @@ class _Part:
     draw: Callable
     model: keras.Model
     facts: dict = field(default_factory=dict)
+    defaults: Callable = contextlib.nullcontext
 
 
 def to_tflite(
@@ -90,12 +106,15 @@ def to_tflite(
     metadata=None,
     verify=True,
 ):
-    """Writes a model, or a part of it, as a `.tflite` file that LiteRT runs anywhere.
+    """Write a model, or a part of it, as a `.tflite` file that LiteRT runs anywhere.
 
     Weights are frozen, the averaged (EMA) ones where there are any, as `generate` uses them.
     Sparse kernels are stored sparse: single zeros cost nothing in the file and are unpacked when
     it is loaded; kernels of `Blocks(4)` at float32 are also computed sparse. All shapes are fixed;
     sketches that are shorter than `length` are padded by the caller, whatever with.
+
+    A file computes in float32. A model with layers in half precision is rebuilt in float32 from
+    its configuration, with the same weights; the model itself is not changed.
 
     The file is run by LiteRT before it is put in place, and compared with Keras.
 
@@ -131,17 +150,19 @@ def to_tflite(
             (height, width, channels) of its latents.
         steps: Number of DDIM steps, for the samplers.
         metadata: Dictionary that JSON can write, kept in the file under `"user"`.
-        verify: Whether to compare with Keras. Without it the file is run all the same.
+        verify: Whether to compare with Keras, and a model that was rebuilt in float32 with the
+            one in half precision. Without it the file is run all the same.
 
     Returns:
         A `TFLiteExport`.
 
     Raises:
         ValueError: for arguments that do not fit; for sizes that are not known, naming those to
-            give; where TensorFlow Lite cannot express the model; or if the file's outputs are not
-            Keras's: off by more than 1e-4 (float16: 1e-2) of the largest output or of 1, or for
-            integers by half of their standard deviation. Nothing is left of the file then, and
-            what `path` held before stays.
+            give; for a model with layers in half precision that cannot be rebuilt from its
+            configuration; where TensorFlow Lite cannot express the model; or if the file's
+            outputs are not Keras's: off by more than 1e-4 (float16: 1e-2) of the largest output
+            or of 1, or for integers by half of their standard deviation. Nothing is left of the
+            file then, and what `path` held before stays.
         ImportError: without LiteRT.
 
     Example:
@@ -180,19 +201,22 @@ def to_tflite(
         raise ValueError(f"`path` must lie in a folder that exists; received {str(path)!r}.")
     averaged = isinstance(model, DiffusionModel)
     with model.averaged_weights() if averaged else contextlib.nullcontext():
+        half = part if any(map(_is_half, flatten_layers(part.model))) else None
+        if half is not None:
+            part = replace(half, model=_rebuilt_in_float32(half), defaults=_float32_defaults)
         facts["sparsity"] = _sparsity(part.model)
         content = _convert(part, what, quantize, sparse, representative)
         content = _finish(content, part, what, quantize, sparse, facts)
         with whole_file(path) as temporary:
             temporary.write_bytes(content)
-            difference = _check(temporary, part, what, quantize, verify, representative)
+            difference = _check(temporary, part, what, quantize, verify, representative, half)
     return TFLiteExport(path, len(content), len(zlib.compress(content, 9)), difference, facts)
 
 
 def representative_data(
     model, data, *, what=None, n=100, batch_size=1, length=None, steps=None, seed=0
 ):
-    """Draws what a part of a model is given when it samples, to learn its activations' ranges.
+    """Draw inputs of a part of a model as sampling gives them, to learn its activations' ranges.
 
     Data are noised to timesteps that are drawn at random, as in training.
 
@@ -276,7 +300,7 @@ def _check_whole(name, value):
 
 
 def _part(model, what, quantize, batch_size, length, shape, steps):
-    """Checks what is asked for, and returns it as a `_Part` with its name."""
+    """Check what is asked for, and return it as a `_Part` with its name."""
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a Keras model; received {type(model).__name__}.")
     if not model.built:
@@ -362,8 +386,8 @@ def _denoising(model, denoiser, what, batch_size, length, shape, steps):
     whole = tf.TensorSpec((batch_size,), tf.int32)
     lengths = {"lengths": whole} if sequences else {}
 
-    def denoise(x, t, *context):
-        return tf.cast(denoiser((x, t, *context), training=False), tf.float32)
+    def denoise(network, x, t, *context):
+        return tf.cast(network((x, t, *context), training=False), tf.float32)
 
     def draw_x(rng):
         return rng.standard_normal((batch_size, *shape)).astype("float32")
@@ -387,8 +411,8 @@ def _denoising(model, denoiser, what, batch_size, length, shape, steps):
     facts["steps"] = steps
     if what == "sampler":
 
-        def sample(x, *context):
-            return ddim(denoise, schedule, x, steps, context=context)
+        def sample(network, x, *context):
+            return ddim(functools.partial(denoise, network), schedule, x, steps, context=context)
 
         def draw(rng):
             return draw_x(rng), *draw_context(rng)
@@ -399,8 +423,9 @@ def _denoising(model, denoiser, what, batch_size, length, shape, steps):
     # In the order of sampling.
     t, factors = t[::-1].astype("int32"), factors[:2, ::-1].astype("float32")
 
-    def sampler_step(x, step, *context):
-        epsilon = denoise(x, tf.broadcast_to(tf.gather(t, step), (batch_size,)), *context)
+    def sampler_step(network, x, step, *context):
+        now = tf.broadcast_to(tf.gather(t, step), (batch_size,))
+        epsilon = denoise(network, x, now, *context)
         return tf.gather(factors[0], step) * x + tf.gather(factors[1], step) * epsilon
 
     def draw(rng):
@@ -433,10 +458,9 @@ def _decoder(model, batch_size, shape):
     codes = ops.convert_to_numpy(autoencoder.codebook).astype("float32")
     scale = float(getattr(model, "scale_factor", 1.0))
 
-    def decode(latents):
-        if model is not autoencoder:
-            return model.decode(latents)
-        return tf.clip_by_value(tf.cast(autoencoder.decode(latents), tf.float32), -1.0, 1.0)
+    def decode(network, latents):
+        images = network.decode(latents if scale == 1.0 else latents / scale)
+        return tf.clip_by_value(tf.cast(images, tf.float32), -1.0, 1.0)
 
     def draw(rng):
         # Away from the borders between codes, where rounding decides which one is nearest.
@@ -471,13 +495,13 @@ def _whole_model(model, batch_size, length):
                 f"{tuple(tensor.shape)}, the sizes of axes {unknown} are not known. Make the "
                 "model with them" + (", or give `length` for axis 1." if unknown == [1] else ".")
             )
-        inputs[name] = tf.TensorSpec(sizes, tensor.dtype)
+        inputs[name] = tf.TensorSpec(sizes, HALF.sub("float32", tensor.dtype))
 
     structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
 
-    def call(*tensors):
+    def call(network, *tensors):
         return tf.cast(
-            model(keras.tree.pack_sequence_as(structure, tensors), training=False), tf.float32
+            network(keras.tree.pack_sequence_as(structure, tensors), training=False), tf.float32
         )
 
     def draw(rng):
@@ -518,36 +542,34 @@ def _traced(part):
     """The part as a concrete function with named inputs."""
     specs = [tf.TensorSpec(s.shape, s.dtype, name=n) for n, s in part.inputs.items()]
     # A new function each time, which is traced anew.
-    return tf.function(lambda *inputs: part.function(*inputs), specs).get_concrete_function()
+    function = tf.function(lambda *inputs: part.function(part.model, *inputs), specs)
+    with part.defaults():
+        return function.get_concrete_function()
 
 
 def _convert(part, what, quantize, sparse, representative):
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
-
     def frozen_graph(products=None):
         with traced_for_litert(part.model, products):
             traced = _traced(part)
         # With variables, or with loops lowered to their primitive operations, the file would be
         # written, and fail when it runs.
-        return convert_variables_to_constants_v2(traced, lower_control_flow=False)
+        return frozen(traced)
 
-    frozen = frozen_graph()
+    graph = frozen_graph()
     # The toolkit's calibrator crashes, and the process with it, where there are loops.
-    with_loops = any("While" in node.op for node in frozen.graph.as_graph_def().node)
+    with_loops = any("While" in node.op for node in graph.graph.as_graph_def().node)
     if quantize == "int8" and with_loops:
-        frozen = frozen_graph(Integers(_extremes(part, representative)))
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+        graph = frozen_graph(Integers(_extremes(part, representative)))
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([graph])
     # A step of a loop writes its output into place, rather than copy those of all steps.
-    converter._experimental_enable_dynamic_update_slice = True
+    write_loops_in_place(converter)
     if sparse and quantize == "none":
         converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
     elif quantize != "none":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantize == "int8_dynamic" and sparse:
         # A scale for each output would take as much as several of its few weights.
-        converter._experimental_disable_per_channel = True
+        scale_whole_tensors(converter)
     if quantize == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if quantize == "int8" and not with_loops:
@@ -570,14 +592,14 @@ def _convert(part, what, quantize, sparse, representative):
 
 
 def _extremes(part, representative):
-    """Between what the inputs and outputs of products lie, for representative inputs."""
+    """Return the extremes of the inputs and outputs of products, for representative inputs."""
     observed = Observed()
 
     def observe(*inputs):
-        part.function(*inputs)
+        part.function(part.model, *inputs)
         return observed.extremes
 
-    with traced_for_litert(part.model, observed):
+    with traced_for_litert(part.model, observed), part.defaults():
         run = tf.function(observe, list(part.inputs.values())).get_concrete_function()
     result = {}
     for inputs in representative:
@@ -607,8 +629,11 @@ def _sparsity(model):
     return sum(int((kernel == 0).sum()) for kernel in kernels) / total if total else 0.0
 
 
-def _check(path, part, what, quantize, verify, representative):
-    """Runs a file; returns its largest difference from Keras, or None if not asked for.
+def _check(path, part, what, quantize, verify, representative, half):
+    """Run a file; return its largest difference from Keras, or None if not asked for.
+
+    Args:
+        half: The `_Part` in half precision that this one was rebuilt from, or None.
 
     Raises:
         ValueError: if it does not run, or gives other outputs.
@@ -633,9 +658,8 @@ def _check(path, part, what, quantize, verify, representative):
         raise ValueError(f"The outputs of the file for `quantize={quantize!r}` are not finite.")
     if not verify:
         return None
-    reference = _traced(part)
-    expected = [np.asarray(reference(*[tf.constant(a) for a in inputs])) for inputs in examples]
-    difference = np.stack(outputs) - np.stack(expected)
+    expected = _answers(part, examples)
+    difference = np.stack(outputs) - expected
     largest = float(np.abs(difference).max())
     if quantize in TOLERANCES:
         bound = TOLERANCES[quantize] * max(1.0, float(np.abs(expected).max()))
@@ -649,4 +673,166 @@ def _check(path, part, what, quantize, verify, representative):
             f"The outputs of the file for `what={what!r}`, `quantize={quantize!r}` are not "
             f"Keras's: the {kind} is {measured:.3g}, more than {bound:.3g}. No file is left."
         )
+    if half is not None:
+        _check_rebuilt(half, examples, expected)
     return largest
+
+
+def _check_rebuilt(half, examples, expected):
+    """Raise a ValueError if a model in half precision answers quite otherwise than in float32.
+
+    Args:
+        half: The `_Part` in half precision.
+        examples: List of tuples of its inputs.
+        expected: Array of the outputs for them in float32.
+    """
+    try:
+        outputs = _answers(half, examples)
+    except tf.errors.OpError:
+        # Not all devices have all operations in half precision.
+        return
+    # Numbers overflow sooner in half precision.
+    finite = np.isfinite(outputs)
+    difference = (outputs - expected)[finite]
+    measured = float(np.sqrt(np.mean(difference**2))) if finite.any() else 0.0
+    bound = HALF_TOLERANCE * float(np.std(expected)) + float(np.abs(expected).max()) / 10
+    if not measured <= bound:
+        raise ValueError(
+            f"`model` {half.model.name!r} has layers in half precision, and its configuration "
+            "(`get_config`) rebuilds another model in float32: the root mean square difference of "
+            f"their outputs is {measured:.3g}, more than {bound:.3g}. No file is left."
+        )
+
+
+def _answers(part, examples):
+    """Compute the outputs of Keras for several inputs, as one array."""
+    run = _traced(part)
+    return np.stack([np.asarray(run(*map(tf.constant, inputs))) for inputs in examples])
+
+
+def _is_half(layer):
+    """Tell whether a layer has weights, inputs or computations in half precision."""
+    return any(HALF.search(str(dtype)) for dtype in (layer.compute_dtype, layer.dtype))
+
+
+def _rebuilt_in_float32(part):
+    """Return a float32 model with the weights and masks of a part's model.
+
+    Raises:
+        ValueError: if the model cannot be rebuilt from its configuration.
+    """
+    model = part.model
+    try:
+        # Keras's warnings of lambdas, which are the model's own, and of layers not built yet.
+        with _float32_defaults(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rebuilt = _from_float32_config(model)
+            if not all(layer.built for layer in flatten_layers(rebuilt)):
+                # The first call builds them.
+                part.function(rebuilt, *part.draw(np.random.default_rng(0)))
+        for layer in flatten_layers(rebuilt):
+            # A layer's own code may ask for half precision, whatever the configuration.
+            if _is_half(layer):
+                policy = layer.dtype_policy.name.removeprefix("map_")
+                layer.dtype_policy = HALF.sub("float32", policy)
+        _copy_state(model, rebuilt)
+    except Exception as error:  # the model's own code may raise anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(
+            f"`model` {model.name!r} has layers in half precision, and cannot be rebuilt in "
+            f"float32, as a TFLite file computes, from its configuration (`get_config`): {reason}"
+        ) from error
+    return rebuilt
+
+
+def _copy_state(model, rebuilt):
+    """Copy weights and masks from a model or layer to the one that was rebuilt from it."""
+    if isinstance(model, keras.Model):
+        # One level at a time: a layer that nested models share has become several.
+        for layer, new in zip(model.layers, rebuilt.layers, strict=True):
+            _copy_state(layer, new)
+        pairs = [(model, rebuilt)]
+    else:
+        pairs = zip(flatten_layers(model), flatten_layers(rebuilt), strict=True)
+    for layer, new in pairs:
+        # A layer that the first call has not built takes no part in the file.
+        if new.built:
+            state = {}
+            layer.save_own_variables(state)
+            new.load_own_variables(state)
+
+
+def _from_float32_config(model):
+    """Make a model from the configuration of another, with float32 for half-precision types."""
+    layers = flatten_layers(model)
+    # Classes and functions that Keras does not find by the name in the configuration.
+    custom = {
+        keras.saving.get_registered_name(cls): cls
+        for layer in layers
+        for cls in type(layer).__mro__
+        if issubclass(cls, keras.layers.Layer) and cls.__module__.split(".")[0] != "keras"
+    }
+
+    def own_function(node, key):
+        """Return the function that a layer has where its configuration has a description."""
+        name, written = node["config"].get("name"), node["config"][key]
+        if not isinstance(written, dict):
+            return None
+        found = {
+            layer: getattr(layer, key, None)
+            for layer in layers
+            if layer.name == name and type(layer).__name__ == node.get("class_name")
+        }
+        found = {k: value for k, value in found.items() if isinstance(value, types.FunctionType)}
+        if len(set(found.values())) > 1:
+            # Layers in different models may have the same name.
+            serialize = keras.saving.serialize_keras_object
+            found = {
+                k: v for k, v in found.items() if serialize(k.get_config().get(key)) == written
+            }
+        return next(iter(found.values()), None)
+
+    def changed(node, is_dtype=False):
+        if isinstance(node, (list, tuple)):
+            items = [changed(item, is_dtype) for item in node]
+            return tuple(items) if isinstance(node, tuple) else items
+        if not isinstance(node, dict):
+            return HALF.sub("float32", node) if is_dtype and isinstance(node, str) else node
+        result = {
+            key: changed(value, is_dtype or str(key).endswith("dtype"))
+            for key, value in node.items()
+            # The copy is not trained.
+            if key != "compile_config"
+        }
+        for key in node["config"] if isinstance(node.get("config"), dict) else ():
+            # Keras restores a lambda without the names that it refers to.
+            function = own_function(node, key)
+            if function is not None:
+                name = f"function {len(custom)}"
+                custom[name] = function
+                result["config"][key] = {
+                    "module": "builtins",
+                    "class_name": "function",
+                    "config": name,
+                    "registered_name": name,
+                }
+        return result
+
+    config = changed(keras.saving.serialize_keras_object(model))
+    return keras.saving.deserialize_keras_object(config, custom, safe_mode=False)
+
+
+@contextlib.contextmanager
+def _float32_defaults():
+    """Context in which Keras's default types are float32, and which draws no random numbers."""
+    policy, floatx = keras.config.dtype_policy(), keras.config.floatx()
+    # Initializers without a seed draw one from these.
+    seeds = random.getstate()
+    try:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
+        yield
+    finally:
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy)
+        random.setstate(seeds)
