@@ -670,6 +670,9 @@ def test_every_function_for_a_private_name_is_needed():
     imports = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
     ours = [node for node in imports if node.module == f"{PACKAGE.name}.{FILE.stem}"]
     used = {alias.name for node in ours for alias in node.names}
+    # And as `_keras.name`.
+    attributes = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
+    used |= {n.attr for n in attributes if getattr(n.value, "id", None) == FILE.stem}
     unused = set(functions_of(ast.parse(FILE.read_text(encoding="utf-8")))) - used
     assert not unused, "Remove what nothing uses any more from keras_sparse_dm/_keras.py."
 

@@ -42,11 +42,11 @@ def attention_model():
 
 def test_ways_to_call_sparsify():
     lines = [line for line in block_with("exclude=[").splitlines() if line]
-    assert len(lines) == 5
+    assert len(lines) == 6
     reports = []
     for line in lines:
         model = attention_model()
-        reports.append(eval(line.split("  #")[0], {"ksd": ksd, "model": model}))
+        reports.append(eval(line.split("  #")[0], {"ksd": ksd, "model": model, "trained": model}))
     density = [{k.name.split("/")[-2]: k.density for k in r.kernels} for r in reports]
     assert density[0]["stem"] == density[0]["attention_output"] == 1 > density[0]["query"]
     assert list(density[1]) == ["decoder_1"]

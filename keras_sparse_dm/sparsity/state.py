@@ -161,6 +161,7 @@ class SparsityState:
         ones, exchanged = self.counts("mask_ones"), self.counts("exchanged")
         for key, state in self.kernels.items():
             path = _stored(self.names[self.index[key]])
+            store[f"{path}:place"] = np.array(self.index[key], "int32")
             store[f"{path}:mask_ones"] = np.array(ones[key], "int32")
             store[f"{path}:exchanged"] = np.array(exchanged[key], "int32")
             for what, variable in state.variables().items():
@@ -174,10 +175,10 @@ class SparsityState:
             self._load_numbered(stored)
             return
         paths = {key: self.names[self.index[key]] for key in self.kernels}
-        found = [k.removesuffix(":history") for k in stored if k.endswith(":history")]
-        partners = match_paths([_read(path) for path in found], list(paths.values()))
+        found = [_read(k).removesuffix(":history") for k in stored if k.endswith(":history")]
+        partners = match_paths(found, list(paths.values())) or self._by_place(found, stored)
         if partners is None:
-            self._forget(f"its kernels are {', '.join(map(_read, found)) or 'none'}")
+            self._forget(f"its kernels are {', '.join(found) or 'none'}")
             return
         self.updates.assign(stored["topology_updates"])
         self.start.assign(stored["start"])
@@ -191,6 +192,20 @@ class SparsityState:
                     variable.assign(stored[f"{path}:{what}"])
         self.set_mask_ones(ones)
         self.set_exchanged(exchanged)
+
+    def _by_place(self, found, stored):
+        """Match paths in the order of the variables, by which Keras loads the wrapped optimizer.
+
+        Returns:
+            `{path here: path in the file}`, or None where numbers or shapes differ.
+        """
+        found = sorted(found, key=lambda path: int(np.asarray(stored[f"{_stored(path)}:place"])))
+        keys = sorted(self.kernels, key=self.index.get)
+        shapes = [tuple(stored[f"{_stored(path)}:history"].shape) for path in found]
+        if shapes != [tuple(self.kernels[key].history.shape) for key in keys]:
+            return None
+        here = [self.names[self.index[key]] for key in keys]
+        return dict(zip(here, found, strict=True))
 
     def _load_numbered(self, stored):
         """Load the state of version 0.1: numbered, kernels in the order of the variables."""

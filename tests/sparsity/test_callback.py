@@ -210,9 +210,8 @@ def test_one_fit_is_two_fits():
     fit(two, rigl(seed=0), epochs=1)
     fit(two, rigl(seed=0), initial_epoch=1)
     assert_same_bits(everything(one), everything(two))
-    # Weights with masks, SparseOptimizer's own (a history per kernel), Adam's: nothing was
-    # wrapped twice.
-    assert len(everything(one)) == len(everything(two)) == 6 + (7 + 2) + (2 + 4 * 2)
+    # Weights, SparseOptimizer's own (a history per kernel), Adam's: nothing was wrapped twice.
+    assert len(everything(one)) == len(everything(two)) == 4 + (7 + 2) + (2 + 4 * 2)
 
 
 def test_loaded_model_does_not_train_densely_without_the_callback(tmp_path):
@@ -574,8 +573,7 @@ def test_kernels_made_sparse_after_training_are_trained_sparsely_and_saved(tmp_p
     for k, other in zip(masked_kernels(model), masked_kernels(loaded), strict=True):
         assert_same_bits(ours.history(k.kernel), theirs.history(other.kernel))
         dense, again = (
-            o._gradients[o._var_key(kernel)]
-            for o, kernel in ((ours, k.kernel), (theirs, other.kernel))
+            o._state_of(kernel).gradient for o, kernel in ((ours, k.kernel), (theirs, other.kernel))
         )
         assert np.any(numpy(dense))  # those of the steps 11 and 12
         np.testing.assert_array_equal(numpy(dense), numpy(again))
@@ -584,7 +582,7 @@ def test_kernels_made_sparse_after_training_are_trained_sparsely_and_saved(tmp_p
 def test_gradients_added_up_for_another_schedule_are_forgotten():
     model = make(run_eagerly=True)
     fit(model, rigl(update_every=8, gradient_steps=4), epochs=1)  # steps 5 and 6 were added
-    totals = model.optimizer._gradients.values()
+    totals = [state.gradient for state in model.optimizer._state.kernels.values()]
     assert len(totals) == 2 and all(np.any(numpy(total)) for total in totals)
     rigl(update_every=9, gradient_steps=4).set_model(model)
     assert not any(np.any(numpy(total)) for total in totals)

@@ -5,7 +5,6 @@ import keras
 from keras_sparse_dm._keras import trained_variables
 from keras_sparse_dm.export.sparse_file.layer_state import Stored
 from keras_sparse_dm.layers.locations import unique_name
-from keras_sparse_dm.sparsity.inner_optimizer import slots
 from keras_sparse_dm.sparsity.install import build_optimizer
 
 
@@ -30,11 +29,14 @@ def own_variables_of(optimizer):
 
 def states(optimizer):
     """List `(variable of an optimizer, trained variable whose state it is)`."""
-    trained = trained_variables(optimizer)
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or not trained:
-        return []
-    found = slots(optimizer, trained)
-    return [(v, owner) for owner, own in zip(trained, found, strict=True) for v in own.values()]
+    own, trained = own_variables_of(optimizer), trained_variables(optimizer)
+    ids, found = {id(v): None for v in own}, []
+    for value in vars(optimizer).values():
+        # Keras keeps state in lists parallel to the trained variables, also what is no state of
+        # single weights, such as Adafactor's means of rows.
+        if isinstance(value, list) and len(value) == len(trained) and [*map(id, value)] != [*ids]:
+            found += [pair for pair in zip(value, trained, strict=True) if id(pair[0]) in ids]
+    return found
 
 
 def optimizer_variables(optimizer, names):
