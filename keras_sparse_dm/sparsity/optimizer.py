@@ -261,7 +261,12 @@ class SparseOptimizer(OptimizerWrapper):
             apply_masked(
                 self.inner_optimizer,
                 pairs,
-                {key: k.mask for key, k in trained.items()},
+                # A mask that is full and stays so masks nothing.
+                {
+                    key: k.mask
+                    for key, k in trained.items()
+                    if self._options.ones_vary or key not in self._full
+                },
             )
         options, mixing = self._options, is_one_of(self.inner_optimizer, MIXING)
         if not (mixing or options.method.dynamic):
