@@ -30,6 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 import keras_sparse_dm as ksd
+from keras_sparse_dm._keras import variable_key
+from keras_sparse_dm.layers.guard import sparse_training
 
 PRUNE_RATE = 0.3
 
@@ -94,18 +96,18 @@ class Kernels(keras.Model):
 
     def functions(self, jit_compile=False):
         """One AdamW update, and one topology update, of all kernels."""
-        variables = self.trainable_variables
-        sparse = self.sparse
-        dense_gradients = {
-            sparse._var_key(v): g for v, g in zip(variables, self.gradients, strict=True)
+        variables, sparse = self.trainable_variables, self.sparse
+        kernels = {variable_key(sparse, k.kernel): k for k in sparse.kernels}
+        gradients = {
+            variable_key(sparse, v): g for v, g in zip(variables, self.gradients, strict=True)
         }
 
         def adamw():
-            with sparse._at_work():
+            with sparse_training():
                 self.adamw.apply(self.gradients, variables)
 
         def topology():
-            sparse._update_topology(dense_gradients, tf.constant(PRUNE_RATE), set(dense_gradients))
+            sparse.updates(kernels).update(gradients, tf.constant(PRUNE_RATE), 0)
 
         return [tf.function(f, jit_compile=jit_compile) for f in (adamw, topology)]
 

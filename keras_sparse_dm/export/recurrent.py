@@ -92,8 +92,9 @@ def traced_for_litert(model, products=None):
     """Context in which a model's GRUs are traced in that form, those that can be.
 
     Args:
-        model: A Keras model. Layers of other kinds, and GRUs with masks and an initial state
-            of their own, are traced as Keras does it.
+        model: A Keras model made for this, a copy: its layers get other methods for a while.
+            Layers of other kinds, and GRUs with masks and an initial state of their own, are
+            traced as Keras does it.
         products: How to multiply, in GRUs and dense layers; `Floats` by default.
     """
     layers = flatten_layers(model)

@@ -80,6 +80,7 @@ class _Part:
         model: The Keras model that computes all of it.
         facts: What the metadata say of it.
         defaults: Context to trace it in, which sets Keras's default types.
+        own: True where the model is a copy, whose layers may be traced in another form.
     """
 
     function: Callable
@@ -89,6 +90,7 @@ class _Part:
     model: keras.Model
     facts: dict = field(default_factory=dict)
     defaults: Callable = contextlib.nullcontext
+    own: bool = False
 
 
 def to_tflite(
@@ -203,7 +205,10 @@ def to_tflite(
     with model.averaged_weights() if averaged else contextlib.nullcontext():
         half = part if any(map(_is_half, flatten_layers(part.model))) else None
         if half is not None:
-            part = replace(half, model=_rebuilt_in_float32(half), defaults=_float32_defaults)
+            rebuilt = _rebuilt_in_float32(half)
+            part = replace(half, model=rebuilt, own=True, defaults=_float32_defaults)
+        elif quantize == "int8" or _has_grus(part.model):
+            part = _with_own_model(part)
         facts["sparsity"] = _sparsity(part.model)
         content = _convert(part, what, quantize, sparse, representative)
         content = _finish(content, part, what, quantize, sparse, facts)
@@ -549,7 +554,8 @@ def _traced(part):
 
 def _convert(part, what, quantize, sparse, representative):
     def frozen_graph(products=None):
-        with traced_for_litert(part.model, products):
+        # On a copy only: the loops stand in for methods of its layers.
+        with traced_for_litert(part.model, products) if part.own else contextlib.nullcontext():
             traced = _traced(part)
         # With variables, or with loops lowered to their primitive operations, the file would be
         # written, and fail when it runs.
@@ -558,6 +564,12 @@ def _convert(part, what, quantize, sparse, representative):
     graph = frozen_graph()
     # The toolkit's calibrator crashes, and the process with it, where there are loops.
     with_loops = any("While" in node.op for node in graph.graph.as_graph_def().node)
+    if quantize == "int8" and with_loops and not part.own:
+        raise ValueError(
+            f"`quantize` 'int8' needs a copy of `model` {part.model.name!r}, whose loops are "
+            "computed otherwise there, and the model cannot be made again from its configuration "
+            "(`get_config`)."
+        )
     if quantize == "int8" and with_loops:
         graph = frozen_graph(Integers(_extremes(part, representative)))
     converter = tf.lite.TFLiteConverter.from_concrete_functions([graph])
@@ -713,6 +725,22 @@ def _answers(part, examples):
 def _is_half(layer):
     """Tell whether a layer has weights, inputs or computations in half precision."""
     return any(HALF.search(str(dtype)) for dtype in (layer.compute_dtype, layer.dtype))
+
+
+def _has_grus(model):
+    return any(isinstance(layer, keras.layers.GRU) for layer in flatten_layers(model))
+
+
+def _with_own_model(part):
+    """Return a part with a copy of its model, whose layers may be traced in another form.
+
+    A model that cannot be made again from its configuration is returned as it is, and traced as
+    Keras does it.
+    """
+    try:
+        return replace(part, model=_rebuilt_in_float32(part), own=True)
+    except ValueError:
+        return part
 
 
 def _rebuilt_in_float32(part):

@@ -30,15 +30,13 @@ from keras_sparse_dm.sparsity.wrapper import OptimizerWrapper
 class SparseOptimizer(OptimizerWrapper):
     """Wraps an optimizer so that it trains a sparse model sparsely.
 
-    Each step masks the gradients before the wrapped optimizer sees them, so that moments,
-    weight decay and gradient clipping never see a pruned weight. On steps that the schedule
-    calls due, the topology is updated after the optimizer (paper, Algorithm 2), with the
-    unmasked gradient of that same step, inside the same compiled function. Under
-    `tf.distribute.MirroredStrategy` the unmasked gradients are summed over the replicas once,
-    and every replica gets the same masks.
+    Each step masks the gradients before the wrapped optimizer sees them, so that moments, weight
+    decay and gradient clipping never see a pruned weight. On due steps, the topology is updated
+    after the optimizer (paper, Algorithm 2), with the unmasked gradient of that same step, inside
+    the same compiled function. Under `tf.distribute.MirroredStrategy` the unmasked gradients are
+    summed over the replicas once, and every replica gets the same masks.
 
-    `DynamicSparsity` installs it for `fit`, and `sparse_optimizer` makes it for everything
-    else; neither a custom training loop nor `train_on_batch` needs to make it by hand.
+    `DynamicSparsity` installs it for `fit`, and `sparse_optimizer` makes it for everything else.
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` to wrap, built or not.
@@ -248,8 +246,7 @@ class SparseOptimizer(OptimizerWrapper):
         if not self._checked:
             self._options.check_kernels(self._kernels)
             self._checked = True
-        # Before the masks: the sum that the replicas need of the masked gradients is that of
-        # the dense ones, masked, and an all-reduce inside a conditional is not possible.
+        # Before the masks, so that one sum serves both; and none is possible in a conditional.
         grads = on_tensorflow("sum_over_replicas", list)(list(grads))
         pairs = list(zip(trainable_variables, grads, strict=True))
         dense = {_keras.variable_key(self, v): g for v, g in pairs if g is not None}
@@ -280,12 +277,15 @@ class SparseOptimizer(OptimizerWrapper):
                     state = self._state.kernels[key]
                     warm_up(self.inner_optimizer, k, state, steps, learning_rate)
             if options.method.dynamic:
-                updates = Updates(options, self._state, trained, self._full, self._seed_generator)
                 batches = ops.cast(_keras.batches_seen(self.inner_optimizer), "int32")
-                updates.after_batch(gradients, batches, self.accumulation_steps)
+                self.updates(trained).after_batch(gradients, batches, self.accumulation_steps)
 
         once = on_tensorflow("once_for_all_replicas", lambda function, tensors: function(tensors))
         once(after_step, {key: dense[key] for key in trained} if options.method.gradient else {})
+
+    def updates(self, kernels):
+        """Return the `Updates` of kernels that this optimizer trains, `{key: MaskedKernel}`."""
+        return Updates(self._options, self._state, kernels, self._full, self._seed_generator)
 
     def attached_model(self):
         """Return the attached `keras.Model`, or None."""

@@ -69,9 +69,17 @@ class Updates:
             ops.cond(near, add, lambda: None)
             gradients = kept
         steps = batches // accumulation_steps
-        ops.cond(due, lambda: self._update(gradients, rate, steps), lambda: None)
+        ops.cond(due, lambda: self.update(gradients, rate, steps), lambda: None)
 
-    def _update(self, gradients, rate, steps):
+    def update(self, gradients, rate, steps):
+        """Update the topology now.
+
+        Args:
+            gradients: `{key: dense gradient}`; empty if the method needs none.
+            rate: Share of the active weights to exchange; with a method that starts dense, the
+                sparsity that the model is to have.
+            steps: Scalar integer, number of optimizer steps so far.
+        """
         method, state = self.options.method, self.state
         changing = self._changing()
         if not changing:

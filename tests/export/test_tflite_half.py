@@ -586,3 +586,24 @@ def test_a_model_that_gives_no_answer_in_half_precision(name, tmp_path):
             model(x)
     to_tflite(model, tmp_path / "m.tflite")
     np.testing.assert_allclose(answers_of(tmp_path / "m.tflite", (x,)), call(x), rtol=1e-5)
+
+
+def test_the_users_layers_keep_their_methods_while_a_file_is_written(tmp_path, monkeypatch):
+    """Loops that stand in for Keras's belong to a copy."""
+    inputs = keras.Input((6, 3))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GRU(4)(inputs)))
+    ksd.sparsify(model, 0.5, seed=0)
+    attributes = [dict(vars(layer)) for layer in model.layers]
+    seen = []
+
+    def traced(*arguments):
+        for layer, then in zip(model.layers, attributes, strict=True):
+            seen.append({"inner_loop", "call"} & (vars(layer).keys() - then.keys()))
+        return original(*arguments)
+
+    from keras_sparse_dm.export import tflite
+
+    original = tflite._traced
+    monkeypatch.setattr(tflite, "_traced", traced)
+    ksd.export.to_tflite(model, tmp_path / "m.tflite")
+    assert seen and not any(seen)
