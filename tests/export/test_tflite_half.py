@@ -590,8 +590,8 @@ def test_a_model_that_gives_no_answer_in_half_precision(name, tmp_path):
 
 def test_the_users_layers_keep_their_methods_while_a_file_is_written(tmp_path, monkeypatch):
     """Loops that stand in for Keras's belong to a copy."""
-    inputs = keras.Input((6, 3))
-    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GRU(4)(inputs)))
+    inputs = keras.Input((6, 4))
+    model = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.GRU(8)(inputs)))
     ksd.sparsify(model, 0.5, seed=0)
     attributes = [dict(vars(layer)) for layer in model.layers]
     seen = []
