@@ -31,10 +31,10 @@ _PACKAGE = "keras_sparse_dm"
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class Sparsified:
-    """What a restorable layer is saved as; loading it returns the layer itself."""
+    """Class under which a restorable layer is saved; loading it returns the layer itself."""
 
     _plain_class = None
-    # What is to be turned sparse once it is built, as in the configuration.
+    # Sublayers to turn sparse once they are built, as in the configuration.
     _to_turn = None
 
     def __call__(self, *args, **kwargs):
@@ -168,7 +168,7 @@ def _sparse_class(cls):
 
 def _forgets_sparse_layers(layer):
     """Tell whether a layer's configuration would restore as plain what is sparse now."""
-    # What these two hold is in their configuration.
+    # The configuration of these two holds their layers.
     if type(layer).__name__ in ("Functional", "Sequential") and _is_of_keras(type(layer)):
         return False
     # A twin is restored by its own class; what it holds besides may not be.

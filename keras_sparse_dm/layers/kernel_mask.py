@@ -15,7 +15,7 @@ from keras_sparse_dm.masks.structures import Unstructured, structure_from_code
 
 @dataclass(frozen=True)
 class KernelAxes:
-    """What the axes of a kernel stand for; those named in neither are a convolution's window.
+    """Meaning of a kernel's axes; those named in neither are a convolution's window.
 
     Attributes:
         inputs: Axes of the input features, counted from the end (negative).
@@ -43,7 +43,7 @@ class KernelAxes:
 
 @dataclass(frozen=True)
 class KernelTarget:
-    """What a kernel's mask was asked to be.
+    """Density and structure that were asked of a kernel's mask.
 
     Attributes:
         density: Share of active weights, in (0, 1]; None if nobody has asked.
@@ -79,7 +79,7 @@ class KernelMask:
 
     Attributes:
         mask: Boolean `keras.Variable` of the kernel's shape, True where a weight is active. No
-            layer tracks it, so it is no weight of a layer; layers save and load it, and an
+            layer tracks it, so it is no weight of a layer; layers save and load it. On JAX, an
             optimizer that trains the kernel tracks it.
         axes: `KernelAxes`, what the kernel's axes stand for.
         target: `KernelTarget`, what the mask was asked to be.

@@ -12,7 +12,7 @@ from keras_sparse_dm.layers.kernel_mask import KernelAxes, KernelMask, KernelTar
 
 # Keras layer class -> its sparse twin; filled by the definition of each twin.
 TWINS = {}
-# Of what configurations say of masks; version 1 knew kernels and layers by their position.
+# Version of the masks in configurations; version 1 knew kernels and layers by their position.
 VERSION = 2
 
 

@@ -1,4 +1,4 @@
-"""Which kernels of a model are sparse, when their masks change, and what to check.
+"""Making a model sparse, changing its masks in training, and checking them.
 
 Loads on first use: `densities` needs only NumPy.
 """

@@ -1,6 +1,7 @@
 """`SparseOptimizer`: the one place where training becomes sparse training."""
 
 import weakref
+from dataclasses import replace
 
 import keras
 from keras import ops
@@ -74,7 +75,7 @@ class SparseOptimizer(OptimizerWrapper):
 
     def configure(self, options):
         """Change the options, but for the seed; return whether they differ from before."""
-        before, options = self._options, options.replace(seed=self._options.seed)
+        before, options = self._options, replace(options, seed=self._options.seed)
         if options.grow_warmup:
             check_grow_warmup(self.inner_optimizer)
         self._options = options
@@ -113,7 +114,7 @@ class SparseOptimizer(OptimizerWrapper):
 
         Args:
             model: The `keras.Model`.
-            names: Names of kernels that it has to train; those that are sparse by default.
+            names: Names of the variables that it has to train; all trainable ones by default.
         """
         if self.built:
             index = self._state.index
@@ -211,8 +212,6 @@ class SparseOptimizer(OptimizerWrapper):
         Raises:
             ValueError: for weights with more nonzeros than a mask may have ones.
         """
-        for k in self._kernels:
-            k.record.follow(k.kernel)
         check_weights(self._kernels)
         self.clear_pruned()
 
@@ -252,8 +251,10 @@ class SparseOptimizer(OptimizerWrapper):
         dense = {_keras.variable_key(self, v): g for v, g in pairs if g is not None}
         # Kernels that this step does not train keep their masks too.
         trained = {key: k for k in self._kernels if (key := self._key(k)) in dense}
-        steps = ops.cast(self.iterations, "int32") + 1
-        learning_rate = ops.convert_to_tensor(self.learning_rate)
+        options, mixing = self._options, is_one_of(self.inner_optimizer, MIXING)
+        if options.grow_warmup:
+            steps = ops.cast(self.iterations, "int32") + 1
+            learning_rate = ops.convert_to_tensor(self.learning_rate)
         with sparse_training():
             apply_masked(
                 self.inner_optimizer,
@@ -262,10 +263,9 @@ class SparseOptimizer(OptimizerWrapper):
                 {
                     key: k.mask
                     for key, k in trained.items()
-                    if self._options.ones_vary or key not in self._full
+                    if options.ones_vary or key not in self._full
                 },
             )
-        options, mixing = self._options, is_one_of(self.inner_optimizer, MIXING)
         if not (mixing or options.method.dynamic):
             return
 
@@ -284,12 +284,12 @@ class SparseOptimizer(OptimizerWrapper):
         once(after_step, {key: dense[key] for key in trained} if options.method.gradient else {})
 
     def updates(self, kernels):
-        """Return the `Updates` of kernels that this optimizer trains, `{key: MaskedKernel}`."""
-        return Updates(self._options, self._state, kernels, self._full, self._seed_generator)
+        """Return the `Updates` of those kernels that a step trains, `{key: MaskedKernel}`."""
+        final = self._options.final_sparsity(self._kernels)
+        return Updates(self._options, self._state, kernels, self._full, self._seed_generator, final)
 
     def attached_model(self):
-        """Return the attached `keras.Model`, or None."""
-        # No property, for saving looks into all of these for what else to save.
+        """Return the attached `keras.Model`, or None; no property, which saving would look into."""
         return self._model()
 
     @property

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import numbers
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import keras
@@ -179,11 +179,13 @@ class SparsityOptions:
             )
 
     def final_sparsity(self, kernels):
-        """Return the sparsity at which a method that starts dense ends.
+        """Return the sparsity at which a method that starts dense ends, None for others.
 
         Raises:
             ValueError: where the schedule ends at another than `sparsify` was asked for.
         """
+        if not self.method.dense_to_sparse:
+            return None
         size = sum(k.size for k in kernels)
         asked = 1.0 - sum(k.target.density * k.size for k in kernels) / size
         final = getattr(self.schedule, "final_sparsity", None)
@@ -226,10 +228,6 @@ class SparsityOptions:
         return isinstance(other, SparsityOptions) and self.get_config() == other.get_config()
 
     __hash__ = None
-
-    def replace(self, **changes):
-        """Return the same options but for some."""
-        return replace(self, **changes)
 
 
 _OF_THE_SCHEDULE = ("update_every", "prune_rate", "start_step", "stop_step")

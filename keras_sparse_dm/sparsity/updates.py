@@ -22,6 +22,7 @@ class Updates:
         kernels: `{key: MaskedKernel}` of those that the step trains.
         full: Keys of the kernels whose masks are full.
         seed: The `keras.random.SeedGenerator` that methods draw from.
+        final_sparsity: Sparsity at which a method that starts dense ends, None for others.
     """
 
     options: SparsityOptions
@@ -29,6 +30,7 @@ class Updates:
     kernels: dict
     full: set
     seed: keras.random.SeedGenerator
+    final_sparsity: float | None = None
 
     def after_batch(self, gradients, batches, accumulation_steps):
         """Keep what is kept of the dense gradients, and update the topology on due steps.
@@ -85,12 +87,10 @@ class Updates:
         if not changing:
             return
         if self.options.competition == "kernel":
-            final = None
-            if method.dense_to_sparse:
-                final = self.options.final_sparsity(list(self.kernels.values()))
 
             def units_of(key, k):
-                return new_units(k, method, gradients.get(key), rate, self.seed, final)
+                gradient = gradients.get(key)
+                return new_units(k, method, gradient, rate, self.seed, self.final_sparsity)
         else:
             among = new_units_among(
                 list(changing.values()),

@@ -247,3 +247,19 @@ def test_the_way_out_answers_the_same(tmp_path):
     model.export(tmp_path / "saved", verbose=False)
     served = tf.saved_model.load(tmp_path / "saved")
     np.testing.assert_allclose(served.serve(X), model(X), rtol=1e-6)
+
+
+def test_gradual_pruning_where_a_step_trains_some_of_the_kernels():
+    """The schedule's end is that of the whole model, whatever a step trains."""
+    model = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(32, name="a"), keras.layers.Dense(2, name="b")]
+    )
+    ksd.sparsify(model, 0.6, "erk", seed=0, dense_start=True)
+    schedule = PolynomialDecay(0.0, 0.6, begin_step=0, end_step=2, power=1, frequency=1)
+    optimizer = ksd.sparse_optimizer(model, keras.optimizers.SGD(0.1), "gmp", schedule=schedule)
+    kernel = model.layers[1].kernel
+    for _ in range(2):
+        optimizer.apply([keras.ops.ones(kernel.shape)], [kernel])
+    a, b = ksd.sparsity.masked_kernels(model)
+    assert np.asarray(a.mask).all()
+    assert np.asarray(b.mask).sum() == b.record.asked_ones < b.size
