@@ -1,11 +1,17 @@
 """Sparse steps on TensorFlow: one variable after another, and once for all replicas."""
 
 import contextlib
+import math
 
 import keras
 import tensorflow as tf
 
 from keras_sparse_dm._keras import StepsOfItsOwn, variable_key
+
+
+# Variables of fewer elements need no turn: their temporaries are small, and one after another they
+# would keep a single core busy.
+LARGE = 2**16
 
 
 def in_a_replica():
@@ -49,7 +55,7 @@ def runs_in_any_order():
 
 
 def apply_in_turn(optimizer, gradients, variables, masks):
-    """Apply an optimizer so that it works on one variable after another.
+    """Apply an optimizer so that it works on one large variable after another.
 
     TensorFlow otherwise runs whatever it can at once: the temporaries of all variables would exist
     together, beside copies of all weights that are written while the backward pass still reads
@@ -57,7 +63,7 @@ def apply_in_turn(optimizer, gradients, variables, masks):
 
     Args:
         optimizer: A built `keras.optimizers.Optimizer`, which is not changed.
-        gradients: List of tensors, or None; the optimizer begins when all are there.
+        gradients: List of tensors, or None; the first turn begins when all are there.
         variables: The variables that they belong to.
         masks: `{key of a variable: mask}` by which gradients are still to be masked.
     """
@@ -65,6 +71,9 @@ def apply_in_turn(optimizer, gradients, variables, masks):
 
     @contextlib.contextmanager
     def turn_of(variable):
+        if math.prod(variable.shape) < LARGE:
+            yield
+            return
         with after(last):
             yield
             last[:] = [_written(variable)]
@@ -103,12 +112,9 @@ def _seen_as(optimizer, steps):
 
 
 def _written(variable):
-    """Return an empty tensor that is there once all writes to a variable so far are done."""
+    """Return a tensor that is there once all writes to a variable so far are done."""
     if isinstance(variable, keras.Variable):
         variable = variable.value
-    if not variable.shape.rank:
-        return variable.read_value()
-    # No read of the whole: it would make the next write copy the variable.
-    return tf.raw_ops.ResourceGather(
-        resource=variable.handle, indices=tf.zeros([0], "int32"), dtype=variable.dtype
-    )
+    # Neither a read of the whole, which would make the next write copy the variable, nor a gather,
+    # after which every read of the variable copies it.
+    return tf.raw_ops.VarIsInitializedOp(resource=variable.handle)

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 import keras_sparse_dm as ksd
-from keras_sparse_dm.sparsity import callback, check_invariant, sparse_optimizer
+from keras_sparse_dm.sparsity import check_invariant, install, sparse_optimizer
 
 pytestmark = pytest.mark.slow
 
@@ -97,9 +97,9 @@ class Strategy:
 
 def test_other_strategies_of_several_replicas_are_refused():
     with pytest.raises(ValueError, match="needs tf.distribute.MirroredStrategy.* under Strategy"):
-        callback._check_strategy(Strategy(2), keras.optimizers.SGD())
-    callback._check_strategy(Strategy(1), keras.optimizers.SGD(gradient_accumulation_steps=2))
-    callback._check_strategy(None, keras.optimizers.SGD())
+        install._check_strategy(Strategy(2), keras.optimizers.SGD())
+    install._check_strategy(Strategy(1), keras.optimizers.SGD(gradient_accumulation_steps=2))
+    install._check_strategy(None, keras.optimizers.SGD())
 
 
 def test_the_refusal_comes_from_fit_and_from_sparse_optimizer(monkeypatch):
