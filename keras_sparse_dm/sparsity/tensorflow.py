@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from keras_sparse_dm._keras import StepsOfItsOwn, variable_key
 
-
 # Variables of fewer elements need no turn: their temporaries are small, and one after another they
 # would keep a single core busy.
 LARGE = 2**16
