@@ -2,7 +2,7 @@
 
 import sys
 
-from keras_sparse_dm.cli import train_command
+from keras_sparse_dm.commands.train import train_command
 
 if __name__ == "__main__":
     sys.exit(train_command(sys.argv[1:], prog="train.py"))

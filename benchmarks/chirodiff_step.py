@@ -26,7 +26,7 @@ import keras
 import numpy as np
 
 import keras_sparse_dm as ksd
-from keras_sparse_dm.models import chirodiff
+from keras_sparse_dm.models.chirodiff.denoiser import denoiser as chirodiff
 
 UPDATE_EVERY = 800
 PRESET = "chirodiff_quickdraw"

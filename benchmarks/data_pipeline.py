@@ -33,7 +33,7 @@ from keras_sparse_dm.data import (
     trace,
     train_batches,
 )
-from keras_sparse_dm.data.tracing import ink_overlap, skeleton_coverage
+from keras_sparse_dm.data.sketches.tracing import ink_overlap, skeleton_coverage
 
 BATCH_SIZE = 128
 

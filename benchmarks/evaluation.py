@@ -39,7 +39,7 @@ try:
 except ImportError:
     torch = None
 
-from keras_sparse_dm.metrics.inception import InceptionFeatures
+from keras_sparse_dm.metrics.features.inception import InceptionFeatures
 
 SAMPLING_BATCH = 256
 # PyTorch's memory formats.

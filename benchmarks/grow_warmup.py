@@ -20,8 +20,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from keras_sparse_dm.cli import train_command
-from keras_sparse_dm.experiments import training
+from keras_sparse_dm.commands.train import train_command
+from keras_sparse_dm.runs import train as training
 from keras_sparse_dm.sparsity import DynamicSparsity
 
 

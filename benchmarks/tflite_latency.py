@@ -22,7 +22,8 @@ import keras
 import numpy as np
 
 import keras_sparse_dm as ksd
-from keras_sparse_dm.export import TFLiteDenoiser, tflite, to_tflite
+from keras_sparse_dm.export import TFLiteDenoiser, to_tflite
+from keras_sparse_dm.export.tflite.tflite import tflite
 
 KINDS = ("dense", "unstructured", "blocks of 4")
 # Calls in a round: with the first, the weights come back into the processor's caches.

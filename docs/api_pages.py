@@ -13,7 +13,7 @@ from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 import keras_sparse_dm
-from keras_sparse_dm.command_line import quiet_start
+from keras_sparse_dm.commands.options import quiet_start
 
 PACKAGE = keras_sparse_dm.__name__
 # Constants of more lines are shown by name alone.

@@ -18,12 +18,13 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "convert",
         "data",
         "diffusion",
-        "experiments",
         "export",
         "layers",
         "metrics",
         "models",
+        "runs",
         "sparsity",
+        "study",
     },
     submod_attrs={
         "sparsity": [
@@ -50,7 +51,7 @@ def _register_saved_classes(module):
     import keras
 
     import keras_sparse_dm.layers.in_place
-    import keras_sparse_dm.models.chirodiff
+    import keras_sparse_dm.models.chirodiff.denoiser
     import keras_sparse_dm.models.unet
     import keras_sparse_dm.sparsity.optimizer
 

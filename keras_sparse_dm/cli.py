@@ -1,216 +1,115 @@
-"""The command line: `sparse-dm train`, and `python train.py`, which is the same."""
+"""The command line: `sparse-dm COMMAND ...`."""
 
-import dataclasses
+import importlib
 import sys
-from pathlib import Path
+from typing import NamedTuple
 
 from keras_sparse_dm import __version__
-from keras_sparse_dm.command_line import (
-    UsageError,
-    fail,
-    os_error_text,
-    parse_options,
-    quiet_start,
-)
-from keras_sparse_dm.experiments.settings import (
-    CONFIG_FILE,
-    AutoencoderRunSettings,
-    RunSettings,
-    TrainingDiverged,
-    check_folder,
-    read_config,
-)
-from keras_sparse_dm.models.presets import PRESETS
+from keras_sparse_dm.presets import PRESETS
 
-# Options without a value.
-FLAGS = ("resume", "remat", "scale-latents", "cache-latents", "recognized")
-COMMANDS = (
-    "train",
-    "train-autoencoder",
-    "convert",
-    "convert-sketches",
-    "data",
-    "evaluate",
-    "sample",
-    "export",
-    "study",
-)
-USAGE = f"""usage: sparse-dm {{{", ".join(COMMANDS)}}} ...
 
-  sparse-dm train [PRESET] [options]              train a sparse diffusion model, report on it
-  sparse-dm train-autoencoder [PRESET] [options]  train latent diffusion's autoencoder on images
-  sparse-dm convert SOURCE TARGET [options]       PyTorch checkpoints to .keras files and back
-  sparse-dm evaluate RUN [options]                how far its samples are from real data, its cost
-  sparse-dm sample RUN -n 64 --output FILE        samples to look at: .png .svg .gif .npz .json
-  sparse-dm export RUN [options]                  small files of it: sparse, TFLite, SavedModel
-  sparse-dm study {{run, report, list}} ...         the paper's tables and figures, run anew
-  sparse-dm data NAME [options]                   what a data set of sketches is like
-  sparse-dm convert-sketches SOURCE TARGET        sketches of any format to .json or .svg
-  sparse-dm COMMAND --help                        all options; of another preset, name it first
-  sparse-dm --version
+class Command(NamedTuple):
+    """A command, which is loaded when it is called.
 
-presets: {", ".join(PRESETS)}
-"""
+    Attributes:
+        module: Module of `keras_sparse_dm.commands`.
+        function: Its function, which takes the arguments and returns the exit code.
+        arguments: The arguments, as the usage shows them.
+        help: What the command does, in half a line.
+    """
+
+    module: str
+    function: str
+    arguments: str
+    help: str
+
+
+COMMANDS = {
+    "train": Command(
+        "train",
+        "train_command",
+        "[PRESET] [options]",
+        "train a sparse diffusion model, report on it",
+    ),
+    "train-autoencoder": Command(
+        "train",
+        "train_autoencoder_command",
+        "[PRESET] [options]",
+        "train latent diffusion's autoencoder on images",
+    ),
+    "convert": Command(
+        "convert",
+        "convert_command",
+        "SOURCE TARGET [options]",
+        "PyTorch checkpoints to .keras files and back",
+    ),
+    "evaluate": Command(
+        "evaluate",
+        "evaluate_command",
+        "RUN [options]",
+        "how far its samples are from real data, its cost",
+    ),
+    "sample": Command(
+        "evaluate",
+        "sample_command",
+        "RUN -n 64 --output FILE",
+        "samples to look at: .png .svg .gif .npz .json",
+    ),
+    "export": Command(
+        "export",
+        "export_command",
+        "RUN [options]",
+        "small files of it: sparse, TFLite, SavedModel",
+    ),
+    "study": Command(
+        "study",
+        "study_command",
+        "{run, report, list} ...",
+        "the paper's tables and figures, run anew",
+    ),
+    "data": Command(
+        "data", "data_command", "NAME [options]", "what a data set of sketches is like"
+    ),
+    "convert-sketches": Command(
+        "convert_sketches",
+        "convert_sketches_command",
+        "SOURCE TARGET",
+        "sketches of any format to .json or .svg",
+    ),
+}
+
+
+def usage():
+    """Return the text of `sparse-dm --help`."""
+    lines = {f"sparse-dm {name} {c.arguments}": c.help for name, c in COMMANDS.items()}
+    lines["sparse-dm COMMAND --help"] = "all options; of another preset, name it first"
+    table = "\n".join(f"  {shown:<47} {help}" for shown, help in lines.items())
+    return (
+        f"usage: sparse-dm {{{', '.join(COMMANDS)}}} ...\n\n{table}\n  sparse-dm --version\n\n"
+        f"presets: {', '.join(PRESETS)}\n"
+    )
 
 
 def main(argv=None):
-    """Runs the command line and returns the exit code: 0, 1 for a failed run, 2 for usage."""
+    """Run the command line and return the exit code: 0, 1 for a failed run, 2 for usage."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv and argv[0] == "train":
-        return train_command(argv[1:], prog="sparse-dm train")
-    if argv and argv[0] == "train-autoencoder":
-        return train_autoencoder_command(argv[1:])
-    if argv and argv[0] == "convert":
-        from keras_sparse_dm.convert.command import convert_command
-
-        return convert_command(argv[1:])
-    if argv and argv[0] == "convert-sketches":
-        from keras_sparse_dm.data.sketch_command import convert_sketches_command
-
-        return convert_sketches_command(argv[1:])
-    if argv and argv[0] in ("evaluate", "sample"):
-        from keras_sparse_dm.experiments.evaluation_command import evaluate_command, sample_command
-
-        return (evaluate_command if argv[0] == "evaluate" else sample_command)(argv[1:])
-    if argv and argv[0] == "export":
-        from keras_sparse_dm.experiments.export_command import export_command
-
-        return export_command(argv[1:])
-    if argv and argv[0] == "study":
-        from keras_sparse_dm.experiments.study_command import study_command
-
-        return study_command(argv[1:])
-    if argv and argv[0] == "data":
-        from keras_sparse_dm.experiments.data_report import data_command
-
-        return data_command(argv[1:])
+    if argv and argv[0] in COMMANDS:
+        command = COMMANDS[argv[0]]
+        module = importlib.import_module(f"keras_sparse_dm.commands.{command.module}")
+        return getattr(module, command.function)(argv[1:])
     if argv in (["-h"], ["--help"]):
-        print(USAGE, end="")
+        print(usage(), end="")
         return 0
     if argv == ["--version"]:
         print(f"keras_sparse_dm {__version__}")
         return 0
     received = f"received {argv[0]!r}" if argv else "received nothing"
-    wanted = f"{', '.join(COMMANDS[:-1])} or {COMMANDS[-1]}"
-    print(f"sparse-dm: error: the command must be {wanted}; {received}.", file=sys.stderr)
-    return 2
-
-
-def train_command(argv, prog="train.py"):
-    """Parses the options of `train`, trains, and returns the exit code."""
-
-    def train(settings):
-        with quiet_start():
-            from keras_sparse_dm.experiments.training import train
-        folder = train(settings)
-        print((folder / "report.md").read_text(encoding="utf-8"))
-        if settings.sampling.evaluation:
-            text = (folder / "evaluation.md").read_text(encoding="utf-8")
-            # Without the cost, which the report has told.
-            print(text.partition("```")[0])
-        print(f"Samples: {folder / 'samples.png'}   Report: {folder / 'report.md'}")
-
-    return _run(argv, prog, RunSettings, "quickstart", train)
-
-
-def train_autoencoder_command(argv, prog="sparse-dm train-autoencoder"):
-    """Parses the options of `train-autoencoder`, trains, and returns the exit code."""
-
-    def train(settings):
-        with quiet_start():
-            from keras_sparse_dm.experiments.autoencoder import train_autoencoder
-        folder = train_autoencoder(settings)
-        print((folder / "report.md").read_text(encoding="utf-8"))
-        print(f"Autoencoder: {folder / 'autoencoder.keras'}, for --autoencoder of train")
-
-    return _run(argv, prog, AutoencoderRunSettings, "ldm_kanjivg", train)
-
-
-def _run(argv, prog, kind, preset, train):
-    """Parses the options of a kind of run, runs it, and returns the exit code."""
-    try:
-        settings = parse_settings(argv, prog, kind, preset)
-        settings.check()
-        check_folder(settings)
-    except UsageError as error:
-        return fail(prog, error, 2)
-    try:
-        train(settings)
-    except UsageError as error:
-        return fail(prog, error, 2)
-    except TrainingDiverged as error:
-        return fail(prog, error, 1)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        return fail(prog, f"{os_error_text(error)} {_advice(settings)}", 1)
-    except KeyboardInterrupt:
-        return fail(prog, f"interrupted. {_advice(settings)}", 130)
-    return 0
-
-
-def _advice(settings):
-    if not (settings.folder / CONFIG_FILE).exists():
-        return f"Nothing was begun in {settings.folder}."
-    return (
-        f"What was written before is kept; continue with --output-dir {settings.folder} --resume."
+    *most, last = COMMANDS
+    print(
+        f"sparse-dm: error: the command must be {', '.join(most)} or {last}; {received}.",
+        file=sys.stderr,
     )
-
-
-def parse_train_options(argv, prog="train.py"):
-    """Parses the options of `train` over the settings of their preset, or of the run resumed.
-
-    Raises:
-        UsageError: for options that do not parse, an unknown preset, or a run that cannot
-            be resumed.
-        SystemExit: after `--help`.
-    """
-    return parse_settings(argv, prog, RunSettings, "quickstart")
-
-
-def parse_settings(argv, prog, kind, preset):
-    """As `parse_train_options`, for a kind of settings and its default preset."""
-
-    def parse(default):
-        return parse_options(type(default), argv, prog, default)
-
-    # The preset, which may stand anywhere, decides which options there are and their defaults.
-    named = _named_preset(argv) or _preset_to_resume(argv) or preset
-    settings = parse(kind.from_preset(named))
-    if settings.preset != named:
-        settings = parse(kind.from_preset(settings.preset))
-    if settings.resume:
-        stored = read_config(settings.folder)
-        if stored is not None:
-            # What is not said again stays as it was.
-            default = dataclasses.replace(settings, resume=False).with_stored(stored["settings"])
-            default = dataclasses.replace(default, output_dir=Path(settings.folder))
-            settings = parse(default)
-    return settings
-
-
-def _named_preset(argv):
-    """The argument that is the preset rather than an option's value, or None."""
-    before = None
-    for argument in argv:
-        name = (before or "").removeprefix("--").removeprefix("no-").replace("_", "-")
-        is_value = (before or "").startswith("--") and "=" not in before and name not in FLAGS
-        if argument in PRESETS and not is_value:
-            return argument
-        before = argument
-    return None
-
-
-def _preset_to_resume(argv):
-    """The preset of the run that the options name to be resumed, or None."""
-    arguments = [part for argument in argv for part in argument.split("=", 1)]
-    names = [argument.replace("_", "-") for argument in arguments]
-    if "--resume" not in names or "--output-dir" not in names:
-        return None
-    folder = arguments[names.index("--output-dir") + 1 :][:1]
-    stored = read_config(folder[0]) if folder else None
-    preset = stored["settings"].get("preset") if stored else None
-    return preset if preset in PRESETS else None
+    return 2
 
 
 if __name__ == "__main__":

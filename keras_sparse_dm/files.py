@@ -81,3 +81,9 @@ def _exchange(one, other):
     other.rename(between)
     one.rename(other)
     between.rename(one)
+
+
+def os_error_text(error):
+    """What went wrong with which file, in one line."""
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or error}{where}."

@@ -47,8 +47,8 @@ from keras_sparse_dm.data import (
     load_vmnist,
     render,
 )
-from keras_sparse_dm.data.preparation import map_chunks
-from keras_sparse_dm.metrics import embedded
+from keras_sparse_dm.data.cache import map_chunks
+from keras_sparse_dm.metrics.features import embedded
 
 # Filters, width of the kernel, and stride of each convolution.
 LAYERS = ((24, 5, 2), (48, 3, 2), (96, 3, 2), (96, 3, 1), (192, 3, 2), (128, 3, 1))

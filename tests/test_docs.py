@@ -10,8 +10,8 @@ import pytest
 
 import keras_sparse_dm as ksd
 from keras_sparse_dm import cli
-from keras_sparse_dm.command_line import parse_options
-from keras_sparse_dm.experiments.grid import find_study
+from keras_sparse_dm.commands.options import parse_options
+from keras_sparse_dm.study.grid import find_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -135,13 +135,13 @@ def test_study_of_your_own(tmp_path):
 
 # The modules of the commands that read options.
 PARSING = (
-    "cli",
-    "convert.command",
-    "data.sketch_command",
-    "experiments.data_report",
-    "experiments.evaluation_command",
-    "experiments.study_command",
-    "experiments.study_report_command",
+    "commands.convert",
+    "commands.convert_sketches",
+    "commands.data",
+    "commands.evaluate",
+    "commands.study",
+    "commands.study_report",
+    "commands.train",
 )
 
 

@@ -703,7 +703,7 @@ ALLOWED = {
     ("data/formats/restricted_pickle.py", "_frombuffer"): "a name inside of pickles",
     ("data/formats/restricted_pickle.py", "_reconstruct"): "a name inside of pickles",
     ("data/preparation.py", "_exit"): "documented as `os._exit`",
-    ("experiments/study_worker.py", "_exit"): "documented as `os._exit`",
+    ("study/worker.py", "_exit"): "documented as `os._exit`",
     ("metrics/bootstrap.py", "_asdict"): "documented for named tuples",
 }
 

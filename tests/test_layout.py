@@ -8,14 +8,20 @@ import pytest
 import keras_sparse_dm
 
 ROOT = Path(keras_sparse_dm.__file__).parent
-# The heart of the package, in order; `_keras`, `files` and `seeds` come first of all.
-ORDER = ["masks", "layers", "sparsity"]
-FIRST = {"_keras", "files", "seeds"}
+# Files that need nothing of the package, and then its folders in order.
+FIRST = {"_keras", "checks", "files", "renamed", "seeds"}
+ORDER = ["masks", "layers", "sparsity", "diffusion", "presets", "models", "data", "convert"]
+ORDER += ["metrics", "export", "runs", "study", "commands", "cli"]
+# The package itself, which names all, and its old names.
+LAST = {"__init__", "experiments"}
 
 
 def modules(folder):
-    for file in sorted((ROOT / folder).rglob("*.py")):
-        yield file, ".".join(file.relative_to(ROOT.parent).with_suffix("").parts)
+    """List `(file, name)` of a folder's modules, or of a single file."""
+    files = [ROOT / f"{folder}.py"] if (ROOT / f"{folder}.py").exists() else []
+    for file in [*files, *sorted((ROOT / folder).rglob("*.py"))]:
+        name = ".".join(file.relative_to(ROOT.parent).with_suffix("").parts)
+        yield file, name.removesuffix(".__init__")
 
 
 def imported(file):
@@ -39,7 +45,18 @@ def test_a_folder_imports_only_from_those_before_it(folder):
         for name in imported(file)
         if name != "keras_sparse_dm" and name.split(".")[1] not in allowed
     ]
-    assert not [(f, n) for f, n in wrong if (f, n) != ("__init__", "keras_sparse_dm._keras")]
+    assert not wrong
+
+
+def test_every_folder_has_its_place():
+    names = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert names - {"__pycache__"} == FIRST | set(ORDER) | LAST
+
+
+@pytest.mark.parametrize("file", sorted(FIRST))
+def test_the_first_files_import_nothing_of_the_package(file):
+    ((path, _),) = modules(file)
+    assert not [name for name in imported(path) if name != "keras_sparse_dm"]
 
 
 def test_there_are_no_import_cycles():

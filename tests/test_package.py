@@ -26,7 +26,7 @@ def test_importing_the_package_and_its_command_line_loads_nothing_heavy():
     code = (
         "import sys, keras_sparse_dm as ksd\n"
         "assert 'keras_sparse_dm.cli' not in sys.modules\n"
-        "import keras_sparse_dm.cli, keras_sparse_dm.experiments.settings\n"
+        "import keras_sparse_dm.cli, keras_sparse_dm.runs.settings\n"
         "from keras_sparse_dm.models import get_preset, PRESETS\n"
         "ksd.data, ksd.diffusion, ksd.metrics, ksd.convert, ksd.models\n"
         f"print([m for m in {HEAVY!r} if m in sys.modules])\n"
@@ -40,7 +40,7 @@ def test_using_the_library_loads_neither_the_toolkit_nor_the_command_line():
     code = (
         "import sys\n"
         # The submodule first: the function of the same name must not be hidden by it.
-        "import keras_sparse_dm.metrics.cost\n"
+        "import keras_sparse_dm.metrics.costs.cost\n"
         "import keras_sparse_dm as ksd\n"
         "from keras_sparse_dm.metrics import cost\n"
         "assert callable(cost) and callable(ksd.metrics.cost)\n"
@@ -138,7 +138,15 @@ def test_the_public_surface_is_reachable_and_documented(name):
 
 
 def test_everything_that_is_announced_exists():
-    subpackages = (ksd.data, ksd.diffusion, ksd.experiments, ksd.export, ksd.metrics, ksd.models)
+    subpackages = (
+        ksd.data,
+        ksd.diffusion,
+        ksd.export,
+        ksd.metrics,
+        ksd.models,
+        ksd.runs,
+        ksd.study,
+    )
     for module in (ksd, *subpackages):
         for name in module.__all__:
             assert getattr(module, name) is not None

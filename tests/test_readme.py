@@ -94,7 +94,7 @@ def test_own_loop_example():
 def test_chirodiff_example(monkeypatch, tmp_path):
     import shutil
 
-    from keras_sparse_dm.data import kanjivg
+    from keras_sparse_dm.data.sketches import kanjivg
 
     for path in sorted(ksd.data.kanjivg_folder().glob("04e*.svg"))[:160]:
         shutil.copy(path, tmp_path)

@@ -22,7 +22,7 @@ from keras_sparse_dm.convert.spelling import (
 from keras_sparse_dm.convert.tensor_files import SAFETENSORS, read_tensors, write_tensors
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.models.autoencoder import VQAutoencoder
-from keras_sparse_dm.models.chirodiff import ChiroDiff
+from keras_sparse_dm.models.chirodiff.denoiser import ChiroDiff
 from keras_sparse_dm.models.latent_diffusion import LatentDiffusion
 from keras_sparse_dm.models.unet import UNet
 

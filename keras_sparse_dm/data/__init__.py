@@ -1,28 +1,24 @@
 """Sketches, images, latents: reading, preparing, batching. Everything loads when first used."""
 
-import lazy_loader as lazy
+import lazy_loader as _lazy
 
-__getattr__, __dir__, __all__ = lazy.attach(
+from keras_sparse_dm.renamed import also_old_names as _also_old_names
+
+_own_attribute, __dir__, __all__ = _lazy.attach(
     __name__,
     submodules=[
-        "batching",
-        "digits",
+        "batches",
+        "cache",
         "drawing",
         "formats",
         "images",
-        "kanjivg",
-        "latents",
-        "preparation",
-        "quickdraw",
         "reading",
         "rendering",
         "sketch",
-        "sketch_sets",
-        "tracing",
-        "vmnist",
+        "sketches",
     ],
     submod_attrs={
-        "batching": [
+        "batches": [
             "SketchArrays",
             "eval_batches",
             "jitter_points",
@@ -31,19 +27,18 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "steps_per_epoch",
             "train_batches",
         ],
-        "digits": ["load_digits"],
+        "cache": ["PreparationSummary"],
         "drawing": ["animate", "draw", "draw_images"],
         "images": [
             "ImageArrays",
+            "LatentArrays",
             "eval_image_batches",
+            "cache_latents",
             "image_steps_per_epoch",
             "load_images",
+            "load_latents",
             "train_image_batches",
         ],
-        "kanjivg": ["kanjivg_folder", "load_kanjivg", "select_characters"],
-        "latents": ["LatentArrays", "cache_latents", "load_latents"],
-        "preparation": ["PreparationSummary"],
-        "quickdraw": ["load_quickdraw", "quickdraw_categories", "quickdraw_folder"],
         "reading": [
             "read_chirodiff",
             "read_quickdraw",
@@ -72,8 +67,35 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "to_delta",
             "to_points",
         ],
-        "sketch_sets": ["SketchSource", "load_sketches", "prepare_source"],
-        "tracing": ["trace"],
-        "vmnist": ["load_vmnist"],
+        "sketches": [
+            "SketchSource",
+            "kanjivg_folder",
+            "load_digits",
+            "load_kanjivg",
+            "load_quickdraw",
+            "load_sketches",
+            "load_vmnist",
+            "prepare_source",
+            "quickdraw_categories",
+            "quickdraw_folder",
+            "select_characters",
+            "trace",
+        ],
     },
+)
+
+__getattr__ = _also_old_names(
+    __name__,
+    {
+        "batching": "data.batches",
+        "digits": "data.sketches.digits",
+        "kanjivg": "data.sketches.kanjivg",
+        "latents": "data.images.latents",
+        "preparation": "data.cache",
+        "quickdraw": "data.sketches.quickdraw",
+        "sketch_sets": "data.sketches.source",
+        "tracing": "data.sketches.tracing",
+        "vmnist": "data.sketches.vmnist",
+    },
+    _own_attribute,
 )

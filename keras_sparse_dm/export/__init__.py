@@ -7,10 +7,16 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "sparse_file": ["load_sparse", "read_header", "save_sparse"],
         "dead_units": ["DeadUnits", "remove_dead_units"],
-        "litert": ["TFLiteDenoiser", "generate_from_tflite", "read_tflite_metadata"],
         "saved_model": ["read_metadata", "to_saved_model"],
         "sizes": ["file_sizes"],
-        "tflite": ["TFLiteExport", "representative_data", "to_tflite"],
-        "xnnpack": ["sparse_inference_report"],
+        "tflite": [
+            "TFLiteDenoiser",
+            "TFLiteExport",
+            "generate_from_tflite",
+            "read_tflite_metadata",
+            "representative_data",
+            "sparse_inference_report",
+            "to_tflite",
+        ],
     },
 )

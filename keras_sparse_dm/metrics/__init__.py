@@ -2,19 +2,28 @@
 
 import lazy_loader as _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach(
+from keras_sparse_dm.renamed import also_old_names as _also_old_names
+
+_own_attribute, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
         "bootstrap": ["Interval", "bootstrap_interval"],
-        "cost": ["Cost", "LayerCost", "cost", "kernel_flops"],
-        "embedded": ["EmbeddedFeatures"],
+        "costs": ["Cost", "LayerCost", "FileBytes", "TrainingBytes", "cost", "kernel_flops"],
+        "features": [
+            "EmbeddedFeatures",
+            "InceptionFeatures",
+            "render_sketches",
+            "where_to_get",
+        ],
         "frechet": ["FewSamplesWarning", "frechet_distance"],
-        "inception": ["InceptionFeatures", "where_to_get"],
         "kernel": ["KernelDistance", "kernel_distance", "squared_discrepancy"],
-        "memory": ["FileBytes", "TrainingBytes"],
-        "paper": ["PAPER_COSTS", "PAPER_FIDS", "PAPER_SETTINGS"],
         "precision_recall": ["PrecisionRecall", "precision_recall"],
-        "render": ["render_sketches"],
         "statistics": ["FeatureStatistics", "cached_features", "cached_statistics"],
     },
+)
+
+__getattr__ = _also_old_names(
+    __name__,
+    {name: f"study:{name}" for name in ("PAPER_COSTS", "PAPER_FIDS", "PAPER_SETTINGS")},
+    _own_attribute,
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_sparse_dm.data.preparation import (
+from keras_sparse_dm.data.cache import (
     cache_folder,
     fingerprint_of,
     new_cache_file,

@@ -16,7 +16,7 @@ from keras_sparse_dm.models.blocks import (
     attention,
     conv_layer,
 )
-from keras_sparse_dm.models.presets import get_preset
+from keras_sparse_dm.presets import get_preset
 from keras_sparse_dm.seeds import seed_generator
 from keras_sparse_dm.sparsity.install import build_optimizer
 

@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from keras_sparse_dm.diffusion.model import DiffusionModel
 from keras_sparse_dm.models.autoencoder import VQAutoencoder
-from keras_sparse_dm.models.presets import get_preset
 from keras_sparse_dm.models.unet import UNet
+from keras_sparse_dm.presets import get_preset
 
 
 @keras.saving.register_keras_serializable(package="keras_sparse_dm")

@@ -16,8 +16,8 @@ from checkpoints import (
 )
 
 from keras_sparse_dm import models
+from keras_sparse_dm.commands.convert import convert_command
 from keras_sparse_dm.convert import load_pytorch, save_pytorch
-from keras_sparse_dm.convert.command import convert_command
 from keras_sparse_dm.diffusion import DiffusionModel, NoiseSchedule
 
 pytestmark = pytest.mark.usefixtures("safetensors")

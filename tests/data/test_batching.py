@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from keras_sparse_dm.data import batching
-from keras_sparse_dm.data.batching import (
+from keras_sparse_dm.data import batches as batching
+from keras_sparse_dm.data.batches import (
     JITTER_SPACING,
     PreparationSummary,
     SketchArrays,

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_sparse_dm.data import digits as module
-from keras_sparse_dm.data.digits import DigitImages, load_digits
+from keras_sparse_dm.data.sketches import digits as module
+from keras_sparse_dm.data.sketches.digits import DigitImages, load_digits
 
 
 def idx(array, magic=None):

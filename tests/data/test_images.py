@@ -16,7 +16,6 @@ from keras_sparse_dm.data import (
     ImageArrays,
     eval_image_batches,
     image_steps_per_epoch,
-    images,
     kanjivg_folder,
     load_images,
     load_kanjivg,
@@ -24,6 +23,7 @@ from keras_sparse_dm.data import (
     render,
     train_image_batches,
 )
+from keras_sparse_dm.data.images.images import images
 
 
 @pytest.fixture(autouse=True)
@@ -481,11 +481,11 @@ def test_processes_give_what_one_process_gives(load, tmp_path, monkeypatch):
 
 
 def test_workers_do_not_import_tensorflow():
-    from keras_sparse_dm.data.preparation import map_in_processes
+    from keras_sparse_dm.data.cache import map_in_processes
 
     content = encoded(smooth(20, 20), "PNG")
     prepare_one = (
-        "__import__('keras_sparse_dm.data.images', fromlist=['_'])._prepare_images("
+        "__import__('keras_sparse_dm.data.images.images', fromlist=['_'])._prepare_images("
         f"[('a', {content!r})], 8)[0][3]"
     )
     imported = "[m for m in ('tensorflow', 'keras') if m in __import__('sys').modules]"

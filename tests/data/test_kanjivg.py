@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import keras_sparse_dm.data.kanjivg as kanjivg
-import keras_sparse_dm.data.preparation as preparation
-import keras_sparse_dm.data.sketch_sets as sketch_sets
+import keras_sparse_dm.data.cache as preparation
+import keras_sparse_dm.data.sketches.kanjivg as kanjivg
+import keras_sparse_dm.data.sketches.source as sketch_sets
 from keras_sparse_dm.data import load_kanjivg, read_sketches, read_svg, select_characters
 from keras_sparse_dm.data.sketch import from_points, prepare, to_absolute
 
@@ -341,8 +341,8 @@ def test_a_script_without_main_guard_prepares_in_processes_once(folder, tmp_path
     script.write_text(
         "import sys\n"
         "print('started')\n"
-        "import keras_sparse_dm.data.kanjivg as kanjivg\n"
-        "import keras_sparse_dm.data.sketch_sets as sketch_sets\n"
+        "import keras_sparse_dm.data.sketches.kanjivg as kanjivg\n"
+        "import keras_sparse_dm.data.sketches.source as sketch_sets\n"
         "sketch_sets._SERIAL = 0\n"
         f"train, _ = kanjivg.load_kanjivg({str(folder)!r}, {str(tmp_path / 'c')!r}, workers=2)\n"
         "print(len(train), 'tensorflow' in sys.modules)\n"
@@ -363,8 +363,8 @@ def test_workers_do_not_import_tensorflow():
     prepare_one = (
         "(lambda sets, kanji, path: sets._prepare_chunk([sets.Item('04e00', path)], kanji.read_svg,"
         " {'representation': 'absolute', 'spacing': 0.05, 'scale': 10.0})[0][4])("
-        "__import__('keras_sparse_dm.data.sketch_sets', fromlist=['_']),"
-        "__import__('keras_sparse_dm.data.kanjivg', fromlist=['_']),"
+        "__import__('keras_sparse_dm.data.sketches.source', fromlist=['_']),"
+        "__import__('keras_sparse_dm.data.sketches.kanjivg', fromlist=['_']),"
         f"__import__('pathlib').Path({str(SOURCE / '04e00.svg')!r}))"
     )
     imported = "[m for m in ('numpy', 'tensorflow', 'keras') if m in __import__('sys').modules]"

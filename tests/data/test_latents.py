@@ -14,7 +14,7 @@ from keras_sparse_dm.data import (
     load_latents,
     train_image_batches,
 )
-from keras_sparse_dm.data import latents as module
+from keras_sparse_dm.data.images import latents as module
 
 
 @pytest.fixture(autouse=True)

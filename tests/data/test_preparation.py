@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_sparse_dm.data import preparation
-from keras_sparse_dm.data.preparation import (
+from keras_sparse_dm.data import cache as preparation
+from keras_sparse_dm.data.cache import (
     PreparationSummary,
     Rows,
     cache_folder,

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
+from keras_sparse_dm.commands.convert_sketches import convert_sketches_command
 from keras_sparse_dm.data.reading import read_sketches, write_sketch_json
 from keras_sparse_dm.data.sketch import Sketch
-from keras_sparse_dm.data.sketch_command import convert_sketches_command
 
 
 def line(number, **changes):
@@ -193,7 +193,7 @@ def test_wrong_options_and_paths_are_usage_errors(convert, source, tmp_path):
 def test_help_and_conversion_need_no_keras(source, tmp_path):
     script = (
         "import sys\n"
-        "from keras_sparse_dm.data.sketch_command import convert_sketches_command\n"
+        "from keras_sparse_dm.commands.convert_sketches import convert_sketches_command\n"
         "try:\n    convert_sketches_command(['--help'])\n"
         "except SystemExit as exit_:\n    assert not exit_.code\n"
         "assert 'numpy' not in sys.modules\n"

@@ -3,10 +3,17 @@ import json
 import numpy as np
 import pytest
 
-from keras_sparse_dm.data import load_kanjivg, load_sketches, prepare, sketch_sets, to_points
+from keras_sparse_dm.data import load_kanjivg, load_sketches, prepare, to_points
 from keras_sparse_dm.data.reading import write_sketch_json, write_svg
 from keras_sparse_dm.data.sketch import Sketch, keep_strokes, simplify
-from keras_sparse_dm.data.sketch_sets import Item, SketchSource, as_it_is, items_of, prepare_source
+from keras_sparse_dm.data.sketches import source as sketch_sets
+from keras_sparse_dm.data.sketches.source import (
+    Item,
+    SketchSource,
+    as_it_is,
+    items_of,
+    prepare_source,
+)
 
 
 @pytest.fixture(autouse=True)

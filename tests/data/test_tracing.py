@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from keras_sparse_dm.data.digits import load_digits
 from keras_sparse_dm.data.rendering import render
 from keras_sparse_dm.data.sketch import Sketch, prepare
-from keras_sparse_dm.data.tracing import ink_overlap, skeleton_coverage, trace
+from keras_sparse_dm.data.sketches.digits import load_digits
+from keras_sparse_dm.data.sketches.tracing import ink_overlap, skeleton_coverage, trace
 
 SIZE = 28
 
@@ -280,7 +280,7 @@ def test_what_is_no_picture_of_ink_is_refused(image, message):
 def test_tracing_needs_no_tensorflow():
     code = (
         "import sys, numpy as np\n"
-        "from keras_sparse_dm.data.tracing import ink_overlap, skeleton_coverage, trace\n"
+        "from keras_sparse_dm.data.sketches.tracing import ink_overlap, skeleton_coverage, trace\n"
         "image = np.zeros((28, 28), 'uint8'); image[4:20, 9:12] = 200\n"
         "sketch = trace(image); ink_overlap(image, sketch); skeleton_coverage(image, sketch)\n"
         "assert not {'tensorflow', 'keras'} & set(sys.modules)\n"
@@ -425,7 +425,9 @@ def test_mnists_digits_become_few_strokes_that_cover_them(mnist):
 
 
 def test_scikit_learns_digits_become_strokes(monkeypatch):
-    monkeypatch.setattr("keras_sparse_dm.data.digits._read_tfds", lambda data_dir, part: None)
+    monkeypatch.setattr(
+        "keras_sparse_dm.data.sketches.digits._read_tfds", lambda data_dir, part: None
+    )
     digits = load_digits()
     sketches = [assert_sound(image, 0.75) for image in digits.images[:200]]
     assert np.mean([len(s) for s in sketches]) < 1.3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_sparse_dm.data import load_vmnist, prepare, to_points
-from keras_sparse_dm.data.tracing import trace
+from keras_sparse_dm.data.sketches.tracing import trace
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_sparse_dm.export.sparse_file.mask_encoding import (
+from keras_sparse_dm.masks.encoding import (
     ENCODINGS,
     bitmask_bytes,
     decode_mask,

@@ -10,15 +10,14 @@ from tensorflow_model_optimization.python.core.sparsity.keras import pruning_uti
 import keras_sparse_dm as ksd
 from keras_sparse_dm.export import (
     TFLiteDenoiser,
-    flatbuffer,
     generate_from_tflite,
     read_tflite_metadata,
-    recurrent,
     representative_data,
     sparse_inference_report,
-    tflite,
     to_tflite,
 )
+from keras_sparse_dm.export.tflite import flatbuffer, tflite
+from keras_sparse_dm.models.chirodiff import recurrent_lite as recurrent
 
 interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 

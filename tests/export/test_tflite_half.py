@@ -15,9 +15,9 @@ from keras_sparse_dm.export import (
     read_tflite_metadata,
     remove_dead_units,
     representative_data,
-    tflite,
     to_tflite,
 )
+from keras_sparse_dm.export.tflite.tflite import tflite
 
 interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 
@@ -601,7 +601,7 @@ def test_the_users_layers_keep_their_methods_while_a_file_is_written(tmp_path, m
             seen.append({"inner_loop", "call"} & (vars(layer).keys() - then.keys()))
         return original(*arguments)
 
-    from keras_sparse_dm.export import tflite
+    from keras_sparse_dm.export.tflite.tflite import tflite
 
     original = tflite._traced
     monkeypatch.setattr(tflite, "_traced", traced)

@@ -9,8 +9,8 @@ from gru_stacks import make_layers, one_after_the_other
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_sparse_dm.layers.recurrent_gradient import trainable_outputs, trains_as_stack
-from keras_sparse_dm.layers.recurrent_stack import PART
+from keras_sparse_dm.models.chirodiff.recurrent_gradient import trainable_outputs, trains_as_stack
+from keras_sparse_dm.models.chirodiff.recurrent_stack import PART
 
 by_keras = functools.partial(one_after_the_other, training=True)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_sparse_dm.layers import SparseGRU
-from keras_sparse_dm.layers.recurrent_stack import PART, runs_as_stack, stacked_outputs
+from keras_sparse_dm.models.chirodiff.recurrent_stack import PART, runs_as_stack, stacked_outputs
 
 
 @pytest.fixture(scope="module")

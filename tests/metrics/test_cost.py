@@ -14,10 +14,11 @@ from tensorflow_model_optimization.python.core.sparsity.keras.pruning_schedule i
 from keras_sparse_dm import DynamicSparsity, sparsify, sparsity_report
 from keras_sparse_dm import layers as sparse
 from keras_sparse_dm.layers import SparseDense, SparseGRU
-from keras_sparse_dm.metrics import cost, kernel_flops
-from keras_sparse_dm.metrics.paper import PAPER_COSTS, PAPER_SETTINGS
+from keras_sparse_dm.metrics import kernel_flops
+from keras_sparse_dm.metrics.costs.cost import cost
 from keras_sparse_dm.models import ChiroDiff, UNet, VQAutoencoder
 from keras_sparse_dm.sparsity import densities
+from keras_sparse_dm.study.paper import PAPER_COSTS, PAPER_SETTINGS
 
 
 def dense_network(*units, inputs=7, shape=()):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from keras_sparse_dm.data import from_points, load_kanjivg, load_vmnist
 from keras_sparse_dm.metrics import frechet_distance
-from keras_sparse_dm.metrics.embedded import (
+from keras_sparse_dm.metrics.features.embedded import (
     SIZE,
     WEIGHTS,
     EmbeddedFeatures,
@@ -22,7 +22,7 @@ from keras_sparse_dm.metrics.embedded import (
     read_weights,
     write_weights,
 )
-from keras_sparse_dm.metrics.render import render_sketches
+from keras_sparse_dm.metrics.features.render import render_sketches
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -282,7 +282,8 @@ def test_a_file_with_a_pickle_runs_nothing(tmp_path):
 
 def test_importing_loads_no_tensorflow():
     code = (
-        "import sys, keras_sparse_dm.metrics.embedded, keras_sparse_dm.metrics.render\n"
+        "import sys, keras_sparse_dm.metrics.features.embedded\n"
+        "import keras_sparse_dm.metrics.features.render\n"
         "print([m for m in ('tensorflow', 'keras', 'PIL') if m in sys.modules])"
     )
     result = subprocess.run(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_sparse_dm.metrics import inception
-from keras_sparse_dm.metrics.inception import InceptionFeatures
+from keras_sparse_dm.metrics.features import inception
+from keras_sparse_dm.metrics.features.inception import InceptionFeatures
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "evaluation.py"
 

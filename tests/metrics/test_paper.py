@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from keras_sparse_dm.metrics.paper import (
+from keras_sparse_dm.study.paper import (
     DATASET_TITLES,
     METHOD_TITLES,
     PAPER_COSTS,

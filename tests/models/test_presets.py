@@ -12,7 +12,7 @@ from keras_sparse_dm.models import (
     VQAutoencoder,
     get_preset,
 )
-from keras_sparse_dm.models.presets import TrainingSettings
+from keras_sparse_dm.presets import TrainingSettings
 
 PAPER = {  # appendix B.1: layers and units
     "chirodiff_kanjivg": (3, 96),

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from keras_sparse_dm.export.sparse_file.mask_encoding import bitmask_bytes
+from keras_sparse_dm.masks.encoding import bitmask_bytes
 
 FORMAT = "keras_sparse_dm.sparse"
 FORMAT_VERSION = 2

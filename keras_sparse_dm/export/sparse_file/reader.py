@@ -15,9 +15,9 @@ from keras_sparse_dm.export.sparse_file.format import (
     read_content,
 )
 from keras_sparse_dm.export.sparse_file.layer_state import Stored, layer_arrays, seeds
-from keras_sparse_dm.export.sparse_file.mask_encoding import decode_mask
 from keras_sparse_dm.export.sparse_file.matching import check_names, match, path_of
 from keras_sparse_dm.export.sparse_file.optimizer_state import load_optimizers, optimizer_variables
+from keras_sparse_dm.masks.encoding import decode_mask
 
 
 def load_sparse(path):

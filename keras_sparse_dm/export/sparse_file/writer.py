@@ -12,11 +12,6 @@ from keras_sparse_dm._keras import object_sharing_scope
 from keras_sparse_dm.export.averages import averages_of
 from keras_sparse_dm.export.sparse_file.format import TYPES, bit_planes, write
 from keras_sparse_dm.export.sparse_file.layer_state import layer_arrays
-from keras_sparse_dm.export.sparse_file.mask_encoding import (
-    bitmask_bytes,
-    encode_mask,
-    smallest_encoding,
-)
 from keras_sparse_dm.export.sparse_file.matching import path_of
 from keras_sparse_dm.export.sparse_file.optimizer_state import (
     chain,
@@ -26,6 +21,11 @@ from keras_sparse_dm.export.sparse_file.optimizer_state import (
 )
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.layers.locations import locations, unique_name
+from keras_sparse_dm.masks.encoding import (
+    bitmask_bytes,
+    encode_mask,
+    smallest_encoding,
+)
 from keras_sparse_dm.sparsity.install import build_optimizer
 from keras_sparse_dm.sparsity.kernels import masked_kernels
 

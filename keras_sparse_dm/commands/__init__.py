@@ -1,0 +1,1 @@
+"""The commands of `sparse-dm`: each reads its options and calls the package."""

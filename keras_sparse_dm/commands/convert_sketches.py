@@ -1,0 +1,227 @@
+"""The command `sparse-dm convert-sketches`: sketch files of any format to JSON or SVG."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from keras_sparse_dm.checks import UsageError
+from keras_sparse_dm.commands.options import fail, parse_options
+from keras_sparse_dm.files import os_error_text
+
+JSON = ".json"
+SVG = ".svg"
+
+# So many of the sketches that cannot be read are listed.
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class ConvertSketchesSettings:
+    """Converts sketch files of any known format into one .json file, or into .svg files.
+
+    Sketches that cannot be read are skipped and listed; where they are more than 5%, nothing is
+    written. Nothing in a file is ever run, pickles included.
+    """
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """A file (.svg, .ndjson, .ndjson.gz, .npz, .json, .pkl, sketch_0), a folder of such files,
+    or a pattern in quotes, such as 'drawings/*.svg'."""
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET")]
+    """A .json file for all sketches; an .svg file for one; or a folder, for an .svg file of
+    each, named after the sketches."""
+    max_sketches: int | None = None
+    """Convert the first sketches only, this many."""
+    recognized: bool = False
+    """Of QuickDraw's drawings take those that the game recognized."""
+    splits: tuple[Literal["train", "valid", "test"], ...] = ("train", "valid", "test")
+    """Parts of sketch-rnn's files to take."""
+    overwrite: bool = False
+    """Replace a target that exists; of a folder, the files of the same names."""
+
+
+class _TooManyBroken(ValueError):
+    """More than 5% of the sketches cannot be read."""
+
+
+@dataclass
+class _Counts:
+    """What became of the sketches so far."""
+
+    good: int = 0
+    broken: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add_broken(self, where, error):
+        self.broken += 1
+        if len(self.first) < _LISTED:
+            reason = " ".join(str(error).split())
+            self.first.append(reason if where in reason else f"{where}: {reason}")
+
+
+def convert_sketches_command(argv, prog="sparse-dm convert-sketches"):
+    """Parses the options of `convert-sketches`, converts, and returns the exit code.
+
+    Returns:
+        0; 1 where the source cannot be converted; 2 for wrong options.
+    """
+    try:
+        settings = parse_options(ConvertSketchesSettings, argv, prog)
+        _check(settings)
+    except UsageError as error:
+        return fail(prog, error, 2)
+
+    from keras_sparse_dm.data.reading import read_sketches
+
+    counts = _Counts()
+    try:
+        try:
+            sketches = read_sketches(
+                settings.source,
+                counts.add_broken,
+                recognized=settings.recognized,
+                splits=settings.splits,
+            )
+        except (FileNotFoundError, ValueError) as error:
+            message = str(error).replace("path=", "SOURCE ", 1).replace("splits=", "--splits ", 1)
+            return fail(prog, message, 2)
+        with contextlib.closing(_checked(sketches, settings, counts)) as sketches:
+            _write(settings, sketches)
+    except _TooManyBroken as error:
+        return fail(prog, error, 1)
+    except ValueError as error:
+        _list_broken(counts)
+        return fail(prog, error, 1)
+    except OSError as error:
+        return fail(prog, os_error_text(error), 1)
+    except KeyboardInterrupt:
+        return fail(prog, f"interrupted; nothing was written to {settings.target}.", 130)
+    _list_broken(counts)
+    print(f"Wrote {counts.good:,} sketch{'es' * (counts.good != 1)} to {settings.target}")
+    return 0
+
+
+def _check(settings):
+    target = settings.target
+    if settings.max_sketches is not None and settings.max_sketches < 1:
+        raise UsageError(f"--max-sketches must be 1 or more; received {settings.max_sketches}.")
+    if target.suffix.lower() not in (JSON, SVG, ""):
+        raise UsageError(
+            f"TARGET must be a .json file, an .svg file or a folder; received {target}."
+        )
+    if target.suffix and target.is_dir():
+        raise UsageError(f"TARGET {target} is a folder; give a file that ends in {target.suffix}.")
+    if not target.suffix and target.exists() and not target.is_dir():
+        raise UsageError(f"TARGET {target} is no folder; give a folder, a .json or an .svg file.")
+    if target.is_file() and not settings.overwrite:
+        raise UsageError(f"TARGET {target} exists; --overwrite replaces it.")
+    if target.is_dir() and any(target.iterdir()) and not settings.overwrite:
+        raise UsageError(f"TARGET {target} holds files; --overwrite replaces those it must.")
+    if not target.absolute().parent.is_dir():
+        raise UsageError(f"The folder of TARGET must exist; received {target}.")
+
+
+def _checked(sketches, settings, counts):
+    """The sketches under a progress bar, counted; at the end an error where many are broken."""
+    from tqdm import tqdm
+
+    from keras_sparse_dm.data.cache import MAX_BROKEN
+
+    with tqdm(desc="Converting", unit=" sketches", total=settings.max_sketches) as bar:
+        for sketch in itertools.islice(sketches, settings.max_sketches):
+            counts.good += 1
+            bar.update()
+            yield sketch
+    total = counts.good + counts.broken
+    if counts.broken > MAX_BROKEN * total:
+        raise _TooManyBroken(
+            f"{counts.broken:,} of {total:,} sketches of {settings.source} cannot be read, more "
+            f"than {MAX_BROKEN:.0%}; nothing was written. The first are "
+            + "; ".join(counts.first[:3])
+        )
+    if counts.good == 0:
+        raise ValueError(f"{settings.source} holds no sketch of those asked for.")
+
+
+def _list_broken(counts):
+    if counts.broken:
+        print(
+            f"{counts.broken:,} of {counts.good + counts.broken:,} sketches cannot be read and "
+            "are left out:",
+            file=sys.stderr,
+        )
+        for reason in counts.first:
+            print(f"  {reason}", file=sys.stderr)
+        if counts.broken > len(counts.first):
+            print(f"  and {counts.broken - len(counts.first):,} more", file=sys.stderr)
+
+
+# Writing -----------------------------------------------------------------------------------
+
+
+def _write(settings, sketches):
+    from keras_sparse_dm.data.formats.sketch_json import write_sketch_json
+    from keras_sparse_dm.data.formats.svg import write_svg
+
+    suffix = settings.target.suffix.lower()
+    if suffix == JSON:
+        write_sketch_json(settings.target, sketches)
+    elif suffix == SVG:
+        two = list(itertools.islice(sketches, 2))
+        if len(two) == 2:
+            raise ValueError(
+                f"{settings.source} holds several sketches, and {settings.target} is a file for "
+                "one; give a folder, or --max-sketches 1."
+            )
+        write_svg(settings.target, two[0])
+    else:
+        with _whole_folder(settings.target) as folder:
+            names = _Names()
+            for sketch in sketches:
+                write_svg(folder / f"{names.of(sketch.name)}{SVG}", sketch)
+
+
+@contextlib.contextmanager
+def _whole_folder(target):
+    """Context that gives a folder to fill, whose files are in `target` where it ends well."""
+    temporary = target.absolute().with_name(f".partial-{target.absolute().name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.is_dir():
+            for file in temporary.iterdir():
+                os.replace(file, target / file.name)
+        else:
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class _Names:
+    """Names for files: of letters that any disk takes, no two the same."""
+
+    def __init__(self):
+        self.taken = set()
+        self.counts = {}
+
+    def of(self, name):
+        safe = re.sub(r"[^\w.-]+", "_", name).strip("._-").encode()[:120].decode("utf-8", "ignore")
+        safe = safe or "sketch"
+        # Some disks take capital and small letters for the same.
+        key = safe.casefold()
+        unique = safe
+        while unique.casefold() in self.taken:
+            self.counts[key] = self.counts.get(key, 1) + 1
+            unique = f"{safe}-{self.counts[key]}"
+        self.taken.add(unique.casefold())
+        return unique

@@ -1,0 +1,146 @@
+"""`sparse-dm data`: what a data set of sketches is like, in figures and in a picture."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from keras_sparse_dm.checks import UsageError
+from keras_sparse_dm.commands.options import fail, parse_options, quiet_start
+from keras_sparse_dm.files import os_error_text
+from keras_sparse_dm.presets import SketchSettings
+from keras_sparse_dm.runs.settings import (
+    SKETCH_DATASETS,
+    SettingsError,
+    check_sketch_settings,
+)
+
+PICTURES = 12
+BINS = 12
+BAR = 40
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Shows what a data set of sketches is like: counts, lengths, padding, a picture."""
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
+    """Data set: kanjivg, quickdraw, vmnist, or files (sketches of your own)."""
+    data_dir: Path | None = None
+    """Folder of the data set's files; see train --help for what is taken without it."""
+    cache_dir: Path | None = None
+    """Folder for prepared data; by default the user's cache folder."""
+    batch_size: int = 128
+    """Sketches in a training batch, for which padding is counted."""
+    seed: int = 0
+    """Seed of the choice of sketches that are drawn."""
+    picture: Path | None = None
+    """Where to save a picture of twelve sketches (.png, .svg, .pdf, or .gif, drawn point by
+    point); by default NAME.png in this folder."""
+    data: tyro.conf.OmitArgPrefixes[SketchSettings] = field(
+        default_factory=lambda: SketchSettings("")
+    )
+
+    def check(self):
+        """Checks everything that can be checked without loading anything.
+
+        Raises:
+            SettingsError: naming the option, what was received and what would be right.
+        """
+        if self.name not in SKETCH_DATASETS or self.data.dataset not in ("", self.name):
+            received = self.data.dataset if self.name in SKETCH_DATASETS else self.name
+            raise SettingsError(
+                f"the data set must be one of {', '.join(SKETCH_DATASETS)}; received {received!r}."
+            )
+        check_sketch_settings(replace(self.data, dataset=self.name), self.data_dir)
+        if self.batch_size < 1:
+            raise SettingsError(f"--batch-size must be 1 or more; received {self.batch_size}.")
+        if self.seed < 0:
+            raise SettingsError(f"--seed must be 0 or more; received {self.seed}.")
+        folder = self.picture_path.parent
+        if not folder.is_dir():
+            raise SettingsError(f"--picture: the folder {folder} does not exist.")
+        if self.picture_path.suffix.lower() not in (".png", ".svg", ".pdf", ".gif"):
+            raise SettingsError(
+                f"--picture must end in .png, .svg, .pdf or .gif; received {self.picture_path}."
+            )
+
+    @property
+    def picture_path(self):
+        return self.picture if self.picture is not None else Path(f"{self.name}.png")
+
+
+def data_command(argv, prog="sparse-dm data"):
+    """Parses the options of `data`, prints the report, and returns the exit code."""
+    try:
+        settings = parse_options(DataSettings, argv, prog)
+        settings.check()
+        with quiet_start():
+            from keras_sparse_dm.runs.sketch_data import load_sketch_data
+        data = replace(settings.data, dataset=settings.name)
+        train, validation = load_sketch_data(data, settings.data_dir, settings.cache_dir)
+        print(describe(train, validation, settings.batch_size))
+        draw_some(train, settings.picture_path, settings.seed)
+    except UsageError as error:
+        return fail(prog, error, 2)
+    except OSError as error:
+        return fail(prog, os_error_text(error), 1)
+    print(f"Picture: {settings.picture_path}")
+    return 0
+
+
+def describe(train, validation, batch_size):
+    """What a data set of sketches is like, as text of several lines.
+
+    Args:
+        train, validation: `SketchArrays`.
+        batch_size: Sketches in a training batch.
+    """
+    from keras_sparse_dm.data import padding_waste, steps_per_epoch
+
+    lengths = np.concatenate([train.lengths, validation.lengths]) + 1
+    strokes = np.concatenate([_strokes(train), _strokes(validation)])
+    batch_size = min(batch_size, len(train))
+    lines = [
+        str(train.summary),
+        "",
+        f"training      {len(train):,} sketches, {steps_per_epoch(train, batch_size):,} batches of "
+        f"{batch_size} an epoch, {padding_waste(train, batch_size):.1%} of their points padding",
+        f"validation    {len(validation):,} sketches",
+        f"points        {_spread(lengths)}",
+        f"strokes       {_spread(strokes)}",
+    ]
+    # Bins of whole numbers.
+    width = -(-(int(np.ptp(lengths)) + 1) // BINS)
+    counts = np.bincount((lengths - lengths.min()) // width)
+    lines += ["", "points a sketch"]
+    for low, count in zip(range(lengths.min(), lengths.max() + 1, width), counts, strict=True):
+        bar = "#" * round(BAR * count / counts.max())
+        lines.append(f"{low:6} to {low + width - 1:4}  {count:8,}  {bar}".rstrip())
+    return "\n".join(lines)
+
+
+def _strokes(arrays):
+    """Number of strokes of each sketch: in both representations a pen bit of 1 ends one."""
+    ends = np.cumsum(arrays.lengths, dtype=np.int64)
+    lifts = np.concatenate([[0], np.cumsum(arrays.points[:, 2] > 0.5)])
+    return lifts[ends] - lifts[ends - arrays.lengths]
+
+
+def _spread(values):
+    middle = np.median(values)
+    return (
+        f"{values.mean():.1f} a sketch on average; least {values.min()}, median {middle:g}, "
+        f"most {values.max()}"
+    )
+
+
+def draw_some(arrays, path, seed):
+    """Draws a dozen sketches, chosen by a seed."""
+    from keras_sparse_dm.data import animate, draw, from_points
+
+    chosen = np.random.default_rng(seed).permutation(len(arrays))[:PICTURES]
+    sketches = [from_points(arrays[i], arrays.representation) for i in chosen]
+    (animate if path.suffix.lower() == ".gif" else draw)(sketches, path, columns=6)

@@ -1,0 +1,65 @@
+"""What all commands share: how options are read and errors told. Loads neither Keras nor data."""
+
+import contextlib
+import io
+import itertools
+import os
+import sys
+
+import tyro
+
+from keras_sparse_dm.checks import UsageError
+
+
+def parse_options(kind, argv, prog, default=tyro.MISSING_NONPROP):
+    """Parses options into a dataclass.
+
+    Args:
+        kind: The dataclass.
+        argv: List of strings.
+        prog: What the command is called.
+        default: An instance whose values are the defaults; those of the class by default.
+
+    Returns:
+        An instance of `kind`.
+
+    Raises:
+        UsageError: for options that do not parse.
+        SystemExit: after `--help`.
+    """
+    # tyro tells what is wrong in a box of many lines; a terminal's user needs the first.
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(kind, default=default, args=argv, prog=prog)
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        # A title, then what is wrong, then a rule and advice; frames only where the terminal
+        # can draw them.
+        _, *lines = (line.strip("│╭╮╰╯ ") for line in errors.getvalue().splitlines())
+        while lines and not lines[0].strip("─-"):
+            del lines[0]
+        message = itertools.takewhile(lambda line: line.strip("─-"), lines)
+        raise UsageError(f"{' '.join(message)}; see {prog} --help.") from None
+
+
+@contextlib.contextmanager
+def quiet_start():
+    """Keeps TensorFlow's start-up messages, which no setting silences, off the terminal."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def fail(prog, message, code):
+    """Prints an error and returns the exit code."""
+    print(f"{prog}: error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,137 @@
+"""`sparse-dm train`, which is `python train.py` too, and `sparse-dm train-autoencoder`."""
+
+import dataclasses
+from pathlib import Path
+
+from keras_sparse_dm.checks import UsageError
+from keras_sparse_dm.commands.options import fail, parse_options, quiet_start
+from keras_sparse_dm.files import os_error_text
+from keras_sparse_dm.presets import PRESETS
+from keras_sparse_dm.runs.settings import (
+    CONFIG_FILE,
+    AutoencoderRunSettings,
+    RunSettings,
+    TrainingDiverged,
+    check_folder,
+    read_config,
+)
+
+# Options without a value.
+FLAGS = ("resume", "remat", "scale-latents", "cache-latents", "recognized")
+
+
+def train_command(argv, prog="train.py"):
+    """Parses the options of `train`, trains, and returns the exit code."""
+
+    def train(settings):
+        with quiet_start():
+            from keras_sparse_dm.runs.train import train
+        folder = train(settings)
+        print((folder / "report.md").read_text(encoding="utf-8"))
+        if settings.sampling.evaluation:
+            text = (folder / "evaluation.md").read_text(encoding="utf-8")
+            # Without the cost, which the report has told.
+            print(text.partition("```")[0])
+        print(f"Samples: {folder / 'samples.png'}   Report: {folder / 'report.md'}")
+
+    return _run(argv, prog, RunSettings, "quickstart", train)
+
+
+def train_autoencoder_command(argv, prog="sparse-dm train-autoencoder"):
+    """Parses the options of `train-autoencoder`, trains, and returns the exit code."""
+
+    def train(settings):
+        with quiet_start():
+            from keras_sparse_dm.runs.autoencoder import train_autoencoder
+        folder = train_autoencoder(settings)
+        print((folder / "report.md").read_text(encoding="utf-8"))
+        print(f"Autoencoder: {folder / 'autoencoder.keras'}, for --autoencoder of train")
+
+    return _run(argv, prog, AutoencoderRunSettings, "ldm_kanjivg", train)
+
+
+def _run(argv, prog, kind, preset, train):
+    """Parses the options of a kind of run, runs it, and returns the exit code."""
+    try:
+        settings = parse_settings(argv, prog, kind, preset)
+        settings.check()
+        check_folder(settings)
+    except UsageError as error:
+        return fail(prog, error, 2)
+    try:
+        train(settings)
+    except UsageError as error:
+        return fail(prog, error, 2)
+    except TrainingDiverged as error:
+        return fail(prog, error, 1)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        return fail(prog, f"{os_error_text(error)} {_advice(settings)}", 1)
+    except KeyboardInterrupt:
+        return fail(prog, f"interrupted. {_advice(settings)}", 130)
+    return 0
+
+
+def _advice(settings):
+    if not (settings.folder / CONFIG_FILE).exists():
+        return f"Nothing was begun in {settings.folder}."
+    return (
+        f"What was written before is kept; continue with --output-dir {settings.folder} --resume."
+    )
+
+
+def parse_train_options(argv, prog="train.py"):
+    """Parses the options of `train` over the settings of their preset, or of the run resumed.
+
+    Raises:
+        UsageError: for options that do not parse, an unknown preset, or a run that cannot
+            be resumed.
+        SystemExit: after `--help`.
+    """
+    return parse_settings(argv, prog, RunSettings, "quickstart")
+
+
+def parse_settings(argv, prog, kind, preset):
+    """As `parse_train_options`, for a kind of settings and its default preset."""
+
+    def parse(default):
+        return parse_options(type(default), argv, prog, default)
+
+    # The preset, which may stand anywhere, decides which options there are and their defaults.
+    named = _named_preset(argv) or _preset_to_resume(argv) or preset
+    settings = parse(kind.from_preset(named))
+    if settings.preset != named:
+        settings = parse(kind.from_preset(settings.preset))
+    if settings.resume:
+        stored = read_config(settings.folder)
+        if stored is not None:
+            # What is not said again stays as it was.
+            default = dataclasses.replace(settings, resume=False).with_stored(stored["settings"])
+            default = dataclasses.replace(default, output_dir=Path(settings.folder))
+            settings = parse(default)
+    return settings
+
+
+def _named_preset(argv):
+    """The argument that is the preset rather than an option's value, or None."""
+    before = None
+    for argument in argv:
+        name = (before or "").removeprefix("--").removeprefix("no-").replace("_", "-")
+        is_value = (before or "").startswith("--") and "=" not in before and name not in FLAGS
+        if argument in PRESETS and not is_value:
+            return argument
+        before = argument
+    return None
+
+
+def _preset_to_resume(argv):
+    """The preset of the run that the options name to be resumed, or None."""
+    arguments = [part for argument in argv for part in argument.split("=", 1)]
+    names = [argument.replace("_", "-") for argument in arguments]
+    if "--resume" not in names or "--output-dir" not in names:
+        return None
+    folder = arguments[names.index("--output-dir") + 1 :][:1]
+    stored = read_config(folder[0]) if folder else None
+    preset = stored["settings"].get("preset") if stored else None
+    return preset if preset in PRESETS else None

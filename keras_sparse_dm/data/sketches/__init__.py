@@ -1,0 +1,15 @@
+"""Sources of sketches, one in a file."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "digits": ["load_digits"],
+        "kanjivg": ["kanjivg_folder", "load_kanjivg", "select_characters"],
+        "quickdraw": ["load_quickdraw", "quickdraw_categories", "quickdraw_folder"],
+        "source": ["SketchSource", "load_sketches", "prepare_source"],
+        "tracing": ["trace"],
+        "vmnist": ["load_vmnist"],
+    },
+)

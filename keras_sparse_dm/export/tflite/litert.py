@@ -1,0 +1,235 @@
+"""Run `.tflite` files of this package: a denoiser for the samplers, and samples at once.
+
+Needs LiteRT, not the model.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from keras_sparse_dm.export.tflite import flatbuffer
+
+
+def load_interpreter(path, num_threads):
+    """A LiteRT interpreter of a file, ready to run.
+
+    Raises:
+        ImportError: without LiteRT, telling how to install it.
+    """
+    flatbuffer.schema()
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=num_threads)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def read_tflite_metadata(path):
+    """Read the metadata that `to_tflite` has written into a file.
+
+    Args:
+        path: The `.tflite` file.
+
+    Returns:
+        Dictionary: `"kind"` (sketches, images or model), `"what"` (denoiser, ...), `"quantize"`,
+        `"sparse"`, `"sparsity"` (share of zeros in the kernels), `"inputs"` (shapes by name),
+        `"output"`, `"batch_size"`, what samplers need (`"timesteps"`, `"noise_schedule"`,
+        `"steps"`, `"representation"`, `"length"` or `"shape"`, `"scale_factor"`), `"package"` (the
+        version) and `"user"`.
+
+    Raises:
+        ValueError: for a file that is damaged or that `to_tflite` has not written.
+        OSError: if it cannot be read.
+    """
+    return flatbuffer.read_metadata(Path(path).read_bytes(), str(path))
+
+
+class TFLiteDenoiser:
+    """The denoiser in a `.tflite` file, to be called as the samplers do.
+
+    Sketches shorter than the file's length and batches of other sizes than the file's are padded
+    and split.
+
+    Args:
+        path: A file that `to_tflite` has written with `what="denoiser"`.
+        num_threads: Threads of LiteRT.
+
+    Call arguments:
+        x: Float array or tensor (batch_size, length, 3) of points, not longer than the file
+            takes; or (batch_size, height, width, channels) of latents.
+        t: Integers (batch_size,), timesteps from 0.
+        lengths: Integers (batch_size,), for sketches.
+
+    Returns:
+        Predicted noise, of the shape of `x`: a NumPy array, or a tensor in a graph.
+
+    Attributes:
+        metadata: As `read_tflite_metadata`.
+
+    Raises:
+        ValueError: for a damaged file, or one of something else; from calls for shapes that do
+            not fit.
+
+    Example:
+
+    >>> denoise = TFLiteDenoiser("kanji.tflite")
+    >>> points = ddim(denoise, NoiseSchedule.linear(1000), noise, 50, context=(lengths,))
+    """
+
+    def __init__(self, path, num_threads=1):
+        self.metadata = read_tflite_metadata(path)
+        if self.metadata["what"] != "denoiser":
+            raise ValueError(
+                f"{path} must hold a denoiser; it holds what={self.metadata['what']!r}."
+            )
+        self._run = _Runner(path, self.metadata, num_threads)
+
+    def __call__(self, x, t, lengths=None):
+        context = () if lengths is None else (lengths,)
+        inputs = (x, t, *context)
+        if not any(_is_symbolic(tensor) for tensor in inputs):
+            return self._run(*(np.asarray(tensor) for tensor in inputs))
+        import tensorflow as tf
+
+        epsilon = tf.numpy_function(self._run, inputs, tf.float32, stateful=False)
+        epsilon.set_shape(x.shape)
+        return epsilon
+
+
+def generate_from_tflite(
+    path, n=None, lengths=None, steps=None, seed=None, decoder=None, num_threads=1
+):
+    """Sample from noise with a `.tflite` file, as `generate` of the model does.
+
+    Equal seeds give the samples of `model.generate` with eta 0, to rounding and quantization.
+
+    Args:
+        path: A file of `to_tflite`: a denoiser, a sampler step or a sampler.
+        n: Number of images, for latents.
+        lengths: Numbers of points of the sketches to draw, integers (n,), none above the file's.
+        steps: Number of DDIM steps; that of the file by default, and 50 for a denoiser.
+        seed: Integer; None for a random one.
+        decoder: File of the decoder, for images; without it latents are returned.
+        num_threads: Threads of LiteRT.
+
+    Returns:
+        Float32 array (n, max(lengths), 3) of points, zero past each length; (n, image_size,
+        image_size, channels) of images in [-1, 1]; or latents as they are diffused.
+
+    Raises:
+        ValueError: for a file that is damaged or holds something else, or arguments that do not
+            fit it.
+    """
+    import keras
+
+    from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule
+    from keras_sparse_dm.diffusion.samplers import ddim
+
+    facts = read_tflite_metadata(path)
+    if facts["what"] not in ("denoiser", "sampler_step", "sampler"):
+        raise ValueError(f"{path} cannot sample: it holds what={facts['what']!r}.")
+    if "noise_schedule" not in facts:
+        raise ValueError(
+            f"{path} holds a denoiser without its noise schedule: export the DiffusionModel, or "
+            "use TFLiteDenoiser with a sampler."
+        )
+    own_steps = facts.get("steps")
+    if own_steps is not None and steps not in (None, own_steps):
+        raise ValueError(f"`steps` is {own_steps} in {path}; received {steps}.")
+    steps = own_steps or steps or 50
+    sketches = facts["kind"] == "sketches"
+    if (lengths is None) == sketches or (n is None) != sketches:
+        raise ValueError(
+            f"{path} draws {facts['kind']}: give {'`lengths`' if sketches else '`n`'} and not "
+            f"{'`n`' if sketches else '`lengths`'}."
+        )
+    context = ()
+    if sketches:
+        lengths = np.asarray(lengths)
+        if lengths.ndim != 1 or not lengths.size or lengths.min() < 1:
+            raise ValueError(f"`lengths` must be numbers of points, 1 or more; got {lengths}.")
+        if lengths.max() > facts["length"]:
+            raise ValueError(
+                f"`lengths` must be at most {facts['length']}, for which {path} was made; "
+                f"received {lengths.max()}. Export it with a larger `length`."
+            )
+        lengths = lengths.astype("int32")
+        shape = (len(lengths), int(lengths.max()), facts["point_features"])
+        context = (lengths,)
+    else:
+        if int(n) != n or n < 1:
+            raise ValueError(f"`n` must be a whole number, 1 or more; received {n}.")
+        shape = (int(n), *facts["shape"])
+    if seed is None:
+        seed = int(keras.random.randint((), 0, 2**31 - 1))
+    x = keras.ops.convert_to_numpy(keras.random.normal(shape, seed=seed))
+    if facts["what"] == "denoiser":
+        schedule = NoiseSchedule.from_config(facts["noise_schedule"])
+        denoise = TFLiteDenoiser(path, num_threads)
+        x = keras.ops.convert_to_numpy(ddim(denoise, schedule, x, steps, context=context))
+    else:
+        run = _Runner(path, facts, num_threads)
+        if facts["what"] == "sampler":
+            x = run(x, *context)
+        else:
+            for step in range(steps):
+                x = run(x, np.array(step, "int32"), *context)
+    if sketches:
+        return np.where(np.arange(shape[1])[None, :, None] < lengths[:, None, None], x, 0.0)
+    if decoder is None:
+        return x
+    decoder_facts = read_tflite_metadata(decoder)
+    if decoder_facts["what"] != "decoder":
+        raise ValueError(f"{decoder} holds no decoder but what={decoder_facts['what']!r}.")
+    return _Runner(decoder, decoder_facts, num_threads)(x)
+
+
+class _Runner:
+    """Call a file with any number of examples, padded to what it takes.
+
+    The first input has one row per example; so have all others but scalars.
+    """
+
+    def __init__(self, path, facts, num_threads):
+        self._path, self._facts = path, facts
+        self._interpreter = load_interpreter(path, num_threads)
+        self._call = self._interpreter.get_signature_runner(facts["what"])
+
+    def __call__(self, *inputs):
+        shapes, batch_size = self._facts["inputs"], self._facts["batch_size"]
+        if len(inputs) != len(shapes):
+            raise ValueError(
+                f"{self._path} takes {', '.join(shapes)}; received {len(inputs)} inputs."
+            )
+        x = np.asarray(inputs[0], "float32")
+        first, *sizes = next(iter(shapes.values()))
+        # Only sketches may be shorter: they have lengths.
+        shorter = "lengths" in shapes and x.ndim == len(sizes) + 1 and x.shape[1] <= sizes[0]
+        wanted = [x.shape[1], *sizes[1:]] if shorter else sizes
+        if x.ndim != len(sizes) + 1 or list(x.shape[1:]) != wanted:
+            raise ValueError(
+                f"{self._path} takes {next(iter(shapes))} of shape (batch_size, "
+                f"{', '.join(map(str, sizes))}); received {x.shape}."
+            )
+        padded = np.zeros((-(-len(x) // first) * first, *sizes), "float32")
+        padded[: len(x), : x.shape[1]] = x
+        others = []
+        for name, array in zip(list(shapes)[1:], inputs[1:], strict=True):
+            array = np.asarray(array).astype("int32")
+            if shapes[name]:
+                # Rows that are added need a length, too.
+                array = np.pad(array, (0, len(padded) - len(x)), mode="edge")
+            others.append(array)
+        parts = []
+        for begin in range(0, len(padded), batch_size):
+            rows = slice(begin, begin + batch_size)
+            arrays = [padded[rows], *(a[rows] if a.ndim else a for a in others)]
+            outputs = self._call(**dict(zip(shapes, arrays, strict=True)))
+            parts.append(outputs[self._facts["output"]])
+        result = np.concatenate(parts)[: len(x)]
+        return result[:, : x.shape[1]] if shorter else result
+
+
+def _is_symbolic(tensor):
+    """Tell whether a tensor's values are not known yet, while a graph is traced."""
+    return not isinstance(tensor, np.ndarray) and hasattr(tensor, "graph")

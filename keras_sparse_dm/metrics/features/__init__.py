@@ -1,0 +1,12 @@
+"""Features of sketches and images, which distances compare."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "embedded": ["EmbeddedFeatures"],
+        "inception": ["InceptionFeatures", "where_to_get"],
+        "render": ["render_sketches"],
+    },
+)

@@ -1,0 +1,243 @@
+"""Features of sketches and small pictures by a network that comes with the package.
+
+It gives a distance where nothing can be downloaded: a small convolutional network, trained by
+``scripts/train_feature_network.py`` to tell which components a kanji of KanjiVG holds, which
+digit is written, what is drawn, and how a drawing is damaged. Its Fréchet distance is called
+FD-kanji. It is no FID, and can be compared with no number but others of the same name and
+fingerprint.
+
+The weights derive from KanjiVG (Ulrich Apel, CC BY-SA 3.0), MNIST (Yann LeCun, Corinna Cortes
+and Christopher Burges) and the Quick, Draw! Dataset (Google, CC BY 4.0).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from keras_sparse_dm.data.batches import check_whole
+from keras_sparse_dm.data.cache import fingerprint_of
+
+WEIGHTS = Path(__file__).parent / "weights" / "fd_kanji.npz"
+# Width and height, in pixels, of what the network sees.
+SIZE = 64
+# Raise it with every change of what `__call__` makes of the same images and weights.
+VERSION = 1
+# Rec. 601, as Pillow's conversion to grey has it.
+_LUMA = (0.299, 0.587, 0.114)
+
+
+class EmbeddedFeatures:
+    """The features of the embedded network: `EmbeddedFeatures()(images)`.
+
+    Images of any size are averaged down (or spread) to 64 x 64 pixels, colour becomes grey, and
+    what is dark counts as ink: sketches are to be black on white, as `render_sketches` draws
+    them. The features are means over the picture of the maps of two of the network's layers, of
+    one that sees strokes and how they meet and of the last, each divided by its standard
+    deviation over real drawings; those of the last count half.
+
+    Attributes:
+        name: what a Fréchet distance of these features is called, `"FD-kanji"`.
+        dimensions: number of features.
+        fingerprint: 20 hexadecimal digits that change with the weights and with what is done to
+            images before: numbers of different fingerprints cannot be compared.
+        accuracy: how well the network does, on drawings held out from its training, what it was
+            trained for, by name: a dictionary of floats.
+        description: what else the weights' file tells: data, numbers of drawings, seed.
+
+    Args:
+        weights: the file of weights, as ``scripts/train_feature_network.py`` writes it; by
+            default the one in the package.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or holds something else.
+    """
+
+    name = "FD-kanji"
+
+    def __init__(self, weights=None):
+        import tensorflow as tf
+
+        layers, scale, self.description = read_weights(
+            WEIGHTS if weights is None else Path(weights)
+        )
+        strides, pooled = self.description["strides"], self.description["pooled"]
+        self.accuracy = self.description["accuracy"]
+        self.dimensions = scale.size
+        hashes = [_hash(array) for layer in layers for array in layer] + [_hash(scale)]
+        self.fingerprint = fingerprint_of([VERSION, SIZE, _LUMA, strides, pooled, hashes])
+        scale = tf.constant(scale, tf.float32)
+        constants = [
+            (tf.constant(kernel, tf.float32), tf.constant(bias, tf.float32))
+            for kernel, bias in layers
+        ]
+
+        def features(images, luma, rows, columns):
+            grey = tf.tensordot(tf.cast(images, tf.float32), luma, 1)
+            grey = tf.einsum("yh,bhw,xw->byx", rows, grey, columns)
+            x = (1 - grey / 255)[..., None]
+            means = []
+            for (kernel, bias), stride in zip(constants, strides, strict=True):
+                x = tf.nn.relu(tf.nn.conv2d(x, kernel, stride, "SAME") + bias)
+                means.append(tf.reduce_mean(x, axis=(1, 2)))
+            return tf.concat([means[i] for i in pooled], axis=1) * scale
+
+        self._features = tf.function(
+            features,
+            input_signature=[
+                tf.TensorSpec((None, None, None, None), tf.uint8),
+                tf.TensorSpec((None,), tf.float32),
+                tf.TensorSpec((SIZE, None), tf.float32),
+                tf.TensorSpec((SIZE, None), tf.float32),
+            ],
+        )
+
+    def __call__(self, images, batch_size: int = 256, progress: bool = False) -> np.ndarray:
+        """The features of images, each of its own image alone.
+
+        Args:
+            images: uint8 array (or memory map, read batch by batch) of shape
+                `(n, height, width)`, `(n, height, width, 1)` or `(n, height, width, 3)` (red,
+                green, blue), 0 black and 255 white; any height and width.
+            batch_size: images at a time, at least 1; it changes the features by rounding only.
+            progress: whether to show a progress bar (on standard error).
+
+        Returns:
+            float32 array of shape `(n, dimensions)`.
+
+        Raises:
+            ValueError: if the images are of another type or shape, or `batch_size` is below 1.
+        """
+        from tqdm import tqdm
+
+        check_whole("batch_size", batch_size, 1, 2**31)
+        images = _checked(images)
+        luma = np.float32(_LUMA if images.ndim == 4 and images.shape[3] == 3 else (1,))
+        rows, columns = (area_weights(length, SIZE) for length in images.shape[1:3])
+        result = np.empty((len(images), self.dimensions), np.float32)
+        with tqdm(total=len(images), desc=self.name, unit=" images", disable=not progress) as bar:
+            for start in range(0, len(images), batch_size):
+                batch = np.asarray(images[start : start + batch_size])
+                batch = batch.reshape(*batch.shape[:3], len(luma))
+                count = len(batch)
+                # All batches alike, so that all are computed in the same way.
+                missing = min(batch_size, len(images)) - count
+                batch = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))
+                values = self._features(batch, luma, rows, columns).numpy()
+                result[start : start + count] = values[:count]
+                bar.update(count)
+        return result
+
+    def __repr__(self) -> str:
+        return f"EmbeddedFeatures({self.name}, {self.dimensions} features, {self.fingerprint})"
+
+
+def area_weights(length: int, size: int) -> np.ndarray:
+    """The share that each of `length` pixels has in each of `size` pixels as long in all.
+
+    Args:
+        length: number of pixels in a row of the image, at least 1.
+        size: number of pixels that are wanted.
+
+    Returns:
+        float32 array of shape `(size, length)`, whose rows add up to 1.
+    """
+    # In units of 1 / (size * length) of the row, where all borders are whole numbers.
+    ends = np.arange(1, size + 1)[:, None] * length
+    borders = np.arange(1, length + 1)[None] * size
+    overlap = np.minimum(ends, borders) - np.maximum(ends - length, borders - size)
+    return (np.maximum(overlap, 0) / length).astype(np.float32)
+
+
+def write_weights(path, layers, scale, description: dict) -> None:
+    """Writes a network's weights, halved to float16, into an `.npz` file without pickles.
+
+    Args:
+        path: the file to make.
+        layers: `(kernel, bias)` of each convolution, of shapes `(height, width, in, out)` and
+            `(out,)`.
+        scale: what each feature is multiplied with.
+        description: what is to be known of them, which JSON must be able to write: at least
+            `"strides"`, one whole number per layer; `"pooled"`, the numbers of the layers, from
+            0, whose maps' means are the features; and `"accuracy"`.
+    """
+    from keras_sparse_dm.files import whole_file
+
+    arrays = {"scale": np.asarray(scale, np.float16)}
+    for i, (kernel, bias) in enumerate(layers):
+        arrays[f"kernel_{i}"] = np.asarray(kernel, np.float16)
+        arrays[f"bias_{i}"] = np.asarray(bias, np.float16)
+    with whole_file(path) as temporary:
+        np.savez(temporary, description=json.dumps(description, ensure_ascii=False), **arrays)
+
+
+def read_weights(path: Path) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray, dict]:
+    """Reads what `write_weights` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        `(kernel, bias)` of each convolution, the features' scale, all float16, and the
+        description.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or holds something else; the message says what to do.
+    """
+    try:
+        # No pickles, so reading runs no code; the zip's checksums tell damage.
+        with np.load(path, allow_pickle=False) as stored:
+            description = json.loads(str(stored["description"]))
+            layers = [
+                (stored[f"kernel_{i}"], stored[f"bias_{i}"])
+                for i in range(len(description["strides"]))
+            ]
+            scale = stored["scale"]
+            description["accuracy"] = {k: float(v) for k, v in description["accuracy"].items()}
+        channels = 1
+        for kernel, bias in layers:
+            if kernel.ndim != 4 or kernel.shape[2:] != (channels, *bias.shape):
+                raise ValueError(f"a kernel of shape {kernel.shape} does not fit its neighbours")
+            channels = bias.size
+        if scale.shape != (sum(layers[i][1].size for i in description["pooled"]),):
+            raise ValueError(f"a scale of shape {scale.shape} does not fit the layers pooled")
+        if not all(np.isfinite(array).all() for layer in layers for array in (*layer, scale)):
+            raise ValueError("a weight is not finite")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"the features' weights {path} are missing; install the package again, or make them "
+            "with scripts/train_feature_network.py"
+        ) from None
+    except Exception as error:  # a damaged zip raises almost anything; the remedy is the same
+        raise ValueError(
+            f"the features' weights {path} cannot be read ({type(error).__name__}: {error}); "
+            "install the package again, or make them with scripts/train_feature_network.py"
+        ) from error
+    return layers, scale, description
+
+
+def _hash(array: np.ndarray) -> list:
+    return [array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()]
+
+
+def _checked(images) -> np.ndarray:
+    if not isinstance(images, np.ndarray):
+        images = np.asarray(images)
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"images is of type {images.dtype}; it must be uint8, 0 black and 255 white: for "
+            "values from 0 to 1 give np.round(images * 255).astype('uint8'), for values from -1 "
+            "to 1 np.round((images + 1) * 127.5).astype('uint8')"
+        )
+    grey = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
+    if not grey or 0 in images.shape[1:]:
+        raise ValueError(
+            f"images has shape {images.shape}; it must be (n, height, width), "
+            "(n, height, width, 1) or (n, height, width, 3): of one image give image[None]"
+        )
+    return images

@@ -1,0 +1,211 @@
+"""ChiroDiff's denoiser: a bidirectional GRU over the points of a sketch (Das et al. 2023)."""
+
+import functools
+import math
+
+import keras
+from keras import ops
+
+from keras_sparse_dm.layers import SparseDense, SparseGRU
+from keras_sparse_dm.models.chirodiff.recurrent_gradient import trainable_outputs, trains_as_stack
+from keras_sparse_dm.models.chirodiff.recurrent_stack import runs_as_stack, stacked_outputs
+from keras_sparse_dm.presets import get_preset
+
+REPRESENTATIONS = ("absolute", "delta")
+
+
+@keras.saving.register_keras_serializable(package="keras_sparse_dm")
+class ChiroDiff(keras.Model):
+    """Predicts the noise in a noised sketch, from all its points at once.
+
+    Every point is given with its position and its velocity, whichever of the two the data
+    holds, its pen bit, and random Fourier features of the timestep. A stack of bidirectional
+    GRUs reads them; two linear layers, with the time features joined again before the second,
+    give the noise. All kernels can be sparse (paper, section 3.3.1 and figure 1b).
+
+    On a CPU the GRUs are computed together, faster than layer by layer and the same but for
+    rounding; see `layers/recurrent_stack.py` and `layers/recurrent_gradient.py`.
+
+    Args:
+        units: Units of each GRU direction; a list gives every GRU its own.
+        num_layers: Number of bidirectional GRUs.
+        representation: `"absolute"` where points are positions, `"delta"` where they are
+            differences.
+        time_features: Width of the timestep's features; even.
+        time_scale: Standard deviation of their frequencies.
+        timesteps: Number T of timesteps of the noise schedule.
+        seed: Integer seed of the frequencies; they never train and are saved with the model.
+        projection_units: Width of the first linear layer; that of the last GRU by default.
+
+    Call arguments:
+        inputs: Tuple `(points, t, lengths)`: float tensor (batch_size, max_length, 3) of x, y
+            and pen; integer tensor (batch_size,) of timesteps from 0 to T - 1; integer tensor
+            (batch_size,) of numbers of points. What lies past a sketch's length is not read.
+
+    Returns:
+        Predicted noise: float tensor (batch_size, max_length, 3), zero past each length.
+
+    Raises:
+        ValueError: for an unknown representation or sizes that are not positive.
+
+    Example:
+
+    >>> model = ChiroDiff(units=48, num_layers=2)
+    >>> model((points, t, lengths)).shape
+    TensorShape([128, 90, 3])
+    """
+
+    point_features = 3
+
+    def __init__(
+        self,
+        units=96,
+        num_layers=3,
+        representation="absolute",
+        time_features=8,
+        time_scale=4.0,
+        timesteps=1000,
+        seed=None,
+        projection_units=None,
+        name="chirodiff",
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        if representation not in REPRESENTATIONS:
+            raise ValueError(
+                f"`representation` must be one of {REPRESENTATIONS}; received {representation!r}."
+            )
+        of_each = isinstance(units, (list, tuple))
+        sizes = [
+            ("num_layers", num_layers),
+            *(("units", n) for n in (units if of_each else [units])),
+        ]
+        sizes += [("time_features", time_features), ("timesteps", timesteps)]
+        if projection_units is not None:
+            sizes.append(("projection_units", projection_units))
+        for name, value in sizes:
+            if int(value) != value or value < 1:
+                raise ValueError(f"`{name}` must be a whole number, 1 or more; received {value!r}.")
+        if of_each and len(units) != num_layers:
+            raise ValueError(
+                f"`units` must be one number, or one for each of the {num_layers} GRUs of "
+                f"`num_layers`; received {units!r}."
+            )
+        all_units = list(units) if of_each else [units] * num_layers
+        if projection_units is None:
+            projection_units = all_units[-1]
+        if time_features % 2:
+            raise ValueError(f"`time_features` must be even; received {time_features}.")
+        self.units = all_units if of_each else units
+        self.num_layers = num_layers
+        self.representation = representation
+        self.time_features = time_features
+        self.time_scale = time_scale
+        self.timesteps = timesteps
+        self.seed = seed
+        self.projection_units = projection_units
+        self.recurrent = [
+            keras.layers.Bidirectional(
+                SparseGRU(number, return_sequences=True, name="gru"), name=f"bidirectional_{i}"
+            )
+            for i, number in enumerate(all_units)
+        ]
+        self.output_projection = SparseDense(projection_units, name="output_projection")
+        self.noise_projection = SparseDense(self.point_features, name="noise_projection")
+        self.build()
+
+    def build(self, input_shape=None):
+        # All shapes follow from the arguments, so the model is built from the start.
+        if self.built:
+            return
+        self.time_frequencies = self.add_weight(
+            name="time_frequencies",
+            shape=(self.time_features // 2,),
+            initializer=keras.initializers.RandomNormal(stddev=1.0, seed=self.seed),
+            trainable=False,
+        )
+        # Positions and velocities, and one pen bit.
+        features = 2 * (self.point_features - 1) + 1 + self.time_features
+        for layer in self.recurrent:
+            layer.build((None, None, features))
+            features = 2 * layer.forward_layer.units
+        self.output_projection.build((None, None, features))
+        self.noise_projection.build((None, None, self.projection_units + self.time_features))
+        self.built = True
+
+    @property
+    def skips_padding(self):
+        """Whether what lies past a batch's longest sketch costs no time, when not training."""
+        return runs_as_stack(self.recurrent)
+
+    @classmethod
+    def from_preset(cls, name, **overrides):
+        """Makes the denoiser of a preset, with some arguments replaced.
+
+        Raises:
+            ValueError: for a name that is not a ChiroDiff preset.
+        """
+        preset = get_preset(name)
+        if preset.model.kind != "chirodiff":
+            raise ValueError(f"`name` must be a ChiroDiff preset; received {name!r}.")
+        return cls(**(preset.denoiser_arguments() | overrides))
+
+    def embed_time(self, t):
+        """Random Fourier features of timesteps: (batch_size,) to (batch_size, time_features)."""
+        # In full precision: half of it cannot tell a thousand timesteps apart.
+        time = ops.cast(t + 1, "float32") / self.timesteps
+        frequencies = ops.cast(self.time_frequencies, "float32") * self.time_scale
+        angle = 2 * math.pi * (time[:, None] * frequencies[None])
+        embedded = ops.concatenate([ops.sin(angle), ops.cos(angle)], axis=-1)
+        return ops.cast(embedded, self.compute_dtype)
+
+    def call(self, inputs, training=False):
+        points, t, lengths = inputs
+        max_length = ops.shape(points)[1]
+        mask = ops.arange(max_length)[None] < ops.cast(lengths, "int32")[:, None]
+        points = ops.where(mask[..., None], points, ops.zeros_like(points))
+
+        embedded = self.embed_time(t)
+        hidden = self._with_time(self._positions_and_velocities(points), embedded[:, None])
+        if not training and runs_as_stack(self.recurrent):
+            # There the points, not the sketches, are the first axis.
+            head = functools.partial(self._noise, time=embedded)
+            return stacked_outputs(self.recurrent, hidden, mask, head)
+        if training and trains_as_stack(self.recurrent):
+            hidden = trainable_outputs(self.recurrent, hidden, mask)
+        else:
+            for layer in self.recurrent:
+                hidden = layer(hidden, mask=mask, training=training)
+        noise = self._noise(hidden, embedded[:, None])
+        return ops.where(mask[..., None], noise, ops.zeros_like(noise))
+
+    def _noise(self, hidden, time):
+        return self.noise_projection(self._with_time(self.output_projection(hidden), time))
+
+    def _with_time(self, features, time):
+        """Joins time features to those of points, both tensors that broadcast to each other."""
+        time = ops.broadcast_to(time, (*ops.shape(features)[:2], self.time_features))
+        return ops.concatenate([features, time], axis=-1)
+
+    def _positions_and_velocities(self, points):
+        if self.representation == "delta":
+            positions = ops.cumsum(points[..., :2], axis=1)
+            return ops.concatenate([positions, points], axis=-1)
+        before = ops.pad(points[:, :-1, :2], ((0, 0), (1, 0), (0, 0)))
+        return ops.concatenate([points, points[..., :2] - before], axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape[0])
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "units": self.units,
+            "num_layers": self.num_layers,
+            "representation": self.representation,
+            "time_features": self.time_features,
+            "time_scale": self.time_scale,
+            "timesteps": self.timesteps,
+            "seed": self.seed,
+            "projection_units": self.projection_units,
+        }

@@ -1,0 +1,291 @@
+"""How far what a run generates is from real data, and what it costs: `sparse-dm evaluate`."""
+
+import warnings
+import zlib
+
+import numpy as np
+from tqdm import tqdm
+
+from keras_sparse_dm.data.cache import fingerprint_of
+from keras_sparse_dm.files import whole_file
+from keras_sparse_dm.metrics.bootstrap import Interval, bootstrap_interval
+from keras_sparse_dm.metrics.costs.cost import cost
+from keras_sparse_dm.metrics.features.embedded import EmbeddedFeatures
+from keras_sparse_dm.metrics.features.inception import InceptionFeatures
+from keras_sparse_dm.metrics.features.render import render_sketches
+from keras_sparse_dm.metrics.frechet import FewSamplesWarning, frechet_distance
+from keras_sparse_dm.metrics.kernel import kernel_distance
+from keras_sparse_dm.metrics.precision_recall import precision_recall
+from keras_sparse_dm.metrics.statistics import cached_features
+from keras_sparse_dm.runs.samples import generate, write_samples
+from keras_sparse_dm.runs.settings import SettingsError, write_json
+
+# In a run's folder.
+RESULTS = "evaluation.json"
+REPORT = "evaluation.md"
+FOLDER = "evaluation"
+# Sketches are drawn as large as what looks at them sees.
+PICTURE_SIZE = 128
+DRAWN = 64
+IMAGES_AT_ONCE = 512
+# Real ones that are compared with, as the paper takes them.
+REAL_SAMPLES = 20_000
+# Samples of a subset of the kernel distance, as torch-fidelity takes them.
+KERNEL_SUBSET = 1000
+# Halves must hold more than the neighbours by which precision and recall are told.
+FEWEST = 8
+
+
+def evaluate(
+    run,
+    samples=10_000,
+    steps=None,
+    sampler=None,
+    eta=None,
+    real="train",
+    real_samples=REAL_SAMPLES,
+    weights=(),
+    seed=0,
+    cache_dir=None,
+    progress=True,
+):
+    """Generates samples of a run and measures them; writes all into the run's folder.
+
+    Args:
+        run: The `Run`.
+        samples: Number of samples; the paper takes 10,000.
+        steps, sampler, eta: Of the sampler; the run's own by default.
+        real: `"train"` or `"validation"`: which part of the run's data is compared with.
+        real_samples: At most so many of them, drawn by the seed; the paper takes 20,000 sketches,
+            and all images.
+        weights: Paths of Inception weights, each for a distance more; see `InceptionFeatures`.
+        seed: Seed of everything random.
+        cache_dir: Folder for the features of real data.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The results, as `evaluation.json` holds them: a dictionary.
+
+    Raises:
+        SettingsError: for weights that cannot be used, or too few real ones.
+        ValueError: for steps or eta out of range.
+    """
+    # All that may fail, before the long work.
+    networks = [EmbeddedFeatures(), *(_inception(path) for path in weights)]
+    others = run.train if real == "train" else run.validation
+    held_out = run.validation if real == "train" else run.train
+    if min(len(others), len(held_out)) < FEWEST:
+        raise SettingsError(
+            f"the run's data are too few to measure by: {len(run.train)} for training and "
+            f"{len(run.validation)} for validation; {FEWEST} of each are needed."
+        )
+    folder = run.folder / FOLDER
+    s = run.settings.sampling
+    sampling = {
+        "sampler": s.sampler if sampler is None else sampler,
+        "steps": s.steps if steps is None else steps,
+        "eta": s.eta if eta is None else eta,
+    }
+    generated, broken = generate(
+        run, samples, **sampling, seed=seed, keep=folder, progress=progress
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_samples(generated, folder / "samples.npz")
+    few = generated.take(DRAWN) if run.of_sketches else generated[:DRAWN]
+    write_samples(few, folder / "samples.png")
+
+    chosen = _choose(others, real_samples, seed)
+    # As many as were generated, to say how low a distance can be.
+    control = _choose(held_out, samples, seed)
+    distances = {}
+    for network in networks:
+        of_real = _real_features(run, network, others, chosen, cache_dir, progress)
+        of_generated = network(_pictures(run, generated, progress), progress=progress)
+        of_control = _real_features(run, network, held_out, control, cache_dir, progress)
+        distances[network.name] = {
+            "network": network.fingerprint,
+            "dimensions": network.dimensions,
+            "generated": _measure(of_real, of_generated, seed),
+            "held out": _measure(of_real, of_control, seed),
+        }
+    costs = _cost(run, sampling)
+    results = {
+        "run": str(run.folder),
+        "model": run.file.name,
+        "preset": run.settings.preset,
+        "method": run.settings.training.method,
+        "sparsity": run.settings.training.sparsity,
+        "steps_trained": int(run.model.optimizer.iterations),
+        "samples": samples,
+        "samples_not_finite": broken,
+        "real": real,
+        "real_samples": len(chosen),
+        "held_out_samples": len(control),
+        "sampling": sampling,
+        "seed": seed,
+        "distances": distances,
+        "cost": costs.to_dict(),
+    }
+    write_json(run.folder / RESULTS, results)
+    with whole_file(run.folder / REPORT) as temporary:
+        temporary.write_text(_markdown(run, results, networks, costs), encoding="utf-8")
+    for part in folder.glob("part-*.npz"):
+        part.unlink()
+    return results
+
+
+def distance_from_training_data(run, samples, seed=0, cache_dir=None):
+    """The embedded network's Fréchet distance of a run's samples, without all else of `evaluate`.
+
+    Args:
+        run: The `Run`; its model may be in training.
+        samples: Number of samples, `FEWEST` or more.
+        seed: Seed of everything random.
+        cache_dir: Folder for the features of real data.
+
+    Returns:
+        The distance, a float: that which `evaluate` gives for as many samples.
+    """
+    network = EmbeddedFeatures()
+    chosen = _choose(run.train, REAL_SAMPLES, seed)
+    real = _real_features(run, network, run.train, chosen, cache_dir, progress=False)
+    generated, _ = generate(run, samples, seed=seed, progress=False)
+    with warnings.catch_warnings():
+        # Distances of few samples are larger, but fall all the same.
+        warnings.simplefilter("ignore", FewSamplesWarning)
+        return frechet_distance(real, network(_pictures(run, generated, progress=False)))
+
+
+def _choose(data, number, seed):
+    """Numbers of at most so many, drawn at random."""
+    return np.sort(np.random.default_rng(seed).permutation(len(data))[:number])
+
+
+def _inception(path):
+    try:
+        return InceptionFeatures(path)
+    except (ValueError, OSError, ImportError) as error:
+        raise SettingsError(f"--weights {path}: {error}") from None
+
+
+def _pictures(run, data, progress):
+    """What a feature network looks at: uint8 images."""
+    return render_sketches(data, PICTURE_SIZE, progress=progress) if run.of_sketches else data
+
+
+def _real_features(run, network, data, chosen, cache_dir, progress):
+    """Features of real data, kept in the cache folder."""
+    if run.of_sketches:
+        data = data.subset(chosen)
+        state = [PICTURE_SIZE, zlib.crc32(data.points.tobytes()), data.lengths.tolist()]
+    else:
+        state = [data.fingerprint, chosen.tolist()]
+
+    def compute():
+        if run.of_sketches:
+            return network(_pictures(run, data, progress), progress=progress)
+        # A large data set does not fit into memory at once.
+        parts = np.array_split(chosen, -(-len(chosen) // IMAGES_AT_ONCE))
+        with tqdm(parts, desc=f"{network.name}, real", disable=not progress) as bar:
+            return np.concatenate([network(np.stack([data[i] for i in part])) for part in bar])
+
+    return cached_features(compute, fingerprint_of([network.fingerprint, state]), cache_dir)
+
+
+def _measure(real, other, seed):
+    """All distances of one set of features to that of real data, with intervals."""
+    size = min(KERNEL_SUBSET, len(real), len(other))
+    with warnings.catch_warnings():
+        # Of few samples; the report says it once for all.
+        warnings.simplefilter("ignore", FewSamplesWarning)
+        # The real ones are the same whatever is compared with them.
+        intervals = {
+            "frechet": bootstrap_interval(frechet_distance, real, other, seed=seed, resample="b"),
+            "kernel": bootstrap_interval(kernel_distance, real, other, seed=seed, resample="b"),
+        }
+        near = bootstrap_interval(precision_recall, real, other, seed=seed, resample="b")
+        subsets = kernel_distance(real, other, subset_size=size, seed=seed)
+    intervals |= {name: near[name] for name in ("precision", "recall")}
+    return {
+        **{name: [i.value, i.low, i.high] for name, i in intervals.items()},
+        "kernel_of_subsets": [subsets.mean, subsets.std],
+        "kernel_subset_size": size,
+    }
+
+
+def _cost(run, sampling):
+    t = run.settings.training
+    return cost(
+        run.model.denoiser,
+        run.example,
+        sampling_steps=_evaluations(run, sampling),
+        iterations=int(run.model.optimizer.iterations),
+        # What pruning from dense has cost hangs on its schedule; the report of the run tells.
+        method="static" if t.method == "gmp" else t.method,
+        update_every=t.update_every,
+        batch_size=t.batch_size,
+        optimizer=run.model.optimizer,
+    )
+
+
+def _evaluations(run, sampling):
+    """How often the network is evaluated for a sample."""
+    return sampling["steps"] if sampling["sampler"] == "ddim" else run.settings.noise.timesteps
+
+
+def _markdown(run, r, networks, costs):
+    sampling = r["sampling"]
+    how = f"{_evaluations(run, sampling)} {sampling['sampler']} steps"
+    if sampling["sampler"] == "ddim":
+        how += f", eta {sampling['eta']:g}"
+    kind_of_data = "sketches" if run.of_sketches else "images"
+    lines = [
+        f"# Evaluation of {run.folder.name}",
+        "",
+        f"{r['samples']:,} samples ({how}, seed {r['seed']}) of `{r['model']}` after "
+        f"{r['steps_trained']:,} training steps, against {r['real_samples']:,} real {kind_of_data} "
+        f"({r['real']}).",
+        "",
+        "![samples](evaluation/samples.png)",
+        "",
+        "| distance | samples | held-out real ones |",
+        "|---|---:|---:|",
+    ]
+    for network in networks:
+        kinds = [r["distances"][network.name][kind] for kind in ("generated", "held out")]
+        suffix = network.name.removeprefix("FD-")
+        for title, name in (
+            (network.name, "frechet"),
+            (f"KD-{suffix}", "kernel"),
+            (f"precision ({suffix})", "precision"),
+            (f"recall ({suffix})", "recall"),
+        ):
+            cells = [str(Interval(*kind[name])) for kind in kinds]
+            lines.append(f"| {title} | {cells[0]} | {cells[1]} |")
+        cells = ["{:.4g} ± {:.2g}".format(*kind["kernel_of_subsets"]) for kind in kinds]
+        size = kinds[0]["kernel_subset_size"]
+        lines.append(f"| KD-{suffix}, mean and SD of subsets of {size} | {cells[0]} | {cells[1]} |")
+    few = min(r["samples"], r["real_samples"], r["held_out_samples"])
+    lines += [
+        "",
+        f"Held out: {r['held_out_samples']:,} real {kind_of_data} that are not among those "
+        "compared with. Brackets: 95% intervals over the samples, for as many samples. The "
+        "Fréchet distance of fewer samples is larger: compare runs of equal numbers only.",
+    ]
+    if r["samples_not_finite"]:
+        lines.append(f"{r['samples_not_finite']:,} samples came out not finite.")
+    lines += [
+        f"{network.name} is not stable here: it wants more than its {network.dimensions} features' "
+        f"number of samples, and the smallest set has {few:,}."
+        for network in networks
+        if few <= network.dimensions
+    ]
+    lines.append("")
+    for network in networks:
+        note = getattr(network, "note", None)
+        lines.append(
+            f"- {network.name}: {network.dimensions} features, network {network.fingerprint}"
+            + (f". {note}" if note else "")
+        )
+    lines += ["", "```", str(costs), "```", ""]
+    return "\n".join(lines)

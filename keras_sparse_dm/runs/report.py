@@ -1,0 +1,82 @@
+"""`report.md` and `report.json`: what a run cost and what came of it."""
+
+from pathlib import Path
+
+from keras_sparse_dm.files import whole_file
+from keras_sparse_dm.runs.settings import write_json
+
+
+def write_report(folder, results, rows=()):
+    """Writes `report.json`, and `report.md` for people.
+
+    Args:
+        folder: The run's folder.
+        results: Dictionary of plain values, as `train` collects them.
+        rows: `(name, value)` lines about the data and the samples.
+    """
+    folder = Path(folder)
+    table = results["sparsity_table"]
+    write_json(
+        folder / "report.json",
+        {name: value for name, value in results.items() if name != "sparsity_table"},
+    )
+    with whole_file(folder / "report.md") as temporary:
+        temporary.write_text(_markdown(results, table, rows), encoding="utf-8")
+
+
+def _markdown(r, table, data_rows):
+    c, sparsity = r["cost"], r["sparsity"]
+    before, after = r["validation_loss_untrained"], r["validation_loss_trained"]
+    ratio = {
+        name: c[f"sparse_{name}"] / c[f"dense_{name}"]
+        for name in ("flops", "sampling_flops", "training_flops")
+    }
+    exchanged = sum(r["last_update_exchanged"].values())
+    size = sum(k["size"] for k in sparsity["kernels"])
+    updates = f"{r['topology_updates']}"
+    if r["topology_updates"]:
+        share = exchanged / sparsity["active"]
+        updates += f", the last exchanged {share:.2%} of the active weights"
+    rows = [
+        ("Nonzero weights in kernels", f"{size:,}", f"{sparsity['nonzeros']:,}",
+         sparsity["nonzeros"] / size),
+        ("Parameters", f"{c['parameters']:,}", f"{c['active_parameters']:,}",
+         c["active_parameters"] / c["parameters"]),
+        (f"FLOPs, one pass over {r['flops_example']}", f"{c['dense_flops']:.3e}",
+         f"{c['sparse_flops']:.3e}", ratio["flops"]),
+        (f"FLOPs, one sample ({r['sampling_steps']} {r['sampler']} steps)",
+         f"{c['dense_sampling_flops']:.3e}", f"{c['sparse_sampling_flops']:.3e}",
+         ratio["sampling_flops"]),
+        (f"FLOPs, training ({r['iterations']:,} iterations)", f"{c['dense_training_flops']:.3e}",
+         f"{c['sparse_training_flops']:.3e}", ratio["training_flops"]),
+    ]  # fmt: skip
+    lines = [
+        f"# {r['preset']}, {r['method']}, sparsity {sparsity['sparsity']:.4f}",
+        "",
+        f"![generated {r['unit']} beside real ones](samples.png)",
+        "",
+        "| | dense | this run | ratio |",
+        "|---|---:|---:|---:|",
+        *(f"| {name} | {dense} | {mine} | {share:.4f} |" for name, dense, mine, share in rows),
+        "",
+        "FLOPs count two per multiply-add in the kernels, pruned weights left out; training counts "
+        "three passes of one example an iteration, as in the paper's tables.",
+        "",
+        "| | |",
+        "|---|---:|",
+        f"| Validation loss, untrained | {before:.4f} |",
+        f"| Validation loss, trained | {after:.4f} ({after / before:.1%} of untrained) |",
+        f"| Topology updates | {updates} |",
+        f"| Epochs, batch size, seed | {r['epochs']}, {r['batch_size']}, {r['seed']} |",
+        f"| {r['unit'].capitalize()} for training, validation | {r['training_' + r['unit']]:,}, "
+        f"{r['validation_' + r['unit']]:,} |",
+        *(f"| {name} | {value} |" for name, value in data_rows),
+        f"| Wall time: training | {r['training_seconds']:.0f} s |",
+        f"| Wall time: everything since the (re)start | {r['session_seconds']:.0f} s |",
+        "",
+        "```",
+        table,
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,558 @@
+"""Settings of one run, as the command line takes them and `config.json` keeps them.
+
+Nothing here needs Keras, so that the command line answers at once.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from keras_sparse_dm.checks import UsageError
+from keras_sparse_dm.diffusion.noise_schedule import KINDS as NOISE_SCHEDULES
+from keras_sparse_dm.files import whole_file
+from keras_sparse_dm.masks.distributions import DISTRIBUTIONS
+from keras_sparse_dm.presets import (
+    AutoencoderSettings,
+    ChiroDiffSettings,
+    ImageSettings,
+    NoiseSettings,
+    Preset,
+    SamplingSettings,
+    SketchSettings,
+    TrainingSettings,
+    UNetSettings,
+    from_plain,
+    get_preset,
+)
+
+CONFIG_FILE = "config.json"
+# Those of `keras_sparse_dm.sparsity.METHODS`, which would load Keras, and none.
+METHODS = ("rigl", "magran", "set", "snfs", "gmp", "static", "dense")
+SKETCH_DATASETS = ("kanjivg", "quickdraw", "vmnist", "files")
+IMAGE_DATASETS = ("kanjivg", "celebahq", "lsun_bedrooms", "imagenette", "folder")
+DIGITS = ("test", "train", "all")
+CHARACTERS = ("kanji", "kanji+variants", "all")
+AUTOENCODER_SUFFIXES = (".keras", ".ckpt", ".pt", ".pth", ".safetensors")
+
+_Flat = tyro.conf.OmitArgPrefixes
+
+
+class SettingsError(UsageError):
+    """Settings that no run can be made of; the message is for the person who gave them."""
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a number; the message says what is kept."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Trains a sparse diffusion model and reports on it."""
+
+    preset: tyro.conf.Positional[str] = "quickstart"
+    """Preset whose settings are the defaults of all others: quickstart and ldm_kanjivg (minutes
+    on 2 cores), or the paper's: chirodiff_kanjivg, ldm_celebahq, ..."""
+    output_dir: Path | None = None
+    """Folder of the run; by default runs/PRESET-METHOD-sSPARSITY-seedSEED."""
+    resume: bool = False
+    """Continue the run in the output folder from its last checkpoint."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+    data_dir: Path | None = None
+    """Folder of the data set's files. By default, kanjivg's are those of the PyPI package kanjivg,
+    vmnist is made of scikit-learn's digits, and quickdraw's are looked for in the cache folder."""
+    cache_dir: Path | None = None
+    """Folder for prepared data; by default the user's cache folder."""
+    samples: int = 64
+    """Samples to generate for the pictures."""
+    samples_every: int = 0
+    """Epochs between sample pictures during training; 0 for only one at the end."""
+    distance_every: int = 0
+    """Epochs between distances (FD-kanji) of --sampling.evaluation samples, or of 500, from the
+    training data, for metrics.csv and TensorBoard; 0 for none during training."""
+    verbose: int = -1
+    """0 silent, 1 progress bar, 2 one line an epoch; -1 picks 1 in a terminal and 2 elsewhere."""
+    training: _Flat[TrainingSettings] = field(
+        default_factory=lambda: get_preset("quickstart").training
+    )
+    noise: Annotated[NoiseSettings, tyro.conf.arg(name="noise")] = field(
+        default_factory=lambda: get_preset("quickstart").noise
+    )
+    sampling: Annotated[SamplingSettings, tyro.conf.arg(name="sampling")] = field(
+        default_factory=lambda: get_preset("quickstart").sampling
+    )
+
+    @staticmethod
+    def from_preset(name, **settings):
+        """The settings of a preset: `SketchRunSettings` or `ImageRunSettings`.
+
+        Raises:
+            SettingsError: for an unknown preset.
+        """
+        try:
+            preset = get_preset(name)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        cls = SketchRunSettings if preset.model.kind == "chirodiff" else ImageRunSettings
+        return cls(preset=name, **cls._of_preset(preset), **settings)
+
+    @staticmethod
+    def _of_preset(preset):
+        return {
+            "model": preset.model,
+            "data": preset.data,
+            "training": preset.training,
+            "noise": preset.noise,
+            "sampling": preset.sampling,
+        }
+
+    def to_preset(self):
+        """The `Preset` that these settings amount to."""
+        return Preset(self.preset, self.model, self.data, self.training, self.noise, self.sampling)
+
+    @property
+    def folder(self):
+        """The run's folder: the one asked for, or one named after the settings."""
+        if self.output_dir is not None:
+            return self.output_dir
+        t = self.training
+        sparsity = "" if t.method == "dense" else f"-s{t.sparsity:g}"
+        return Path("runs") / f"{self.preset}-{t.method}{sparsity}-seed{self.seed}"
+
+    def to_dict(self):
+        """Plain values, as written to `config.json`; what does not shape the run is left out."""
+        # Tuples become lists, as they are when read again.
+        values = json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        for name in ("output_dir", "cache_dir", "resume", "verbose"):
+            del values[name]
+        return values
+
+    def with_stored(self, stored):
+        """These settings with those of a stored run in their place."""
+        try:
+            preset = Preset.from_dict(
+                stored | {"name": stored["preset"], "autoencoder": stored.get("first_stage")}
+            )
+            cls = type(self.from_preset(preset.name))
+            data_dir, autoencoder = stored["data_dir"], stored.get("autoencoder")
+            values = {
+                "preset": preset.name,
+                "seed": stored["seed"],
+                "samples": stored["samples"],
+                "samples_every": stored["samples_every"],
+                # Runs that were begun before there was this setting have none.
+                "distance_every": stored.get("distance_every", 0),
+                "data_dir": None if data_dir is None else Path(data_dir),
+                "autoencoder": None if autoencoder is None else Path(autoencoder),
+                **cls._of_preset(preset),
+            }
+            names = {field.name for field in dataclasses.fields(cls)}
+            own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+            merged = own | values
+            return cls(**{name: value for name, value in merged.items() if name in names})
+        except (KeyError, TypeError, SettingsError) as error:
+            raise SettingsError(
+                f"{self.folder / CONFIG_FILE} is not a configuration of this version: {error!r}"
+            ) from None
+
+    def check(self):
+        """Checks everything that can be checked without loading anything.
+
+        Raises:
+            SettingsError: naming the option, what was received and what would be right.
+        """
+        t, n, s = self.training, self.noise, self.sampling
+        _one_of("--method", t.method, METHODS)
+        _one_of("--distribution", t.distribution, DISTRIBUTIONS)
+        _one_of("--characters", self.data.characters, CHARACTERS)
+        _one_of("--prune-schedule", t.prune_schedule, ("constant", "cosine"))
+        _one_of("--learning-rate-schedule", t.learning_rate_schedule, ("constant", "cosine"))
+        _one_of("--noise.schedule", n.schedule, NOISE_SCHEDULES)
+        _one_of("--sampling.sampler", s.sampler, ("ddim", "ddpm"))
+        _number("--sparsity", t.sparsity, 0, 1, closed_high=False)
+        if t.sparsity == 0 and t.method != "dense":
+            raise SettingsError(
+                f"--sparsity must be above 0 for --method {t.method}; received 0. For a dense "
+                "network use --method dense."
+            )
+        _number("--prune-rate", t.prune_rate, 0, 1, closed_low=False)
+        _number("--learning-rate", t.learning_rate, 0, math.inf, closed_low=False)
+        _number("--weight-decay", t.weight_decay, 0, math.inf)
+        _number("--global-clipnorm", t.global_clipnorm, 0, math.inf)
+        _number("--ema-momentum", t.ema_momentum, 0, 1, closed_high=False)
+        _number("--sampling.eta", s.eta, 0, 1)
+        _at_least(
+            ("--update-every", t.update_every, 1),
+            ("--epochs", t.epochs, 1),
+            ("--batch-size", t.batch_size, 1),
+            ("--seed", self.seed, 0),
+            ("--samples", self.samples, 1),
+            ("--samples-every", self.samples_every, 0),
+            ("--distance-every", self.distance_every, 0),
+            ("--noise.timesteps", n.timesteps, 2),
+            ("--sampling.steps", s.steps, 1),
+            ("--sampling.evaluation", s.evaluation, 0),
+        )
+        if 0 < s.evaluation < 8:
+            raise SettingsError(
+                f"--sampling.evaluation must be 0, or 8 or more; received {s.evaluation}."
+            )
+        if self.seed >= 2**31:
+            raise SettingsError(f"--seed must be below 2147483648; received {self.seed}.")
+        if s.steps > n.timesteps:
+            raise SettingsError(
+                f"--sampling.steps must be at most the {n.timesteps} timesteps; received {s.steps}."
+            )
+        if n.schedule != "cosine" and not 0 < n.beta_start <= n.beta_end < 1:
+            raise SettingsError(
+                "--noise.beta-start and --noise.beta-end must satisfy 0 < start <= end < 1; "
+                f"received {n.beta_start} and {n.beta_end}."
+            )
+        if self.verbose not in (-1, 0, 1, 2):
+            raise SettingsError(f"--verbose must be -1, 0, 1 or 2; received {self.verbose}.")
+
+
+@dataclass(frozen=True)
+class SketchRunSettings(RunSettings):
+    """Trains a sparse diffusion model of sketches and reports on it."""
+
+    model: _Flat[ChiroDiffSettings] = field(default_factory=lambda: get_preset("quickstart").model)
+    data: _Flat[SketchSettings] = field(default_factory=lambda: get_preset("quickstart").data)
+
+    def check(self):
+        super().check()
+        m, d = self.model, self.data
+        _one_of("--kind", m.kind, ("chirodiff",))
+        check_sketch_settings(d, self.data_dir)
+        _number("--time-scale", m.time_scale, 0, math.inf, closed_low=False)
+        _at_least(
+            ("--units", m.units, 1),
+            ("--num-layers", m.num_layers, 1),
+            ("--time-features", m.time_features, 2),
+        )
+        if m.time_features % 2:
+            raise SettingsError(f"--time-features must be even; received {m.time_features}.")
+
+
+@dataclass(frozen=True)
+class ImageRunSettings(RunSettings):
+    """Trains a sparse latent diffusion model of images and reports on it."""
+
+    autoencoder: Path | None = None
+    """Trained autoencoder: a .keras file of train-autoencoder or convert, or the published
+    vq-f4 (.ckpt, .safetensors, diffusers folder). For kanjivg one is trained first where none is
+    given, and kept in the cache folder."""
+    model: _Flat[UNetSettings] = field(default_factory=lambda: get_preset("ldm_kanjivg").model)
+    data: _Flat[ImageSettings] = field(default_factory=lambda: get_preset("ldm_kanjivg").data)
+    first_stage: Annotated[AutoencoderSettings, tyro.conf.arg(name="first-stage")] = field(
+        default_factory=lambda: get_preset("ldm_kanjivg").autoencoder
+    )
+
+    @staticmethod
+    def _of_preset(preset):
+        return RunSettings._of_preset(preset) | {"first_stage": preset.autoencoder}
+
+    def to_preset(self):
+        return dataclasses.replace(super().to_preset(), autoencoder=self.first_stage)
+
+    def check(self):
+        super().check()
+        check_image_settings(self.data, self.data_dir)
+        check_autoencoder_settings(self.first_stage, "--first-stage.")
+        m = self.model
+        _one_of("--kind", m.kind, ("unet",))
+        _number("--dropout", m.dropout, 0, 1, closed_high=False)
+        _at_least(
+            ("--model-channels", m.model_channels, 1),
+            ("--num-res-blocks", m.num_res_blocks, 1),
+            ("--head-channels", m.head_channels, 1),
+            ("--channel-mult", min(m.channel_mult, default=0), 1),
+        )
+        if self.autoencoder is None and self.data.dataset != "kanjivg":
+            raise SettingsError(
+                "--autoencoder must be given: a .keras file (sparse-dm train-autoencoder makes one "
+                "from your images), or the published first stage, model.ckpt in "
+                "https://ommer-lab.com/files/latent-diffusion/vq-f4.zip."
+            )
+        if self.autoencoder is not None and not self.autoencoder.exists():
+            raise SettingsError(f"--autoencoder {self.autoencoder} does not exist.")
+        file = self.autoencoder is not None and self.autoencoder.is_file()
+        if file and self.autoencoder.suffix not in AUTOENCODER_SUFFIXES:
+            raise SettingsError(
+                f"--autoencoder must end in {', '.join(AUTOENCODER_SUFFIXES)} or be a diffusers "
+                f"folder; received {self.autoencoder}."
+            )
+
+
+@dataclass(frozen=True)
+class AutoencoderRunSettings:
+    """Trains the autoencoder that latent diffusion needs, on your own images."""
+
+    preset: tyro.conf.Positional[str] = "ldm_kanjivg"
+    """Latent diffusion preset whose autoencoder and data are the defaults of all others."""
+    output_dir: Path | None = None
+    """Folder of the run; by default runs/autoencoder-PRESET-seedSEED."""
+    resume: bool = False
+    """Continue the run in the output folder from its last checkpoint."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+    data_dir: Path | None = None
+    """Folder of the data set's files."""
+    cache_dir: Path | None = None
+    """Folder for prepared data; by default the user's cache folder."""
+    verbose: int = -1
+    """0 silent, 1 progress bar, 2 one line an epoch; -1 picks 1 in a terminal and 2 elsewhere."""
+    model: _Flat[AutoencoderSettings] = field(
+        default_factory=lambda: get_preset("ldm_kanjivg").autoencoder
+    )
+    data: _Flat[ImageSettings] = field(default_factory=lambda: get_preset("ldm_kanjivg").data)
+
+    @classmethod
+    def from_preset(cls, name, **settings):
+        """The settings of a preset.
+
+        Raises:
+            SettingsError: for an unknown preset, or one without autoencoder.
+        """
+        try:
+            preset = get_preset(name)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        if preset.autoencoder is None:
+            raise SettingsError(f"preset {name} has no autoencoder; give one whose name is ldm_*.")
+        return cls(preset=name, model=preset.autoencoder, data=preset.data, **settings)
+
+    @property
+    def folder(self):
+        """The run's folder: the one asked for, or one named after the settings."""
+        if self.output_dir is not None:
+            return self.output_dir
+        return Path("runs") / f"autoencoder-{self.preset}-seed{self.seed}"
+
+    to_dict = RunSettings.to_dict
+
+    def with_stored(self, stored):
+        """These settings with those of a stored run in their place."""
+        try:
+            data_dir = stored["data_dir"]
+            return dataclasses.replace(
+                self,
+                preset=stored["preset"],
+                seed=stored["seed"],
+                data_dir=None if data_dir is None else Path(data_dir),
+                model=from_plain(AutoencoderSettings, stored["model"]),
+                data=ImageSettings(**stored["data"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise SettingsError(
+                f"{self.folder / CONFIG_FILE} is not a configuration of this version: {error!r}"
+            ) from None
+
+    def check(self):
+        """Checks everything that can be checked without loading anything.
+
+        Raises:
+            SettingsError: naming the option, what was received and what would be right.
+        """
+        check_image_settings(self.data, self.data_dir)
+        check_autoencoder_settings(self.model, "--")
+        _at_least(("--seed", self.seed, 0))
+        if self.seed >= 2**31:
+            raise SettingsError(f"--seed must be below 2147483648; received {self.seed}.")
+        if self.verbose not in (-1, 0, 1, 2):
+            raise SettingsError(f"--verbose must be -1, 0, 1 or 2; received {self.verbose}.")
+
+
+def check_sketch_settings(data, data_dir):
+    """Checks the settings of sketches.
+
+    Raises:
+        SettingsError: naming the option, what was received and what would be right.
+    """
+    _one_of("--dataset", data.dataset, SKETCH_DATASETS)
+    _one_of("--characters", data.characters, CHARACTERS)
+    _one_of("--digits", data.digits, DIGITS)
+    _one_of("--representation", data.representation, ("absolute", "delta"))
+    _number("--spacing", data.spacing, 0, 1, closed_low=False)
+    _number("--scale", data.scale, 0, math.inf, closed_low=False)
+    _number("--simplify", data.simplify, 0, 1)
+    _number("--jitter", data.jitter, 0, math.inf)
+    _at_least(
+        ("--max-points", data.max_points, 3),
+        ("--max-sketches", data.max_sketches, 0),
+        ("--max-strokes", data.max_strokes, 0),
+    )
+    if not data.categories:
+        raise SettingsError("--categories must name at least one, such as cat; received ().")
+    if data.dataset == "files" and data_dir is None:
+        raise SettingsError(
+            "--data-dir must be given for --dataset files: a folder of sketches, or one file."
+        )
+
+
+def check_image_settings(data, data_dir):
+    """Checks the settings of images.
+
+    Raises:
+        SettingsError: naming the option, what was received and what would be right.
+    """
+    _one_of("--dataset", data.dataset, IMAGE_DATASETS)
+    _one_of("--characters", data.characters, CHARACTERS)
+    _at_least(
+        ("--image-size", data.image_size, 8),
+        ("--training-images", data.training_images, 0),
+        ("--validation-images", data.validation_images, 0),
+    )
+    if data.dataset == "folder" and data_dir is None:
+        raise SettingsError("--data-dir must be given for --dataset folder: a folder of images.")
+
+
+def check_autoencoder_settings(autoencoder, prefix):
+    """Checks the settings of an autoencoder, whose options begin with a prefix.
+
+    Raises:
+        SettingsError: naming the option, what was received and what would be right.
+    """
+    a = autoencoder
+    _one_of(f"{prefix}reconstruction", a.reconstruction, ("l1", "l2"))
+    _number(f"{prefix}learning-rate", a.learning_rate, 0, math.inf, closed_low=False)
+    _at_least(
+        (f"{prefix}channels", a.channels, 1),
+        (f"{prefix}channel-mult", min(a.channel_mult, default=0), 1),
+        (f"{prefix}num-res-blocks", a.num_res_blocks, 1),
+        (f"{prefix}codes", a.codes, 1),
+        (f"{prefix}code-channels", a.code_channels, 1),
+        (f"{prefix}norm-groups", a.norm_groups, 1),
+        (f"{prefix}epochs", a.epochs, 1),
+        (f"{prefix}batch-size", a.batch_size, 1),
+    )
+
+
+def read_config(folder):
+    """Reads a run's `config.json`; None where there is none.
+
+    Raises:
+        SettingsError: if it cannot be read or is not a run's configuration.
+    """
+    return read_json(Path(folder) / CONFIG_FILE, {"settings": dict})
+
+
+def check_folder(settings):
+    """Checks, before any work, that the folder is free or holds the run to be resumed.
+
+    Raises:
+        SettingsError: if it is not or does not, or holds a run of another configuration.
+    """
+    folder = settings.folder
+    stored = read_config(folder)
+    if stored is not None:
+        if not settings.resume:
+            raise SettingsError(
+                f"--output-dir {folder} already holds a run; continue it with --resume, or name "
+                "another folder."
+            )
+        different = [
+            f"{name} is {here!r} but was {there!r}"
+            for name, here, there in option_differences(settings.to_dict(), stored["settings"])
+            if name not in ("--samples", "--samples-every")
+        ]
+        if different:
+            raise SettingsError(
+                f"--resume: the run in {folder} has another configuration: {'; '.join(different)}. "
+                "Leave these options out, or begin another run."
+            )
+        return
+    if settings.resume:
+        raise SettingsError(f"--resume: {folder} holds no run; leave out --resume to start one.")
+    try:
+        # What a start that failed has left is no reason to refuse the next one.
+        if folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
+            raise SettingsError(
+                f"--output-dir {folder} is not empty and holds no run; name another folder."
+            )
+    except OSError as error:
+        raise unusable_folder(folder, error) from None
+
+
+def unusable_folder(folder, error):
+    """The error for a folder that cannot be made or read."""
+    return SettingsError(
+        f"--output-dir {folder} cannot be used: {error.strerror}; name a folder that can be "
+        "written."
+    )
+
+
+def option_differences(mine, theirs, prefix=""):
+    """Yields `(option, value here, value there)` for what differs."""
+    for name, value in mine.items():
+        # What the version that began the run did not know has had its default there.
+        if isinstance(theirs, dict) and name not in theirs:
+            continue
+        other = theirs.get(name) if isinstance(theirs, dict) else None
+        if isinstance(value, dict):
+            flat = name in ("training", "model", "data")
+            yield from option_differences(value, other, prefix if flat else f"{prefix}{name}.")
+        elif value != other:
+            option = f"--{prefix}{name}".replace("_", "-")
+            yield "preset" if name == "preset" else option, value, other
+
+
+def read_json(path, keys):
+    """Reads a JSON file that a run wrote; None where there is none.
+
+    Args:
+        path: The file.
+        keys: `{key: type}` of what it must hold.
+
+    Raises:
+        SettingsError: if it cannot be read or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise SettingsError(
+            f"--output-dir {path.parent} cannot be used: it is a file or lies below one; name "
+            "another folder."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path} is damaged and cannot be read: {error}.") from None
+    for key, kind in keys.items():
+        if not isinstance(values, dict) or not isinstance(values.get(key), kind):
+            raise SettingsError(f"{path} is damaged: it holds no {key!r}.")
+    return values
+
+
+def write_json(path, values):
+    """Writes a JSON file, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _one_of(option, value, choices):
+    if value not in choices:
+        raise SettingsError(f"{option} must be one of {', '.join(choices)}; received {value!r}.")
+
+
+def _at_least(*options):
+    for option, value, low in options:
+        if value < low:
+            raise SettingsError(f"{option} must be {low} or more; received {value}.")
+
+
+def _number(option, value, low, high, closed_low=True, closed_high=True):
+    inside = (value >= low if closed_low else value > low) and (
+        value <= high if closed_high else value < high
+    )
+    if not inside or not math.isfinite(value):
+        if high == math.inf:
+            wanted = f"{low} or more" if closed_low else f"above {low}"
+        else:
+            wanted = f"in {'[' if closed_low else '('}{low}, {high}{']' if closed_high else ')'}"
+        raise SettingsError(f"{option} must be a number {wanted}; received {value:g}.")

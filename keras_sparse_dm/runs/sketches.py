@@ -1,0 +1,155 @@
+"""What a run on sketches is made of: data sets, ChiroDiff, drawings."""
+
+import zlib
+
+import numpy as np
+
+from keras_sparse_dm.data import (
+    eval_batches,
+    from_points,
+    padding_waste,
+    sample_lengths,
+    steps_per_epoch,
+    train_batches,
+)
+from keras_sparse_dm.data.drawing import draw
+from keras_sparse_dm.diffusion import DiffusionModel
+from keras_sparse_dm.models import ChiroDiff
+from keras_sparse_dm.presets import get_preset
+from keras_sparse_dm.runs.settings import SettingsError
+from keras_sparse_dm.runs.sketch_data import load_sketch_data
+
+EVAL_BATCH_SIZE = 256
+
+
+class SketchRun:
+    """Data, model and pictures of a run on sketches; see `image.ImageRun` for the other kind.
+
+    Args:
+        settings: `SketchRunSettings`, checked.
+
+    Raises:
+        SettingsError: for data or sizes that cannot work.
+    """
+
+    unit = "sketches"
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.preset = settings.to_preset()
+        self.train, self.validation = load_sketch_data(
+            settings.data, settings.data_dir, settings.cache_dir
+        )
+        self.batch_size = settings.training.batch_size
+        if self.batch_size > len(self.train) and self.batch_size == self._preset_batch_size():
+            # A preset's batch is for the data set that it is named after, whole.
+            self.batch_size = len(self.train)
+        try:
+            self.steps = steps_per_epoch(self.train, self.batch_size)
+        except ValueError as error:
+            raise SettingsError(f"--batch-size: {error}") from None
+        self.lengths = sample_lengths(self.train, settings.samples, settings.seed)
+
+    def _preset_batch_size(self):
+        return get_preset(self.settings.preset).training.batch_size
+
+    def new_model(self):
+        """The untrained, dense `DiffusionModel`, not compiled."""
+        seed = self.settings.seed
+        denoiser = ChiroDiff(**self.preset.denoiser_arguments(), seed=seed)
+        return DiffusionModel(denoiser, self.preset.noise.to_schedule(), seed=seed)
+
+    def check_fits(self, model):
+        """Nothing: all that a checkpoint holds is told by its configuration."""
+
+    def before_training(self, model):
+        """Nothing: sketches need none."""
+
+    @property
+    def checksum(self):
+        """Number that changes with the training data."""
+        return zlib.crc32(self.train.points.tobytes())
+
+    def summary(self):
+        """What the data are, for the terminal."""
+        fewer = ""
+        if self.batch_size < self.settings.training.batch_size:
+            fewer = f" (all there are; the preset's {self.settings.training.batch_size} are more)"
+        return (
+            f"{self.train.summary}\n"
+            f"{len(self.train):,} for training in {self.steps} batches of {self.batch_size}{fewer} "
+            f"an epoch, {len(self.validation):,} for validation; {self.train.lengths.mean():.1f} "
+            f"points a sketch, {padding_waste(self.train, self.batch_size):.1%} of the points in "
+            "batches are padding"
+        )
+
+    def train_batches(self, epochs_done):
+        """Endless batches from the epoch after those done."""
+        return train_batches(
+            self.train,
+            self.batch_size,
+            self.settings.seed,
+            initial_epoch=epochs_done,
+            jitter=self.settings.data.jitter,
+        )
+
+    def validation_batches(self):
+        return eval_batches(self.validation, EVAL_BATCH_SIZE)
+
+    def generate(self, model):
+        """Samples of the run's number and seed: a list of `Sketch`."""
+        s = self.preset.sampling
+        points = model.generate(
+            lengths=self.lengths,
+            steps=s.steps,
+            sampler=s.sampler,
+            eta=s.eta,
+            seed=self.settings.seed,
+        )
+        broken = ~np.isfinite(points).all(axis=(1, 2))
+        if broken.any():
+            print(f"{broken.sum()} of {len(points)} samples are not finite and are drawn empty.")
+            points[broken] = 0.0
+        return [
+            from_points(sketch[:length], self.settings.data.representation)
+            for sketch, length in zip(points, self.lengths, strict=True)
+        ]
+
+    def draw(self, path, samples):
+        draw([samples], path)
+
+    def draw_beside_real(self, path, samples):
+        chosen = np.random.default_rng(self.settings.seed).permutation(len(self.train))
+        representation = self.settings.data.representation
+        real = [from_points(self.train[i], representation) for i in chosen[: len(samples)]]
+        draw([samples, real], path, titles=("generated", "real"))
+
+    @property
+    def example(self):
+        """Inputs of the denoiser of batch size 1, for which FLOPs are counted."""
+        points = np.zeros((1, self._mean_length, 3), "float32")
+        return points, np.zeros(1, "int32"), np.array([self._mean_length])
+
+    @property
+    def example_name(self):
+        return f"{self._mean_length} points"
+
+    @property
+    def _mean_length(self):
+        return round(float(self.train.lengths.mean()))
+
+    def untrained_results(self, model):
+        """Nothing beside the untrained network's loss."""
+        return {}
+
+    def results(self, samples):
+        """Values for `report.json`, beside those of every run."""
+        return {
+            "points_per_sketch": float(self.train.lengths.mean()),
+            "flops_points": self._mean_length,
+            "padding_waste": padding_waste(self.train, self.batch_size),
+        }
+
+    def report_rows(self, results):
+        """`(name, value)` lines for `report.md`, from what `results` gave."""
+        return [("Padding in training batches", f"{results['padding_waste']:.1%}")]

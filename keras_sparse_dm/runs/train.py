@@ -1,0 +1,376 @@
+"""One run of the study: data, sparse model, training, samples, report."""
+
+import csv
+import platform
+import shutil
+import time
+from importlib.metadata import version
+
+import keras
+import numpy as np
+from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
+
+import keras_sparse_dm
+from keras_sparse_dm.diffusion import DiffusionModel
+from keras_sparse_dm.metrics.costs.cost import cost
+from keras_sparse_dm.runs.callbacks import (
+    CHECKPOINT,
+    Checkpoint,
+    EpochFigures,
+    StopOnDivergence,
+    averaging_momentum,
+    cosine_with_warmup,
+    keras_verbosity,
+    read_checkpoint,
+    save_model,
+    trim_metrics,
+)
+from keras_sparse_dm.runs.evaluate import distance_from_training_data, evaluate
+from keras_sparse_dm.runs.images import ImageRun
+from keras_sparse_dm.runs.report import write_report
+from keras_sparse_dm.runs.samples import MODEL, Run
+from keras_sparse_dm.runs.settings import (
+    CONFIG_FILE,
+    SettingsError,
+    check_folder,
+    read_json,
+    unusable_folder,
+    write_json,
+)
+from keras_sparse_dm.runs.sketches import SketchRun
+from keras_sparse_dm.sparsity import (
+    DynamicSparsity,
+    check_invariant,
+    masked_kernels,
+    sparsify,
+    sparsity_report,
+)
+from keras_sparse_dm.sparsity.install import innermost_optimizer, innermost_sparse_optimizer
+from keras_sparse_dm.sparsity.schedules import serialize_schedule
+
+STATE_FILE = "state.json"
+METRICS_FILE = "metrics.csv"
+# For a distance during training of a run that asks for no evaluation.
+DISTANCE_SAMPLES = 500
+
+
+def train(settings):
+    """Trains what the settings describe and leaves everything in the run's folder.
+
+    The folder gets `config.json`, `metrics.csv`, TensorBoard scalars, a checkpoint after every
+    epoch, and at the end `model.keras` (averaged weights), `samples.png`, `report.md` and
+    `report.json`. A run that was stopped continues with `resume=True`, to the same bits.
+
+    Args:
+        settings: `RunSettings`.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        SettingsError: for settings that cannot work, before training starts.
+        TrainingDiverged: if the loss becomes NaN or infinite; the last checkpoint is kept.
+        OSError: if something cannot be written; what was written before is kept.
+    """
+    return train_run(settings).folder
+
+
+def train_run(settings):
+    """As `train`, and returns the trained `Run`, for those who go on with it."""
+    begin = time.perf_counter()
+    settings.check()
+    folder = settings.folder
+    t = settings.training
+    check_folder(settings)
+    keras.utils.set_random_seed(settings.seed)
+    run = (ImageRun if settings.to_preset().model.kind == "unet" else SketchRun)(settings)
+    sparsity = _dynamic_sparsity(t, settings.seed, run.steps, folder)
+    steps = run.steps * t.epochs
+    if sparsity is not None and sparsity.method.dynamic and steps < t.update_every:
+        print(
+            f"The masks will not change: {steps} training steps are fewer than --update-every "
+            f"{t.update_every}."
+        )
+    # The same random state whatever was prepared before.
+    keras.utils.set_random_seed(settings.seed)
+    checkpoint = folder / CHECKPOINT
+    model = _new_model(run, settings)
+    if settings.resume and checkpoint.exists():
+        model = _load_checkpoint(checkpoint, model, t, run.steps)
+        state = read_json(
+            folder / STATE_FILE, {"untrained_validation_loss": float, "data_checksum": int}
+        )
+        if state is None:
+            raise SettingsError(f"--resume: {folder / STATE_FILE} is missing.")
+        if state["data_checksum"] != run.checksum:
+            raise SettingsError(
+                f"--resume: the run in {folder} was begun with other training data: the files, or "
+                "the version of the package kanjivg, have changed since."
+            )
+        run.check_fits(model)
+        epochs_done = _iterations(model) // run.steps
+        print(f"Resuming {folder} after epoch {epochs_done} of {t.epochs}.")
+        _check_disk_space(folder, model)
+        run.before_training(model)
+    else:
+        epochs_done = 0
+        if sparsity is not None:
+            print(sparsity_report(model))
+        print(run.summary())
+        _check_disk_space(folder, model)
+        _claim_folder(settings, folder)
+        run.before_training(model)
+        loss = model.evaluate(run.validation_batches(), verbose=0, return_dict=True)["loss"]
+        state = {
+            "untrained_validation_loss": loss,
+            "data_checksum": run.checksum,
+            **run.untrained_results(model),
+        }
+        write_json(folder / STATE_FILE, state)
+    trim_metrics(folder / METRICS_FILE, epochs_done)
+
+    as_trained = Run(folder, settings, model, folder / MODEL, run.train, run.validation)
+    callbacks = [StopOnDivergence(checkpoint), EpochFigures()]
+    if settings.distance_every:
+        callbacks.append(_Distances(as_trained))
+    if sparsity is not None:
+        callbacks.append(sparsity)
+    callbacks += [
+        keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
+        keras.callbacks.CSVLogger(folder / METRICS_FILE, append=True),
+        _SamplePictures(run, folder, settings.samples_every),
+        # Last, so that an epoch counts as done only when all else is written.
+        Checkpoint(checkpoint),
+    ]
+    validation = run.validation_batches()
+    model.fit(
+        run.train_batches(epochs_done),
+        epochs=t.epochs,
+        initial_epoch=epochs_done,
+        steps_per_epoch=run.steps,
+        validation_data=validation,
+        callbacks=callbacks,
+        shuffle=False,
+        verbose=keras_verbosity(settings.verbose),
+    )
+
+    trained = model.evaluate(validation, verbose=0, return_dict=True)["loss"]
+    check_invariant(model)
+    save_model(model, folder / MODEL)
+    samples = run.generate(model)
+    run.draw_beside_real(folder / "samples.png", samples)
+    results = _results(model, settings, run, sparsity) | state | run.results(samples)
+    results |= {
+        "validation_loss_untrained": state["untrained_validation_loss"],
+        "validation_loss_trained": trained,
+        "session_seconds": time.perf_counter() - begin,
+    }
+    write_report(folder, results, run.report_rows(results))
+    if settings.sampling.evaluation:
+        evaluate(
+            as_trained,
+            settings.sampling.evaluation,
+            seed=settings.seed,
+            cache_dir=settings.cache_dir,
+            progress=settings.verbose != 0,
+        )
+    return as_trained
+
+
+def _claim_folder(settings, folder):
+    """Makes the run's folder and writes its configuration."""
+    packages = ("keras", "tensorflow", "tensorflow-model-optimization", "numpy", "kanjivg")
+    versions = {
+        "keras_sparse_dm": keras_sparse_dm.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable_folder(folder, error) from None
+    write_json(folder / CONFIG_FILE, {"settings": settings.to_dict(), "versions": versions})
+    (folder / CHECKPOINT).parent.mkdir(exist_ok=True)
+
+
+def _new_model(run, settings):
+    t, seed = settings.training, settings.seed
+    model = run.new_model()
+    if t.method != "dense":
+        dense_start = t.method == "gmp"
+        sparsify(model, t.sparsity, t.distribution, seed=seed, dense_start=dense_start)
+    steps = t.epochs * run.steps
+    learning_rate = t.learning_rate
+    if t.learning_rate_schedule == "cosine":
+        learning_rate = cosine_with_warmup(t.learning_rate, steps)
+    model.compile(
+        keras.optimizers.AdamW(
+            learning_rate,
+            weight_decay=t.weight_decay,
+            global_clipnorm=t.global_clipnorm or None,
+            use_ema=t.ema_momentum > 0,
+            ema_momentum=averaging_momentum(t.ema_momentum, steps),
+        )
+    )
+    return model
+
+
+def _dynamic_sparsity(training, seed, steps, folder):
+    """Returns the `DynamicSparsity` callback, or None for a dense network."""
+    if training.method == "dense":
+        return None
+    schedule = training.prune_schedule
+    total = training.epochs * steps
+    if training.method == "gmp":
+        updates = int(0.75 * total) // training.update_every
+        if not updates:
+            raise SettingsError(
+                f"--update-every must be at most three quarters of the {total} training steps for "
+                f"--method gmp, which prunes at every update; received {training.update_every}."
+            )
+        schedule = PolynomialDecay(
+            0.0,
+            training.sparsity,
+            begin_step=0,
+            end_step=updates * training.update_every,
+            frequency=training.update_every,
+        )
+    return DynamicSparsity(
+        training.method,
+        update_every=training.update_every,
+        prune_rate=training.prune_rate,
+        schedule=schedule,
+        stop_step=total if schedule == "cosine" else -1,
+        seed=seed,
+        log_dir=folder / "tensorboard" / "sparsity",
+    )
+
+
+def _load_checkpoint(path, expected, training, steps):
+    """Loads a checkpoint, which must be of the configuration that `expected` is made of."""
+    model = read_checkpoint(path)
+    here, there = _description(expected), _description(model)
+    if training.method != "dense" and there is not None:
+        # What the callback will install in the model that is not trained yet.
+        sparse = innermost_sparse_optimizer(model)
+        callback = _dynamic_sparsity(training, None, steps, path.parent)
+        here["method"] = callback.method.name
+        here["schedule"] = serialize_schedule(callback.schedule)
+        there["method"] = sparse.method.name if sparse is not None else "dense"
+        there["schedule"] = sparse.get_config()["schedule"] if sparse is not None else None
+    if here != there:
+        names = "a model of another kind"
+        if there is not None:
+            names = ", ".join(name for name, value in here.items() if there.get(name) != value)
+        raise SettingsError(
+            f"--resume: checkpoint {path} is of another configuration than {CONFIG_FILE} beside "
+            f"it ({names})."
+        )
+    return model
+
+
+def _description(model):
+    """What tells configurations apart in a model; None for what is no DiffusionModel."""
+    if not isinstance(model, DiffusionModel):
+        return None
+    optimizer = innermost_optimizer(model)
+    optimizer_config = optimizer.get_config() if optimizer is not None else {}
+    return {
+        "denoiser": {"class": type(model.denoiser).__name__, **model.denoiser.get_config()},
+        "noise schedule": model.noise_schedule.get_config(),
+        "seed": model.seed,
+        "optimizer": {k: v for k, v in optimizer_config.items() if k != "name"},
+        "masks": [(k.target.density, k.target.structure) for k in masked_kernels(model)],
+    }
+
+
+def _iterations(model):
+    return int(model.optimizer.iterations)
+
+
+def _check_disk_space(folder, model):
+    state = sum(int(np.prod(v.shape)) * 4 for v in (*model.variables, *model.optimizer.variables))
+    # Two checkpoints at once while one replaces the other, and the final model.
+    needed = 4 * max(state, 10_000_000)
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise SettingsError(
+            f"--output-dir {folder} has {free / 1e6:.0f} MB of free space; "
+            f"this run needs {needed / 1e6:.0f} MB."
+        )
+
+
+def _results(model, settings, run, sparsity):
+    t, sampling = settings.training, settings.sampling
+    sampler_steps = sampling.steps if sampling.sampler == "ddim" else settings.noise.timesteps
+    costs = cost(
+        model.denoiser,
+        run.example,
+        sampling_steps=sampler_steps,
+        iterations=run.steps * t.epochs,
+        method=t.method,
+        update_every=t.update_every,
+        schedule=None if sparsity is None else sparsity.schedule,
+    )
+    report = sparsity_report(model)
+    optimizer = innermost_sparse_optimizer(model)
+    with open(settings.folder / METRICS_FILE, newline="", encoding="utf-8") as file:
+        seconds = sum(float(row["seconds"]) for row in csv.DictReader(file))
+    return {
+        "preset": settings.preset,
+        "method": t.method,
+        "seed": settings.seed,
+        "epochs": t.epochs,
+        "iterations": run.steps * t.epochs,
+        "batch_size": run.batch_size,
+        f"training_{run.unit}": len(run.train),
+        f"validation_{run.unit}": len(run.validation),
+        "unit": run.unit,
+        "flops_example": run.example_name,
+        "samples": settings.samples,
+        "sampler": sampling.sampler,
+        "sampling_steps": sampler_steps,
+        "training_seconds": seconds,
+        "topology_updates": optimizer.topology_updates if optimizer is not None else 0,
+        "last_update_exchanged": optimizer.exchanged() if optimizer is not None else {},
+        "cost": costs.to_dict(),
+        "sparsity": report.to_dict(),
+        "sparsity_table": str(report),
+    }
+
+
+class _Distances(keras.callbacks.Callback):
+    """Measures every few epochs how far generated samples are from the training data."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def on_epoch_end(self, epoch, logs=None):
+        settings = self.run.settings
+        # `metrics.csv` has the same columns in every row.
+        logs["fd_kanji"] = float("nan")
+        if (epoch + 1) % settings.distance_every == 0:
+            logs["fd_kanji"] = distance_from_training_data(
+                self.run,
+                settings.sampling.evaluation or DISTANCE_SAMPLES,
+                settings.seed,
+                settings.cache_dir,
+            )
+
+
+class _SamplePictures(keras.callbacks.Callback):
+    """Draws generated samples every few epochs."""
+
+    def __init__(self, run, folder, every):
+        super().__init__()
+        self.run = run
+        self.folder = folder
+        self.every = every
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.every and (epoch + 1) % self.every == 0:
+            samples = self.run.generate(self.model)
+            (self.folder / "samples").mkdir(exist_ok=True)
+            self.run.draw(self.folder / "samples" / f"epoch-{epoch + 1:04d}.png", samples)

@@ -1,0 +1,284 @@
+"""A study's figures, in the manner of the paper's Figures 2 to 13."""
+
+import math
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from keras_sparse_dm.data import SketchArrays, draw, draw_images
+from keras_sparse_dm.files import whole_file
+from keras_sparse_dm.runs.samples import sketches_of
+from keras_sparse_dm.study.scores import dataset_title, method_title
+
+# Okabe and Ito's colours, which the colour-blind tell apart; and a marker for each.
+STYLES = {
+    "dense": ("#000000", "D"),
+    "static": ("#0072B2", "o"),
+    "rigl": ("#D55E00", "s"),
+    "magran": ("#009E73", "^"),
+    "set": ("#CC79A7", "v"),
+    "snfs": ("#E69F00", "P"),
+    "gmp": ("#56B4E9", "X"),
+}
+# Points of one place lie side by side, by this share of the axis.
+_DODGE = 0.012
+# Inches: two panels are as wide as a page's text, one as a column of it.
+_PANEL = (2.5, 2.2)
+_STYLE = {
+    "font.size": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    # Names of parts and texts, the same in every file.
+    "svg.hashsalt": "keras_sparse_dm",
+    "svg.fonttype": "none",
+}
+SAMPLES = 24
+
+
+def figures_of(scores):
+    """The figures that show a study.
+
+    Args:
+        scores: `Scores`.
+
+    Returns:
+        `{name: (caption, figure)}`, without those for which there is not a single score.
+    """
+    found = {}
+    with rc_context(_STYLE):
+        if len(scores.study.sampling_steps) > 1:
+            found["sampling-steps"] = by_sampling_steps(scores)
+        else:
+            rates = _prune_rates(scores)
+            if len(_sparsities(scores)) > 1 and not _one_sparsity_each(scores):
+                for rate in rates or [None]:
+                    name = "sparsity" if rate is None else f"sparsity-p{rate:g}"
+                    found[name] = by_sparsity(scores, rate)
+            if len(rates) > 1:
+                found["prune-rate"] = by_prune_rate(scores)
+    return {name: pair for name, pair in found.items() if pair is not None}
+
+
+def by_sparsity(scores, prune_rate):
+    """Figures 2, 3, 6 and 7: score against sparsity, one panel for each data set."""
+
+    def panel(axis, preset):
+        drawn = _dense_line(axis, scores, preset)
+        lines = _lines(
+            a for a in scores.approaches(preset=preset) if a.prune_rate in (None, prune_rate)
+        )
+        for i, (title, approaches) in enumerate(lines.items()):
+            offset = _DODGE * (i - (len(lines) - 1) / 2)
+            points = [(a.sparsity + offset, scores.score(a)) for a in approaches]
+            drawn |= _line(axis, points, approaches[0], title)
+        axis.set_xticks(_sparsities(scores))
+        axis.set_xlabel("sparsity S (share of weights pruned)")
+        return drawn
+
+    rate = "" if prune_rate is None else f", prune rate p = {prune_rate:g}"
+    caption = f"{scores.name} against sparsity{rate}"
+    return _panels(scores, {dataset_title(p): p for p in scores.presets}, panel, caption)
+
+
+def by_prune_rate(scores):
+    """Figure 5: score against prune rate, one panel for each data set and sparsity.
+
+    Methods that the study has at one sparsity each share a panel, as in the paper.
+    """
+    rates = _prune_rates(scores)
+    # The rates lie evenly, as no scale shows 0.05, 0.1 and 0.5 apart.
+    places = {rate: i for i, rate in enumerate(rates)}
+    together = _one_sparsity_each(scores)
+    titles = {}
+    for preset in scores.presets:
+        for sparsity in [None] if together else _sparsities(scores):
+            title = dataset_title(preset)
+            titles[title if together else f"{title}, S = {sparsity:g}"] = (preset, sparsity)
+
+    def panel(axis, place):
+        preset, sparsity = place
+        drawn = _dense_line(axis, scores, preset)
+        lines = _lines(
+            a for a in scores.approaches(preset=preset) if sparsity in (None, a.sparsity)
+        )
+        for i, (title, approaches) in enumerate(lines.items()):
+            first = approaches[0]
+            title = f"{title}, S = {first.sparsity:g}" if together else title
+            if first.prune_rate is None:
+                drawn |= _level(axis, scores.score(first), first.method, title)
+                continue
+            offset = len(rates) * _DODGE * (i - (len(lines) - 1) / 2)
+            points = [(places[a.prune_rate] + offset, scores.score(a)) for a in approaches]
+            drawn |= _line(axis, points, first, title)
+        axis.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        axis.set_xlim(-0.4, len(rates) - 0.6)
+        axis.set_xlabel("prune rate p (share per update)")
+        return drawn
+
+    return _panels(scores, titles, panel, f"{scores.name} against prune rate")
+
+
+def by_sampling_steps(scores):
+    """Figure 4: score against the number of sampling steps, one panel for each data set."""
+    all_steps = sorted(scores.study.sampling_steps)
+    span = all_steps[-1] - all_steps[0]
+    several = len(_prune_rates(scores)) > 1
+
+    def panel(axis, preset):
+        drawn = False
+        approaches = [a for a in scores.approaches(preset=preset) if not a.full]
+        for i, approach in enumerate(approaches):
+            offset = span * _DODGE * (i - (len(approaches) - 1) / 2)
+            points = [(steps + offset, scores.score(approach, steps)) for steps in all_steps]
+            drawn |= _line(axis, points, approach, approach.title(prune_rate=several))
+        axis.set_xticks(all_steps)
+        axis.set_xlabel("DDIM sampling steps")
+        return drawn
+
+    caption = f"{scores.name} against the number of sampling steps"
+    return _panels(scores, {dataset_title(p): p for p in scores.presets}, panel, caption)
+
+
+def _panels(scores, titles, panel, caption):
+    """`(caption, figure)` with a panel for each title; None where nothing could be drawn."""
+    columns = min(len(titles), 3) if len(titles) != 4 else 2
+    rows = -(-len(titles) // columns)
+    width, height = _PANEL
+    figure = Figure(figsize=(max(3.3, width * columns), height * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    drawn, handles = False, {}
+    for axis, (title, place) in zip(axes, titles.items(), strict=False):
+        here = panel(axis, place)
+        drawn = drawn or here
+        axis.set_title(title if here else f"{title}: no runs", fontsize=8)
+        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    for axis in list(axes):
+        axis.set_axis_off()
+    for axis in figure.axes[::columns]:
+        axis.set_ylabel(f"{scores.name} (lower is better)")
+    if not drawn:
+        return None
+    # Inches that the widest entry takes.
+    entry = 0.5 + 0.065 * max(map(len, handles))
+    ncols = max(1, min(len(handles), int(figure.get_figwidth() / entry)))
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=ncols)
+    several = any(len(cells) > 1 for cells in scores.cells.values())
+    error = " Bars and band: sample SD over the runs." if several else ""
+    return f"{caption}.{error}", figure
+
+
+def _lines(approaches):
+    """`{title: sparse approaches of one line}`, one for each method and update interval."""
+    approaches = [a for a in approaches if a.method != "dense" and not a.full]
+    several = len({a.update_every for a in approaches if a.prune_rate is not None}) > 1
+    lines = {}
+    for approach in sorted(approaches, key=lambda a: list(STYLES).index(a.method)):
+        title = method_title(approach.method)
+        if several and approach.update_every is not None:
+            title += f", ΔT = {approach.update_every}"
+        lines.setdefault(title, []).append(approach)
+    return lines
+
+
+def _line(axis, points, approach, title):
+    """Draws the points that have a score; whether there was one."""
+    points = sorted(((x, score) for x, score in points if score.values), key=lambda pair: pair[0])
+    if not points:
+        return False
+    color, marker = STYLES[approach.method]
+    axis.errorbar(
+        [x for x, _ in points],
+        [score.mean for _, score in points],
+        # None of a single run.
+        yerr=[math.nan if score.sd is None else score.sd for _, score in points],
+        color=color,
+        marker=marker,
+        linestyle="--" if approach.method == "dense" else "-",
+        capsize=2,
+        elinewidth=0.8,
+        label=title,
+    )
+    return True
+
+
+def _level(axis, score, method, title):
+    """Draws a score as a horizontal line with its band; whether there was one."""
+    if not score.values:
+        return False
+    color, _ = STYLES[method]
+    axis.axhline(score.mean, color=color, linestyle="--", linewidth=1, label=title)
+    if score.sd:
+        low, high = score.mean - score.sd, score.mean + score.sd
+        axis.axhspan(low, high, color=color, alpha=0.12, linewidth=0)
+    return True
+
+
+def _dense_line(axis, scores, preset):
+    """Draws the dense network's score, and the paper's where it is of the same features."""
+    found = scores.approaches(preset=preset, method="dense", full=False)
+    if not found:
+        return False
+    fid = scores.paper_fid(found[0])
+    if fid is not None and scores.is_papers(preset):
+        axis.axhline(fid.mean, color="#999999", linestyle=":", linewidth=1, label="Dense, paper")
+    return _level(axis, scores.score(found[0]), "dense", method_title("dense"))
+
+
+def _sparsities(scores):
+    return sorted({a.sparsity for a in scores.cells if a.method != "dense"})
+
+
+def _prune_rates(scores):
+    return sorted({a.prune_rate for a in scores.cells if a.prune_rate is not None})
+
+
+def _one_sparsity_each(scores):
+    """Whether every method is at one sparsity only, which need not be the same for all."""
+    pairs = {(a.preset, a.method): set() for a in scores.cells}
+    for approach in scores.cells:
+        pairs[approach.preset, approach.method].add(approach.sparsity)
+    return all(len(sparsities) == 1 for sparsities in pairs.values())
+
+
+def save_figure(figure, folder, name):
+    """Writes a figure as `NAME.png` and `NAME.svg`, the same bytes for the same figure."""
+    with rc_context(_STYLE):
+        for ending, options in ((".png", {"dpi": 200}), (".svg", {"metadata": {"Date": None}})):
+            with whole_file(folder / f"{name}{ending}") as temporary:
+                figure.savefig(temporary, **options)
+
+
+def sample_sheet(titles_and_files, path):
+    """Draws samples of several runs below each other, as the paper's Figures 8 to 13.
+
+    Args:
+        titles_and_files: List of `(title, path of a samples.npz that evaluate wrote)`.
+        path: The picture to write.
+    """
+    titles, groups = [], []
+    for title, file in titles_and_files:
+        titles.append(title)
+        groups.append(_read_samples(file))
+    if isinstance(groups[0], list):
+        draw(groups, path, columns=8, titles=titles, cell=0.8, stacked=True)
+    else:
+        draw_images(groups, path, columns=8, titles=titles, cell=0.8, stacked=True)
+
+
+def _read_samples(file):
+    """The first samples of a file: a list of sketches, or images in [-1, 1]."""
+    with np.load(file, allow_pickle=False) as stored:
+        if "images" in stored:
+            return stored["images"][:SAMPLES].astype("float32") / 127.5 - 1
+        lengths = stored["lengths"][:SAMPLES]
+        names = [f"sample {i}" for i in range(len(lengths))]
+        points = stored["points"][: lengths.sum()]
+        return sketches_of(SketchArrays(points, lengths, names, str(stored["representation"])))

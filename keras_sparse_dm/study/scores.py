@@ -1,0 +1,217 @@
+"""A study's scores: the runs of a study grouped as the paper's tables group them.
+
+Nothing here needs Keras.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_sparse_dm.runs.settings import SettingsError
+from keras_sparse_dm.study.paper import (
+    DATASET_TITLES,
+    METHOD_TITLES,
+    PAPER_FIDS,
+    PAPER_SETTINGS,
+)
+
+# The embedded network's distance, which every evaluation has.
+EMBEDDED = "FD-kanji"
+
+
+@dataclass(frozen=True)
+class Approach:
+    """What a row of the paper's tables is of: all runs that differ in seed and category only."""
+
+    preset: str
+    full: bool
+    method: str
+    sparsity: float
+    prune_rate: float | None
+    update_every: int | None
+
+    @classmethod
+    def of(cls, cell):
+        """The approach that a `Cell` belongs to."""
+        return cls(*(getattr(cell, name) for name in cls.__dataclass_fields__))
+
+    @property
+    def dataset(self):
+        return dataset_title(self.preset)
+
+    def title(self, prune_rate=False, update_every=False):
+        """As the tables name it: `"RigL-DM, S = 0.5"`, with what else tells approaches apart."""
+        parts = [method_title(self.method)]
+        parts += [f"S = {self.sparsity:g}"] if self.method != "dense" else []
+        parts += [f"p = {self.prune_rate:g}"] if prune_rate and self.prune_rate else []
+        parts += [f"ΔT = {self.update_every}"] if update_every and self.update_every else []
+        return ", ".join(parts)
+
+
+def dataset_title(preset):
+    """What the paper calls a preset's data set."""
+    return DATASET_TITLES.get(preset, preset)
+
+
+def method_title(method):
+    """What the paper calls a method, or would."""
+    return METHOD_TITLES.get(method, "GMP" if method == "gmp" else f"{method.upper()}-DM")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score over the runs of an approach.
+
+    Attributes:
+        values: Of the runs that there are.
+        wanted: Number of runs that the study has.
+    """
+
+    values: tuple
+    wanted: int
+
+    @property
+    def mean(self):
+        """Mean over the runs; None without any."""
+        return float(np.mean(self.values)) if self.values else None
+
+    @property
+    def sd(self):
+        """Sample standard deviation over the runs, n - 1 in the denominator; None of one."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+
+    def __str__(self):
+        text = "–" if not self.values else number_text(self.mean, self.sd)
+        complete = len(self.values) == self.wanted
+        return text if complete else f"{text} ({len(self.values)}/{self.wanted})"
+
+    def better_than(self, other):
+        """Whether it is lower; of scores without runs, never."""
+        return bool(self.values and other.values) and self.mean < other.mean
+
+
+def number_text(mean, sd):
+    """A score as the paper prints it."""
+    return f"{mean:.2f}" if sd is None else f"{mean:.2f} ± {sd:.2f}"
+
+
+class Scores:
+    """All scores of a study.
+
+    Args:
+        study: The `Study`.
+        results: The `Results` of its folder, of which those of its cells count.
+        score: Name of the distance; None for the FID of an Inception network where all
+            evaluations have the same one, else the embedded network's distance.
+
+    Attributes:
+        name: Name of the distance.
+        cells: `{Approach: [Cell]}`, in the order of the study.
+        runs: `{cell name: RunResult}` of those that are finished.
+        failed: Likewise of those that failed.
+        missing: Names of the cells without a run.
+
+    Raises:
+        SettingsError: if no evaluation has the score asked for.
+    """
+
+    def __init__(self, study, results, score=None):
+        self.study = study
+        names = {cell.name for cell in study.cells}
+        own = {run.cell: run for run in results.runs if run.cell in names}
+        self.runs = {name: run for name, run in own.items() if run.status == "finished"}
+        self.failed = {name: run for name, run in own.items() if run.status == "failed"}
+        self.missing = [cell.name for cell in study.cells if cell.name not in own]
+        self.cells = {}
+        for cell in study.cells:
+            self.cells.setdefault(Approach.of(cell), []).append(cell)
+        self.evaluations = [e for e in results.evaluations if e.cell in self.runs]
+        self._by_place = {(e.cell, e.sampling_steps): e for e in self.evaluations}
+        self.name = self._choose(score)
+
+    def _choose(self, score):
+        found = [set(evaluation.distances) for evaluation in self.evaluations]
+        everywhere = set.intersection(*found) if found else {EMBEDDED}
+        if score is not None:
+            anywhere = sorted(set().union(*found))
+            if score not in anywhere:
+                measured = ", ".join(anywhere) or "nothing"
+                raise SettingsError(
+                    f"--score must be what the runs were evaluated by: {measured}; received "
+                    f"{score}."
+                )
+            return score
+        by_inception = sorted(everywhere - {EMBEDDED}, key=lambda name: ("FID" not in name, name))
+        return by_inception[0] if by_inception else EMBEDDED
+
+    def is_papers(self, preset):
+        """Whether the paper's values of a preset are of the same features."""
+        return self.name == ("FID-quickdraw" if preset.startswith("chirodiff") else "FID")
+
+    @property
+    def presets(self):
+        """The study's presets, in its order."""
+        return list(dict.fromkeys(approach.preset for approach in self.cells))
+
+    def approaches(self, **wanted):
+        """Approaches with the given attributes, in the order of the study."""
+        return [
+            approach
+            for approach in self.cells
+            if all(getattr(approach, name) == value for name, value in wanted.items())
+        ]
+
+    def dense(self, approach):
+        """The dense approach that one is compared with, or None."""
+        found = self.approaches(preset=approach.preset, full=approach.full, method="dense")
+        return found[0] if found else None
+
+    def score(self, approach, steps=None):
+        """The `Score` of an approach; without steps, that of each run's own sampling steps."""
+        cells = self.cells.get(approach, [])
+        found = [self.evaluation(cell.name, steps) for cell in cells]
+        values = [
+            evaluation.distances[self.name]["generated"]["frechet"][0]
+            for evaluation in found
+            if evaluation is not None and self.name in evaluation.distances
+        ]
+        return Score(tuple(values), len(cells))
+
+    def evaluation(self, cell, steps=None):
+        """The `EvaluationResult` of a cell, or None; without steps, of the run's own."""
+        run = self.runs.get(cell)
+        if run is None:
+            return None
+        own = run.settings["sampling"]["steps"]
+        return self._by_place.get((cell, own if steps is None else steps))
+
+    def held_out(self, preset):
+        """Mean distance of held-out real data over a preset's runs, or None."""
+        values = [
+            evaluation.distances[self.name]["held out"]["frechet"][0]
+            for evaluation in self.evaluations
+            if self.runs[evaluation.cell].preset == preset and self.name in evaluation.distances
+        ]
+        return float(np.mean(values)) if values else None
+
+    def best_sparse(self, approaches, steps=None):
+        """The approach with the lowest score of those that are not dense, or None."""
+        scored = [(self.score(a, steps).mean, a) for a in approaches if a.method != "dense"]
+        scored = [pair for pair in scored if pair[0] is not None]
+        return min(scored, key=lambda pair: pair[0])[1] if scored else None
+
+    def paper_fid(self, approach, steps=None):
+        """The paper's printed `PaperFID` of an approach, that of the study's own table first."""
+        setting = PAPER_SETTINGS.get(approach.preset)
+        if setting is None or approach.update_every not in (None, setting.update_every):
+            return None
+        wanted = (approach.preset, approach.full, approach.method, approach.sparsity)
+        found = [
+            row
+            for row in PAPER_FIDS
+            if (row.preset, row.full, row.method, row.sparsity) == wanted
+            and row.prune_rate == approach.prune_rate
+            and row.sampling_steps == (setting.sampling_steps if steps is None else steps)
+        ]
+        found.sort(key=lambda row: (f"table{row.table}" != self.study.name, -row.runs))
+        return found[0] if found else None

@@ -1,0 +1,265 @@
+import dataclasses
+import string
+import subprocess
+import sys
+
+import pytest
+
+from keras_sparse_dm.runs.settings import RunSettings, SettingsError
+from keras_sparse_dm.study.grid import (
+    FULL_CELEBAHQ,
+    STUDIES,
+    Cell,
+    differences_from_paper,
+    find_study,
+    grid,
+    read_study,
+    sampling_steps_of,
+    setting_clashes,
+    settings_of,
+)
+from keras_sparse_dm.study.paper import PAPER_COSTS
+
+
+def names(cells):
+    return {cell.name for cell in cells}
+
+
+def test_the_grids_have_as_many_runs_as_the_paper_tells():
+    # Rows of the tables times seeds; QuickDraw's rows times its three categories.
+    assert {name: len(study.cells) for name, study in STUDIES.items()} == {
+        "table1": 12 * 3,
+        "table2": 4 * 3 * (3 + 1 + 1),
+        "table3": 4 * 2,
+        "table4": 4 * 2,
+        "table5": 3 * 5 * 3,
+        "table6": 5 * 3 * (3 + 1 + 1),
+        "figure2": 3 * (1 + 3 * 5) * 3,
+        "figure3": (3 + 1 + 1) * (1 + 3 * 5) * 3,
+        "figure4": 2 * 4 * 3,
+        "figure5": (1 + 2 * 5) * 2,
+        "figure6": 3 * (1 + 3 * 5) * 3,
+        "figure7": (3 + 1 + 1) * (1 + 3 * 5) * 3,
+        "sketches": 2 * 22,
+    }
+
+
+def test_studies_share_runs_and_names_tell_them_apart():
+    every = {cell for study in STUDIES.values() for cell in study.cells}
+    assert len(names(every)) == len(every)
+    # "approximately 620 training runs" (paper, section 3.3.2)
+    assert 600 < len(every) < 650
+    assert names(STUDIES["table2"].cells) <= names(STUDIES["figure3"].cells)
+    safe = set(string.ascii_letters + string.digits + "._-")
+    assert all(set(name) <= safe for name in names(every))
+
+
+def test_names_are_readable_and_stay():
+    rigl = Cell("chirodiff_kanjivg", "rigl", 0.5, 0.05, 0)
+    assert rigl.name == "chirodiff_kanjivg-rigl-s0.5-p0.05-seed0"
+    assert dataclasses.replace(rigl, update_every=100).name.endswith("-p0.05-u100-seed0")
+    assert Cell("chirodiff_vmnist", "dense", 0, None, 2).name == "chirodiff_vmnist-dense-seed2"
+    cat = Cell("chirodiff_quickdraw", "static", 0.9, None, 1, category="cat")
+    assert cat.name == "chirodiff_quickdraw-cat-static-s0.9-seed1"
+    full = Cell("ldm_celebahq", "magran", 0.5, 0.5, 0, full=True)
+    assert full.name == "ldm_celebahq-full-magran-s0.5-p0.5-seed0"
+
+
+def test_tables_1_and_2_have_the_printed_rows():
+    for table in (1, 2):
+        rows = {(row.preset, row.method, row.sparsity) for row in PAPER_COSTS if row.table == table}
+        cells = STUDIES[f"table{table}"].cells
+        assert {(cell.preset, cell.method, cell.sparsity) for cell in cells} == rows
+        assert {cell.prune_rate for cell in cells if cell.method == "rigl"} == {0.5}
+    assert STUDIES["table4"].sampling_steps == (50, 100, 200)
+    assert {cell.seed for cell in STUDIES["table3"].cells} == {0}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("chirodiff_kanji", "dense", 0.0, None, 0),
+        ("chirodiff_kanjivg", "rigel", 0.5, 0.5, 0),
+        ("chirodiff_kanjivg", "dense", 0.5, None, 0),
+        ("chirodiff_kanjivg", "rigl", 0.0, 0.5, 0),
+        ("chirodiff_kanjivg", "rigl", 1.0, 0.5, 0),
+        ("chirodiff_kanjivg", "rigl", 0.5, None, 0),
+        ("chirodiff_kanjivg", "static", 0.5, 0.5, 0),
+        ("chirodiff_kanjivg", "static", 0.5, None, -1),
+        ("chirodiff_kanjivg", "static", 0.5, None, 0, "cat"),
+        ("chirodiff_quickdraw", "static", 0.5, None, 0),
+        ("chirodiff_kanjivg", "static", 0.5, None, 0, None, True),
+        ("chirodiff_kanjivg", "rigl", 0.5, 0.5, 0, None, False, 0),
+    ],
+)
+def test_cells_that_mean_nothing_are_refused(values):
+    with pytest.raises(SettingsError, match="received|only"):
+        Cell(*values)
+
+
+def test_other_numbers_of_seeds():
+    study = STUDIES["table3"].with_seeds(2)
+    assert len(study.cells) == 16 and len(names(study.cells)) == 16
+    assert len(STUDIES["table2"].with_seeds(1).cells) == 20
+
+
+@pytest.mark.parametrize("scale", ["smoke", "reduced", "paper"])
+def test_every_cell_means_settings_that_check(scale, tmp_path):
+    autoencoder = tmp_path / "autoencoder.keras"
+    autoencoder.touch()
+    for folder in ("quickdraw", "mnist", "celebahq", "lsun_bedrooms", "imagenette"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    for cell in {cell for study in STUDIES.values() for cell in study.cells}:
+        settings = settings_of(
+            cell, scale, tmp_path / "data", folder=tmp_path, autoencoder=autoencoder
+        )
+        settings.check()
+        assert settings.training.method == cell.method and settings.seed == cell.seed
+        assert settings.training.sparsity == cell.sparsity
+        assert settings.folder == tmp_path / "runs" / cell.name
+        if cell.category:
+            assert settings.data.categories == (cell.category,)
+
+
+def test_the_papers_scale_is_the_preset_itself(tmp_path):
+    (tmp_path / "celebahq").mkdir()
+    cell = Cell("ldm_celebahq", "rigl", 0.25, 0.5, 0)
+    settings = settings_of(cell, "paper", tmp_path)
+    preset = RunSettings.from_preset("ldm_celebahq")
+    assert settings.model == preset.model and settings.data == preset.data
+    training = dataclasses.replace(
+        preset.training, method="rigl", sparsity=0.25, prune_rate=0.5, update_every=1100
+    )
+    assert settings.training == training and settings.sampling.evaluation == 10_000
+    assert differences_from_paper(cell, "paper", settings, ("fid.pth",)) == []
+    full = settings_of(dataclasses.replace(cell, full=True), "paper", tmp_path)
+    assert full.data.training_images == FULL_CELEBAHQ == 2 * 12_500
+
+
+def test_differences_are_told_setting_by_setting(tmp_path):
+    cell = Cell("chirodiff_kanjivg", "rigl", 0.5, 0.05, 0)
+    settings = settings_of(cell, "reduced", epochs={"chirodiff_kanjivg": 6})
+    lines = differences_from_paper(cell, "reduced", settings)
+    assert "epochs: 6 instead of 600" in lines
+    assert "update every: 100 instead of 800" in lines
+    assert "samples evaluated: 1,000 instead of 10,000" in lines
+    assert "distance: FD-kanji instead of the FID" in lines
+    assert any("6,422 kanji instead of sketch-rnn's 10,358" in line for line in lines)
+    static = dataclasses.replace(cell, method="static", prune_rate=None)
+    told = differences_from_paper(static, "reduced", settings_of(static, "reduced"))
+    assert not any("update" in line for line in told)
+    # sketch-rnn's file is the paper's data set.
+    (tmp_path / "kanji.rdp25.npz").touch()
+    same = settings_of(cell, "paper", tmp_path)
+    assert same.data_dir == tmp_path / "kanji.rdp25.npz"
+    assert not any("data set" in line for line in differences_from_paper(cell, "paper", same))
+
+
+def test_missing_data_are_named_before_any_run(tmp_path):
+    cell = Cell("chirodiff_vmnist", "dense", 0.0, None, 0)
+    for data_dir in (None, tmp_path):
+        with pytest.raises(SettingsError, match="mnist.*t10k-images-idx3-ubyte.gz"):
+            settings_of(cell, "reduced", data_dir)
+    assert settings_of(cell, "smoke", tmp_path).data_dir is None
+    with pytest.raises(SettingsError, match="smoke, reduced, paper; received 'smol'.*smoke"):
+        settings_of(cell, "smol")
+
+
+def test_smoke_replaces_what_is_not_there(tmp_path):
+    quickdraw = Cell("chirodiff_quickdraw", "dense", 0.0, None, 0, category="cat")
+    assert settings_of(quickdraw, "smoke").data.dataset == "kanjivg"
+    (tmp_path / "quickdraw").mkdir()
+    there = settings_of(quickdraw, "smoke", tmp_path)
+    assert there.data.dataset == "quickdraw" and there.data_dir == tmp_path / "quickdraw"
+    images = settings_of(Cell("ldm_imagenette", "dense", 0.0, None, 0), "smoke", tmp_path)
+    assert images.data.dataset == "kanjivg" and images.data_dir is None
+
+
+def test_masks_move_at_every_scale(tmp_path):
+    (tmp_path / "mnist").mkdir()
+    for preset, steps in (("chirodiff_kanjivg", 85), ("chirodiff_vmnist", 66)):
+        cell = Cell(preset, "rigl", 0.5, 0.05, 0)
+        reduced = settings_of(cell, "reduced", tmp_path).training
+        assert reduced.epochs * steps > 4 * reduced.update_every
+        smoke = settings_of(cell, "smoke").training
+        assert smoke.epochs * 3 > 2 * smoke.update_every
+
+
+def test_own_sampling_steps_come_last():
+    cell = Cell("chirodiff_kanjivg", "dense", 0.0, None, 0)
+    settings = settings_of(cell, "reduced")
+    assert sampling_steps_of(STUDIES["figure4"], settings) == (100, 150, 200, 50)
+    assert sampling_steps_of(STUDIES["table2"], settings) == (50,)
+
+
+def test_clashes_leave_out_what_does_not_shape_the_training(tmp_path):
+    cell = Cell("chirodiff_kanjivg", "rigl", 0.5, 0.05, 0)
+    settings = settings_of(cell, "reduced")
+    stored = settings.to_dict()
+    moved = dataclasses.replace(settings, data_dir=tmp_path, samples=3)
+    assert setting_clashes(moved, stored) == []
+    other = settings_of(cell, "reduced", epochs={"chirodiff_kanjivg": 3})
+    assert setting_clashes(other, stored) == ["--epochs is 3 but was 8"]
+
+
+def test_unknown_studies_get_a_hint():
+    with pytest.raises(SettingsError, match="received 'tabel6'. Did you mean table"):
+        find_study("tabel6")
+    with pytest.raises(SettingsError, match="no study .*mine.yaml"):
+        find_study("mine.yaml")
+
+
+def test_a_study_of_ones_own(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "title: Mine\npresets: [chirodiff_kanjivg]\nmethods: [dense, static, rigl]\n"
+        "sparsities: [0.5, 0.9]\nprune_rates: [0.05, 0.5]\nupdate_intervals: [50, 100]\n"
+        "seeds: [0, 7]\nsampling_steps: [10, 20]\n"
+    )
+    study = find_study(str(path))
+    assert study.name == "mine" and study.title == "Mine" and study.sampling_steps == (10, 20)
+    # dense, static in two sparsities, rigl in all; two seeds each
+    assert len(study.cells) == 2 * (1 + 2 + 2 * 2 * 2)
+    assert set(study.cells) == set(
+        grid(
+            ("chirodiff_kanjivg",),
+            ("dense", "static", "rigl"),
+            (0.5, 0.9),
+            (0.05, 0.5),
+            (0, 7),
+            (50, 100),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("presets: [chirodiff_kanjivg", "cannot be read"),
+        ("- 3", "must hold lists"),
+        ("presets: [chirodiff_kanjivg]\nmethod: [rigl]", "'method' is unknown.*methods"),
+        ("presets: chirodiff_kanjivg\nmethods: [dense]", "presets must be a list"),
+        ("presets: [chirodiff_kanjivg]", "methods must name at least one"),
+        ("presets: [kanji]\nmethods: [dense]", "preset must be one of"),
+        ("presets: [chirodiff_kanjivg]\nmethods: [rigl]", "sparsities must be given .* rigl"),
+        (
+            "presets: [chirodiff_kanjivg]\nmethods: [rigl]\nsparsities: [0.5]",
+            "prune_rates must be given .* rigl",
+        ),
+        ("presets: [chirodiff_kanjivg]\nmethods: [static]\nsparsities: [x]", "numbers; .* 'x'"),
+        ("presets: [chirodiff_kanjivg]\nmethods: [dense]\nseeds: [0.5]", "whole numbers"),
+        ("presets: [chirodiff_kanjivg]\nmethods: [dense]\nseeds: []", "at least one"),
+    ],
+)
+def test_files_that_describe_no_study(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        read_study(path)
+
+
+def test_nothing_here_loads_keras():
+    modules = ("grid", "study", "study_command", "study_results", "study_worker", "study_cost")
+    imports = ", ".join(f"keras_sparse_dm.experiments.{name}" for name in modules)
+    code = f"import sys, {imports}; assert not {{'keras', 'tensorflow'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
