@@ -216,28 +216,27 @@ class StepsOfItsOwn:
     Attributes:
         turn_of: `turn_of(variable)` returns the context for the work on one variable.
         own_gradient: `own_gradient(gradient, variable)` returns what the update is to see.
+        keras_variable: `keras_variable(variable)` returns the `keras.Variable` of a variable.
         in_turn: False leaves the order of the work to TensorFlow.
         summed: True where the gradients are summed over the replicas already.
     """
 
-    turn_of = own_gradient = None
+    turn_of = own_gradient = keras_variable = None
     in_turn = summed = False
+
+    def _apply_weight_decay(self, variables):
+        if not self.in_turn:  # Otherwise each turn decays its variable.
+            super()._apply_weight_decay(variables)
 
     def update_step(self, gradient, variable, learning_rate):
         if not self.in_turn:
             super().update_step(gradient, variable, learning_rate)
             return
         with self.turn_of(variable):
+            # `update_step` is given what a Keras variable holds.
+            super()._apply_weight_decay([self.keras_variable(variable)])
             gradient = self.own_gradient(gradient, variable)
             super().update_step(gradient, variable, learning_rate)
-
-    def _apply_weight_decay(self, variables):
-        if not self.in_turn:
-            super()._apply_weight_decay(variables)
-            return
-        for variable in variables:
-            with self.turn_of(variable):
-                super()._apply_weight_decay([variable])
 
     def _update_model_variables_moving_average(self, trainable_variables):
         if not self.in_turn:

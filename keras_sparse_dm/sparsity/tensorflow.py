@@ -1,6 +1,7 @@
 """Sparse steps on TensorFlow: one variable after another, and once for all replicas."""
 
 import contextlib
+import functools
 import math
 
 import keras
@@ -60,33 +61,48 @@ def apply_in_turn(optimizer, gradients, variables, masks):
     together, beside copies of all weights that are written while the backward pass still reads
     them. On the U-Net of 274M parameters the order saves 2.2 of 11.5 GB. The numbers are the same.
 
+    The last variable comes first, as in the backward pass, so that the optimizer works beside the
+    pass. A variable also waits for the gradient of the large variable before it: by then the
+    backward pass has read it.
+
     Args:
         optimizer: A built `keras.optimizers.Optimizer`, which is not changed.
-        gradients: List of tensors, or None; the first turn begins when all are there.
+        gradients: List of tensors, or None.
         variables: The variables that they belong to.
         masks: `{key of a variable: mask}` by which gradients are still to be masked.
     """
-    last = [g for g in gradients if isinstance(g, tf.Tensor)]
+    pairs = list(zip(gradients, variables, strict=True))
+    # A global norm needs all gradients anyway, and its sum keeps its order.
+    pairs = pairs if optimizer.global_clipnorm else pairs[::-1]
+    key = functools.partial(variable_key, optimizer)
+    large = [i for i, (_, v) in enumerate(pairs) if math.prod(v.shape) >= LARGE]
+    read = {}
+    for i, following in zip(large, [*large[1:], len(pairs) - 1], strict=False):
+        given = [g for g, _ in pairs[i : following + 1]]
+        read[key(pairs[i][1])] = [g for g in given if isinstance(g, tf.Tensor)]
+    own = {key(v): v for _, v in pairs}
+    last = []
 
     @contextlib.contextmanager
     def turn_of(variable):
         if math.prod(variable.shape) < LARGE:
             yield
             return
-        with after(last):
+        with after([*last, *read.get(key(variable), [])]):
             yield
             last[:] = [_written(variable)]
 
     def own_gradient(gradient, variable):
-        mask = masks.get(variable_key(optimizer, variable))
+        mask = masks.get(key(variable))
         return gradient if mask is None else tf.where(mask, gradient, tf.zeros((), gradient.dtype))
 
     steps = {
         "in_turn": True,
         "turn_of": staticmethod(turn_of),
         "own_gradient": staticmethod(own_gradient),
+        "keras_variable": staticmethod(lambda variable: own[key(variable)]),
     }
-    _seen_as(optimizer, steps).apply(gradients, variables)
+    _seen_as(optimizer, steps).apply(*map(list, zip(*pairs, strict=True)))
 
 
 def apply_summed(optimizer, gradients, variables):
