@@ -1,5 +1,37 @@
-"""Checks of what users give."""
+"""Checks of arguments and options: each error names the argument and what would be right."""
+
+import math
 
 
 class UsageError(ValueError):
-    """Options or settings that cannot be; the message is for the person who gave them."""
+    """Error in options or settings, with a message for the person who gave them."""
+
+
+class SettingsError(UsageError):
+    """Settings that no run can be made of; the message is for the person who gave them."""
+
+
+def one_of(name, value, choices, error=ValueError):
+    """Raise an error unless a value is among the choices."""
+    if value not in choices:
+        raise error(f"{name} must be one of {', '.join(choices)}; received {value!r}.")
+
+
+def at_least(*values, error=ValueError):
+    """Raise an error for the first of `(name, value, lowest)` whose value is too low."""
+    for name, value, low in values:
+        if value < low:
+            raise error(f"{name} must be {low} or more; received {value}.")
+
+
+def in_range(name, value, low, high, closed_low=True, closed_high=True, error=ValueError):
+    """Raise an error unless a number is finite and lies between two others."""
+    inside = (value >= low if closed_low else value > low) and (
+        value <= high if closed_high else value < high
+    )
+    if not inside or not math.isfinite(value):
+        if high == math.inf:
+            wanted = f"{low} or more" if closed_low else f"above {low}"
+        else:
+            wanted = f"in {'[' if closed_low else '('}{low}, {high}{']' if closed_high else ')'}"
+        raise error(f"{name} must be a number {wanted}; received {value:g}.")

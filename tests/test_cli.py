@@ -4,11 +4,13 @@ from pathlib import Path
 import pytest
 
 from keras_sparse_dm import __version__
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.cli import main
 from keras_sparse_dm.commands.train import parse_train_options, train_command
 from keras_sparse_dm.data import kanjivg_folder
 from keras_sparse_dm.models import PRESETS, get_preset
-from keras_sparse_dm.runs.settings import CONFIG_FILE, RunSettings, SettingsError, write_json
+from keras_sparse_dm.runs.folder import CONFIG_FILE, write_json
+from keras_sparse_dm.runs.settings import RunSettings
 
 
 @pytest.fixture(autouse=True)

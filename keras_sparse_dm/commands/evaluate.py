@@ -5,10 +5,9 @@ from pathlib import Path
 
 import tyro
 
-from keras_sparse_dm.checks import UsageError
+from keras_sparse_dm.checks import SettingsError, UsageError
 from keras_sparse_dm.commands.options import fail, parse_options, quiet_start
 from keras_sparse_dm.files import os_error_text
-from keras_sparse_dm.runs.settings import SettingsError
 
 SAMPLE_ENDINGS = (".png", ".svg", ".pdf", ".gif", ".npz", ".json")
 # Of images none can be drawn point by point or kept as strokes.

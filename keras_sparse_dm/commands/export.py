@@ -5,12 +5,12 @@ from pathlib import Path
 
 import tyro
 
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.commands.evaluate import (
     check_folder_of_run,
     load_for,
     run_command,
 )
-from keras_sparse_dm.runs.settings import SettingsError
 
 # Which types of weights each format can have.
 QUANTIZATIONS = {

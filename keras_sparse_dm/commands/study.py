@@ -6,11 +6,10 @@ from pathlib import Path
 
 import tyro
 
-from keras_sparse_dm.checks import UsageError
+from keras_sparse_dm.checks import SettingsError, UsageError
 from keras_sparse_dm.commands.options import fail, parse_options
 from keras_sparse_dm.commands.study_report import study_report_command
 from keras_sparse_dm.files import os_error_text
-from keras_sparse_dm.runs.settings import SettingsError
 from keras_sparse_dm.study.estimates import estimate, print_costs
 from keras_sparse_dm.study.grid import (
     CHIRODIFF,

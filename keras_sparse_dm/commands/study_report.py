@@ -6,10 +6,9 @@ from pathlib import Path
 
 import tyro
 
-from keras_sparse_dm.checks import UsageError
+from keras_sparse_dm.checks import SettingsError, UsageError
 from keras_sparse_dm.commands.options import fail, parse_options, quiet_start
 from keras_sparse_dm.files import os_error_text
-from keras_sparse_dm.runs.settings import SettingsError
 from keras_sparse_dm.study.grid import SCALES, find_study
 from keras_sparse_dm.study.results import RESULTS_FILE
 

@@ -7,14 +7,9 @@ from keras_sparse_dm.checks import UsageError
 from keras_sparse_dm.commands.options import fail, parse_options, quiet_start
 from keras_sparse_dm.files import os_error_text
 from keras_sparse_dm.presets import PRESETS
-from keras_sparse_dm.runs.settings import (
-    CONFIG_FILE,
-    AutoencoderRunSettings,
-    RunSettings,
-    TrainingDiverged,
-    check_folder,
-    read_config,
-)
+from keras_sparse_dm.runs.autoencoder_settings import AutoencoderRunSettings
+from keras_sparse_dm.runs.folder import CONFIG_FILE, check_folder, read_config
+from keras_sparse_dm.runs.settings import RunSettings, TrainingDiverged
 
 # Options without a value.
 FLAGS = ("resume", "remat", "scale-latents", "cache-latents", "recognized")

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 import keras_sparse_dm
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.data.cache import cache_folder, fingerprint_of
 from keras_sparse_dm.data.drawing import draw_images
 from keras_sparse_dm.data.images.images import (
@@ -29,13 +30,7 @@ from keras_sparse_dm.runs.callbacks import (
     save_model,
     trim_metrics,
 )
-from keras_sparse_dm.runs.settings import (
-    CONFIG_FILE,
-    SettingsError,
-    check_folder,
-    unusable_folder,
-    write_json,
-)
+from keras_sparse_dm.runs.folder import CONFIG_FILE, check_folder, unusable_folder, write_json
 
 # Pixels of the images that are evaluated at a time: 64 of 64 x 64, 4 of 256 x 256.
 EVAL_PIXELS = 2**18

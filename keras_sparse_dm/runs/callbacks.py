@@ -8,8 +8,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.files import whole_file
-from keras_sparse_dm.runs.settings import SettingsError, TrainingDiverged
+from keras_sparse_dm.runs.settings import TrainingDiverged
 
 # In a run's folder.
 CHECKPOINT = Path("checkpoints") / "last.keras"

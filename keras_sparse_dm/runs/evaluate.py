@@ -6,6 +6,7 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.data.cache import fingerprint_of
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.metrics.bootstrap import Interval, bootstrap_interval
@@ -17,8 +18,8 @@ from keras_sparse_dm.metrics.frechet import FewSamplesWarning, frechet_distance
 from keras_sparse_dm.metrics.kernel import kernel_distance
 from keras_sparse_dm.metrics.precision_recall import precision_recall
 from keras_sparse_dm.metrics.statistics import cached_features
+from keras_sparse_dm.runs.folder import write_json
 from keras_sparse_dm.runs.samples import generate, write_samples
-from keras_sparse_dm.runs.settings import SettingsError, write_json
 
 # In a run's folder.
 RESULTS = "evaluation.json"

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.export import (
     file_sizes,
     load_sparse,
@@ -25,7 +26,7 @@ from keras_sparse_dm.export.tflite.litert import load_interpreter
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.metrics.costs.memory import file_bytes
 from keras_sparse_dm.runs.exported import DECODER, run_metadata
-from keras_sparse_dm.runs.settings import SettingsError, read_json, write_json
+from keras_sparse_dm.runs.folder import read_json, write_json
 from keras_sparse_dm.sparsity import masked_kernels
 
 # In the folder of the exported files.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.presets import SamplingSettings, from_plain
 from keras_sparse_dm.runs.samples import sample_model
-from keras_sparse_dm.runs.settings import SettingsError
 
 SAVED_MODEL = "saved_model.pb"
 DECODER = "decoder"

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.convert import load_pytorch
 from keras_sparse_dm.data.drawing import draw_images
 from keras_sparse_dm.data.images.images import (
@@ -23,7 +24,6 @@ from keras_sparse_dm.runs.autoencoder import (
     new_autoencoder,
     trained_autoencoder,
 )
-from keras_sparse_dm.runs.settings import SettingsError
 
 SAMPLING_BATCH_SIZE = 16
 # The distance that the report gives until a run names a feature network.

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from keras_sparse_dm.files import whole_file
-from keras_sparse_dm.runs.settings import write_json
+from keras_sparse_dm.runs.folder import write_json
 
 
 def write_report(folder, results, rows=()):

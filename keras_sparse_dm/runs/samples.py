@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.data import (
     SketchArrays,
     animate,
@@ -22,7 +23,8 @@ from keras_sparse_dm.diffusion import DiffusionModel
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.runs.autoencoder import load_image_data
 from keras_sparse_dm.runs.callbacks import CHECKPOINT
-from keras_sparse_dm.runs.settings import RunSettings, SettingsError, read_config
+from keras_sparse_dm.runs.folder import read_config
+from keras_sparse_dm.runs.settings import RunSettings
 from keras_sparse_dm.runs.sketch_data import load_sketch_data
 
 MODEL = "model.keras"

@@ -4,6 +4,7 @@ Nothing here needs Keras, so that the command line answers at once.
 """
 
 import dataclasses
+import functools
 import json
 import math
 from dataclasses import dataclass, field
@@ -12,9 +13,8 @@ from typing import Annotated
 
 import tyro
 
-from keras_sparse_dm.checks import UsageError
+from keras_sparse_dm.checks import SettingsError, at_least, in_range, one_of
 from keras_sparse_dm.diffusion.noise_schedule import KINDS as NOISE_SCHEDULES
-from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.masks.distributions import DISTRIBUTIONS
 from keras_sparse_dm.presets import (
     AutoencoderSettings,
@@ -26,24 +26,24 @@ from keras_sparse_dm.presets import (
     SketchSettings,
     TrainingSettings,
     UNetSettings,
-    from_plain,
     get_preset,
 )
+from keras_sparse_dm.runs.folder import CONFIG_FILE
+from keras_sparse_dm.runs.setting_checks import (
+    CHARACTERS,
+    check_autoencoder_settings,
+    check_image_settings,
+    check_sketch_settings,
+)
 
-CONFIG_FILE = "config.json"
 # Those of `keras_sparse_dm.sparsity.METHODS`, which would load Keras, and none.
 METHODS = ("rigl", "magran", "set", "snfs", "gmp", "static", "dense")
-SKETCH_DATASETS = ("kanjivg", "quickdraw", "vmnist", "files")
-IMAGE_DATASETS = ("kanjivg", "celebahq", "lsun_bedrooms", "imagenette", "folder")
-DIGITS = ("test", "train", "all")
-CHARACTERS = ("kanji", "kanji+variants", "all")
 AUTOENCODER_SUFFIXES = (".keras", ".ckpt", ".pt", ".pth", ".safetensors")
 
 _Flat = tyro.conf.OmitArgPrefixes
-
-
-class SettingsError(UsageError):
-    """Settings that no run can be made of; the message is for the person who gave them."""
+_one_of = functools.partial(one_of, error=SettingsError)
+_at_least = functools.partial(at_least, error=SettingsError)
+_number = functools.partial(in_range, error=SettingsError)
 
 
 class TrainingDiverged(RuntimeError):
@@ -287,272 +287,3 @@ class ImageRunSettings(RunSettings):
                 f"--autoencoder must end in {', '.join(AUTOENCODER_SUFFIXES)} or be a diffusers "
                 f"folder; received {self.autoencoder}."
             )
-
-
-@dataclass(frozen=True)
-class AutoencoderRunSettings:
-    """Trains the autoencoder that latent diffusion needs, on your own images."""
-
-    preset: tyro.conf.Positional[str] = "ldm_kanjivg"
-    """Latent diffusion preset whose autoencoder and data are the defaults of all others."""
-    output_dir: Path | None = None
-    """Folder of the run; by default runs/autoencoder-PRESET-seedSEED."""
-    resume: bool = False
-    """Continue the run in the output folder from its last checkpoint."""
-    seed: int = 0
-    """Seed of everything random in the run."""
-    data_dir: Path | None = None
-    """Folder of the data set's files."""
-    cache_dir: Path | None = None
-    """Folder for prepared data; by default the user's cache folder."""
-    verbose: int = -1
-    """0 silent, 1 progress bar, 2 one line an epoch; -1 picks 1 in a terminal and 2 elsewhere."""
-    model: _Flat[AutoencoderSettings] = field(
-        default_factory=lambda: get_preset("ldm_kanjivg").autoencoder
-    )
-    data: _Flat[ImageSettings] = field(default_factory=lambda: get_preset("ldm_kanjivg").data)
-
-    @classmethod
-    def from_preset(cls, name, **settings):
-        """The settings of a preset.
-
-        Raises:
-            SettingsError: for an unknown preset, or one without autoencoder.
-        """
-        try:
-            preset = get_preset(name)
-        except ValueError as error:
-            raise SettingsError(str(error)) from None
-        if preset.autoencoder is None:
-            raise SettingsError(f"preset {name} has no autoencoder; give one whose name is ldm_*.")
-        return cls(preset=name, model=preset.autoencoder, data=preset.data, **settings)
-
-    @property
-    def folder(self):
-        """The run's folder: the one asked for, or one named after the settings."""
-        if self.output_dir is not None:
-            return self.output_dir
-        return Path("runs") / f"autoencoder-{self.preset}-seed{self.seed}"
-
-    to_dict = RunSettings.to_dict
-
-    def with_stored(self, stored):
-        """These settings with those of a stored run in their place."""
-        try:
-            data_dir = stored["data_dir"]
-            return dataclasses.replace(
-                self,
-                preset=stored["preset"],
-                seed=stored["seed"],
-                data_dir=None if data_dir is None else Path(data_dir),
-                model=from_plain(AutoencoderSettings, stored["model"]),
-                data=ImageSettings(**stored["data"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise SettingsError(
-                f"{self.folder / CONFIG_FILE} is not a configuration of this version: {error!r}"
-            ) from None
-
-    def check(self):
-        """Checks everything that can be checked without loading anything.
-
-        Raises:
-            SettingsError: naming the option, what was received and what would be right.
-        """
-        check_image_settings(self.data, self.data_dir)
-        check_autoencoder_settings(self.model, "--")
-        _at_least(("--seed", self.seed, 0))
-        if self.seed >= 2**31:
-            raise SettingsError(f"--seed must be below 2147483648; received {self.seed}.")
-        if self.verbose not in (-1, 0, 1, 2):
-            raise SettingsError(f"--verbose must be -1, 0, 1 or 2; received {self.verbose}.")
-
-
-def check_sketch_settings(data, data_dir):
-    """Checks the settings of sketches.
-
-    Raises:
-        SettingsError: naming the option, what was received and what would be right.
-    """
-    _one_of("--dataset", data.dataset, SKETCH_DATASETS)
-    _one_of("--characters", data.characters, CHARACTERS)
-    _one_of("--digits", data.digits, DIGITS)
-    _one_of("--representation", data.representation, ("absolute", "delta"))
-    _number("--spacing", data.spacing, 0, 1, closed_low=False)
-    _number("--scale", data.scale, 0, math.inf, closed_low=False)
-    _number("--simplify", data.simplify, 0, 1)
-    _number("--jitter", data.jitter, 0, math.inf)
-    _at_least(
-        ("--max-points", data.max_points, 3),
-        ("--max-sketches", data.max_sketches, 0),
-        ("--max-strokes", data.max_strokes, 0),
-    )
-    if not data.categories:
-        raise SettingsError("--categories must name at least one, such as cat; received ().")
-    if data.dataset == "files" and data_dir is None:
-        raise SettingsError(
-            "--data-dir must be given for --dataset files: a folder of sketches, or one file."
-        )
-
-
-def check_image_settings(data, data_dir):
-    """Checks the settings of images.
-
-    Raises:
-        SettingsError: naming the option, what was received and what would be right.
-    """
-    _one_of("--dataset", data.dataset, IMAGE_DATASETS)
-    _one_of("--characters", data.characters, CHARACTERS)
-    _at_least(
-        ("--image-size", data.image_size, 8),
-        ("--training-images", data.training_images, 0),
-        ("--validation-images", data.validation_images, 0),
-    )
-    if data.dataset == "folder" and data_dir is None:
-        raise SettingsError("--data-dir must be given for --dataset folder: a folder of images.")
-
-
-def check_autoencoder_settings(autoencoder, prefix):
-    """Checks the settings of an autoencoder, whose options begin with a prefix.
-
-    Raises:
-        SettingsError: naming the option, what was received and what would be right.
-    """
-    a = autoencoder
-    _one_of(f"{prefix}reconstruction", a.reconstruction, ("l1", "l2"))
-    _number(f"{prefix}learning-rate", a.learning_rate, 0, math.inf, closed_low=False)
-    _at_least(
-        (f"{prefix}channels", a.channels, 1),
-        (f"{prefix}channel-mult", min(a.channel_mult, default=0), 1),
-        (f"{prefix}num-res-blocks", a.num_res_blocks, 1),
-        (f"{prefix}codes", a.codes, 1),
-        (f"{prefix}code-channels", a.code_channels, 1),
-        (f"{prefix}norm-groups", a.norm_groups, 1),
-        (f"{prefix}epochs", a.epochs, 1),
-        (f"{prefix}batch-size", a.batch_size, 1),
-    )
-
-
-def read_config(folder):
-    """Reads a run's `config.json`; None where there is none.
-
-    Raises:
-        SettingsError: if it cannot be read or is not a run's configuration.
-    """
-    return read_json(Path(folder) / CONFIG_FILE, {"settings": dict})
-
-
-def check_folder(settings):
-    """Checks, before any work, that the folder is free or holds the run to be resumed.
-
-    Raises:
-        SettingsError: if it is not or does not, or holds a run of another configuration.
-    """
-    folder = settings.folder
-    stored = read_config(folder)
-    if stored is not None:
-        if not settings.resume:
-            raise SettingsError(
-                f"--output-dir {folder} already holds a run; continue it with --resume, or name "
-                "another folder."
-            )
-        different = [
-            f"{name} is {here!r} but was {there!r}"
-            for name, here, there in option_differences(settings.to_dict(), stored["settings"])
-            if name not in ("--samples", "--samples-every")
-        ]
-        if different:
-            raise SettingsError(
-                f"--resume: the run in {folder} has another configuration: {'; '.join(different)}. "
-                "Leave these options out, or begin another run."
-            )
-        return
-    if settings.resume:
-        raise SettingsError(f"--resume: {folder} holds no run; leave out --resume to start one.")
-    try:
-        # What a start that failed has left is no reason to refuse the next one.
-        if folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
-            raise SettingsError(
-                f"--output-dir {folder} is not empty and holds no run; name another folder."
-            )
-    except OSError as error:
-        raise unusable_folder(folder, error) from None
-
-
-def unusable_folder(folder, error):
-    """The error for a folder that cannot be made or read."""
-    return SettingsError(
-        f"--output-dir {folder} cannot be used: {error.strerror}; name a folder that can be "
-        "written."
-    )
-
-
-def option_differences(mine, theirs, prefix=""):
-    """Yields `(option, value here, value there)` for what differs."""
-    for name, value in mine.items():
-        # What the version that began the run did not know has had its default there.
-        if isinstance(theirs, dict) and name not in theirs:
-            continue
-        other = theirs.get(name) if isinstance(theirs, dict) else None
-        if isinstance(value, dict):
-            flat = name in ("training", "model", "data")
-            yield from option_differences(value, other, prefix if flat else f"{prefix}{name}.")
-        elif value != other:
-            option = f"--{prefix}{name}".replace("_", "-")
-            yield "preset" if name == "preset" else option, value, other
-
-
-def read_json(path, keys):
-    """Reads a JSON file that a run wrote; None where there is none.
-
-    Args:
-        path: The file.
-        keys: `{key: type}` of what it must hold.
-
-    Raises:
-        SettingsError: if it cannot be read or holds something else.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
-        raise SettingsError(
-            f"--output-dir {path.parent} cannot be used: it is a file or lies below one; name "
-            "another folder."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path} is damaged and cannot be read: {error}.") from None
-    for key, kind in keys.items():
-        if not isinstance(values, dict) or not isinstance(values.get(key), kind):
-            raise SettingsError(f"{path} is damaged: it holds no {key!r}.")
-    return values
-
-
-def write_json(path, values):
-    """Writes a JSON file, whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _one_of(option, value, choices):
-    if value not in choices:
-        raise SettingsError(f"{option} must be one of {', '.join(choices)}; received {value!r}.")
-
-
-def _at_least(*options):
-    for option, value, low in options:
-        if value < low:
-            raise SettingsError(f"{option} must be {low} or more; received {value}.")
-
-
-def _number(option, value, low, high, closed_low=True, closed_high=True):
-    inside = (value >= low if closed_low else value > low) and (
-        value <= high if closed_high else value < high
-    )
-    if not inside or not math.isfinite(value):
-        if high == math.inf:
-            wanted = f"{low} or more" if closed_low else f"above {low}"
-        else:
-            wanted = f"in {'[' if closed_low else '('}{low}, {high}{']' if closed_high else ')'}"
-        raise SettingsError(f"{option} must be a number {wanted}; received {value:g}.")

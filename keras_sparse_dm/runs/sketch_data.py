@@ -1,7 +1,7 @@
 """Which sketches a run's settings ask for. Nothing here needs Keras."""
 
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.data import load_kanjivg, load_quickdraw, load_sketches, load_vmnist
-from keras_sparse_dm.runs.settings import SettingsError
 
 
 def load_sketch_data(data, data_dir=None, cache_dir=None, progress=True):

@@ -4,6 +4,7 @@ import zlib
 
 import numpy as np
 
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.data import (
     eval_batches,
     from_points,
@@ -16,7 +17,6 @@ from keras_sparse_dm.data.drawing import draw
 from keras_sparse_dm.diffusion import DiffusionModel
 from keras_sparse_dm.models import ChiroDiff
 from keras_sparse_dm.presets import get_preset
-from keras_sparse_dm.runs.settings import SettingsError
 from keras_sparse_dm.runs.sketch_data import load_sketch_data
 
 EVAL_BATCH_SIZE = 256

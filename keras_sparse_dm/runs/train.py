@@ -11,6 +11,7 @@ import numpy as np
 from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
 
 import keras_sparse_dm
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.diffusion import DiffusionModel
 from keras_sparse_dm.metrics.costs.cost import cost
 from keras_sparse_dm.runs.callbacks import (
@@ -26,17 +27,16 @@ from keras_sparse_dm.runs.callbacks import (
     trim_metrics,
 )
 from keras_sparse_dm.runs.evaluate import distance_from_training_data, evaluate
-from keras_sparse_dm.runs.images import ImageRun
-from keras_sparse_dm.runs.report import write_report
-from keras_sparse_dm.runs.samples import MODEL, Run
-from keras_sparse_dm.runs.settings import (
+from keras_sparse_dm.runs.folder import (
     CONFIG_FILE,
-    SettingsError,
     check_folder,
     read_json,
     unusable_folder,
     write_json,
 )
+from keras_sparse_dm.runs.images import ImageRun
+from keras_sparse_dm.runs.report import write_report
+from keras_sparse_dm.runs.samples import MODEL, Run
 from keras_sparse_dm.runs.sketches import SketchRun
 from keras_sparse_dm.sparsity import (
     DynamicSparsity,

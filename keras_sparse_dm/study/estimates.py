@@ -11,8 +11,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.presets import get_preset
-from keras_sparse_dm.runs.settings import SettingsError, write_json
+from keras_sparse_dm.runs.folder import write_json
 from keras_sparse_dm.study.grid import LATENT_DIFFUSION
 from keras_sparse_dm.study.paper import PAPER_SETTINGS
 

@@ -10,14 +10,11 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.presets import AutoencoderSettings, get_preset
-from keras_sparse_dm.runs.settings import (
-    METHODS,
-    AutoencoderRunSettings,
-    RunSettings,
-    SettingsError,
-    option_differences,
-)
+from keras_sparse_dm.runs.autoencoder_settings import AutoencoderRunSettings
+from keras_sparse_dm.runs.folder import option_differences
+from keras_sparse_dm.runs.settings import METHODS, RunSettings
 from keras_sparse_dm.study.paper import PAPER_COSTS
 
 SCALES = ("smoke", "reduced", "paper")

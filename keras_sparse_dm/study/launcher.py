@@ -17,14 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from keras_sparse_dm import __version__
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.files import os_error_text
-from keras_sparse_dm.runs.settings import (
-    RunSettings,
-    SettingsError,
-    read_config,
-    read_json,
-    write_json,
-)
+from keras_sparse_dm.runs.folder import read_config, read_json, write_json
+from keras_sparse_dm.runs.settings import RunSettings
 from keras_sparse_dm.study.grid import (
     LATENT_DIFFUSION,
     Cell,

@@ -3,8 +3,8 @@
 import datetime
 from pathlib import Path
 
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.files import whole_file
-from keras_sparse_dm.runs.settings import SettingsError
 from keras_sparse_dm.study.figures import figures_of, sample_sheet, save_figure
 from keras_sparse_dm.study.results import RESULT_FILE, RESULTS_FILE, read_results
 from keras_sparse_dm.study.scores import Scores, dataset_title, method_title

@@ -16,12 +16,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_sparse_dm.runs.settings import (
-    CONFIG_FILE,
-    RunSettings,
-    SettingsError,
-    read_json,
-)
+from keras_sparse_dm.checks import SettingsError
+from keras_sparse_dm.runs.folder import CONFIG_FILE, read_json
+from keras_sparse_dm.runs.settings import RunSettings
 from keras_sparse_dm.study.grid import setting_clashes
 
 RESULTS_FILE = "results.sqlite"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_sparse_dm.runs.settings import SettingsError
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.study.paper import (
     DATASET_TITLES,
     METHOD_TITLES,

@@ -18,12 +18,8 @@ from pathlib import Path
 
 from keras_sparse_dm import __version__
 from keras_sparse_dm.checks import UsageError
-from keras_sparse_dm.runs.settings import (
-    CONFIG_FILE,
-    TrainingDiverged,
-    read_json,
-    write_json,
-)
+from keras_sparse_dm.runs.folder import CONFIG_FILE, read_json, write_json
+from keras_sparse_dm.runs.settings import TrainingDiverged
 from keras_sparse_dm.runs.sketch_data import load_sketch_data
 from keras_sparse_dm.study.grid import autoencoder_settings
 from keras_sparse_dm.study.locks import HEARTBEAT, Lock

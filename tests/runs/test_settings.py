@@ -5,14 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.presets import PRESETS, get_preset
-from keras_sparse_dm.runs.settings import (
-    CONFIG_FILE,
-    RunSettings,
-    SettingsError,
-    read_config,
-    write_json,
-)
+from keras_sparse_dm.runs.folder import CONFIG_FILE, read_config, write_json
+from keras_sparse_dm.runs.settings import RunSettings
 
 
 def changed(part=None, **values):

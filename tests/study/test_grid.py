@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from keras_sparse_dm.runs.settings import RunSettings, SettingsError
+from keras_sparse_dm.checks import SettingsError
+from keras_sparse_dm.runs.settings import RunSettings
 from keras_sparse_dm.study.grid import (
     FULL_CELEBAHQ,
     STUDIES,

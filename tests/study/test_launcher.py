@@ -15,8 +15,8 @@ import psutil
 import pytest
 from study_launcher import FAKE, STUDY, launch, options_for
 
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.cli import main
-from keras_sparse_dm.runs.settings import SettingsError
 from keras_sparse_dm.study import launcher as study_module
 from keras_sparse_dm.study.grid import Study, find_study
 from keras_sparse_dm.study.launcher import Launcher, tasks_of

@@ -11,8 +11,8 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.cli import main
-from keras_sparse_dm.runs.settings import SettingsError
 from keras_sparse_dm.study import paper_costs
 from keras_sparse_dm.study.figures import figures_of, sample_sheet
 from keras_sparse_dm.study.grid import STUDIES, Study, grid, settings_of

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from keras_sparse_dm.runs.settings import SettingsError
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.study.grid import Cell, differences_from_paper, settings_of
 from keras_sparse_dm.study.results import (
     SCHEMA_VERSION,

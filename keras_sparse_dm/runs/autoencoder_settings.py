@@ -1,0 +1,94 @@
+"""Settings of an autoencoder's run; loads no Keras."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from keras_sparse_dm.checks import SettingsError, at_least
+from keras_sparse_dm.presets import AutoencoderSettings, ImageSettings, from_plain, get_preset
+from keras_sparse_dm.runs.folder import CONFIG_FILE
+from keras_sparse_dm.runs.setting_checks import check_autoencoder_settings, check_image_settings
+from keras_sparse_dm.runs.settings import RunSettings
+
+_Flat = tyro.conf.OmitArgPrefixes
+
+
+@dataclass(frozen=True)
+class AutoencoderRunSettings:
+    """Trains the autoencoder that latent diffusion needs, on your own images."""
+
+    preset: tyro.conf.Positional[str] = "ldm_kanjivg"
+    """Latent diffusion preset whose autoencoder and data are the defaults of all others."""
+    output_dir: Path | None = None
+    """Folder of the run; by default runs/autoencoder-PRESET-seedSEED."""
+    resume: bool = False
+    """Continue the run in the output folder from its last checkpoint."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+    data_dir: Path | None = None
+    """Folder of the data set's files."""
+    cache_dir: Path | None = None
+    """Folder for prepared data; by default the user's cache folder."""
+    verbose: int = -1
+    """0 silent, 1 progress bar, 2 one line an epoch; -1 picks 1 in a terminal and 2 elsewhere."""
+    model: _Flat[AutoencoderSettings] = field(
+        default_factory=lambda: get_preset("ldm_kanjivg").autoencoder
+    )
+    data: _Flat[ImageSettings] = field(default_factory=lambda: get_preset("ldm_kanjivg").data)
+
+    @classmethod
+    def from_preset(cls, name, **settings):
+        """The settings of a preset.
+
+        Raises:
+            SettingsError: for an unknown preset, or one without autoencoder.
+        """
+        try:
+            preset = get_preset(name)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        if preset.autoencoder is None:
+            raise SettingsError(f"preset {name} has no autoencoder; give one whose name is ldm_*.")
+        return cls(preset=name, model=preset.autoencoder, data=preset.data, **settings)
+
+    @property
+    def folder(self):
+        """The run's folder: the one asked for, or one named after the settings."""
+        if self.output_dir is not None:
+            return self.output_dir
+        return Path("runs") / f"autoencoder-{self.preset}-seed{self.seed}"
+
+    to_dict = RunSettings.to_dict
+
+    def with_stored(self, stored):
+        """These settings with those of a stored run in their place."""
+        try:
+            data_dir = stored["data_dir"]
+            return dataclasses.replace(
+                self,
+                preset=stored["preset"],
+                seed=stored["seed"],
+                data_dir=None if data_dir is None else Path(data_dir),
+                model=from_plain(AutoencoderSettings, stored["model"]),
+                data=ImageSettings(**stored["data"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise SettingsError(
+                f"{self.folder / CONFIG_FILE} is not a configuration of this version: {error!r}"
+            ) from None
+
+    def check(self):
+        """Checks everything that can be checked without loading anything.
+
+        Raises:
+            SettingsError: naming the option, what was received and what would be right.
+        """
+        check_image_settings(self.data, self.data_dir)
+        check_autoencoder_settings(self.model, "--")
+        at_least(("--seed", self.seed, 0), error=SettingsError)
+        if self.seed >= 2**31:
+            raise SettingsError(f"--seed must be below 2147483648; received {self.seed}.")
+        if self.verbose not in (-1, 0, 1, 2):
+            raise SettingsError(f"--verbose must be -1, 0, 1 or 2; received {self.verbose}.")

@@ -1,0 +1,79 @@
+"""Checks of the settings of data and autoencoders, before anything is loaded."""
+
+import functools
+import math
+
+from keras_sparse_dm.checks import SettingsError, at_least, in_range, one_of
+
+SKETCH_DATASETS = ("kanjivg", "quickdraw", "vmnist", "files")
+IMAGE_DATASETS = ("kanjivg", "celebahq", "lsun_bedrooms", "imagenette", "folder")
+DIGITS = ("test", "train", "all")
+CHARACTERS = ("kanji", "kanji+variants", "all")
+_one_of = functools.partial(one_of, error=SettingsError)
+_at_least = functools.partial(at_least, error=SettingsError)
+_number = functools.partial(in_range, error=SettingsError)
+
+
+def check_sketch_settings(data, data_dir):
+    """Checks the settings of sketches.
+
+    Raises:
+        SettingsError: naming the option, what was received and what would be right.
+    """
+    _one_of("--dataset", data.dataset, SKETCH_DATASETS)
+    _one_of("--characters", data.characters, CHARACTERS)
+    _one_of("--digits", data.digits, DIGITS)
+    _one_of("--representation", data.representation, ("absolute", "delta"))
+    _number("--spacing", data.spacing, 0, 1, closed_low=False)
+    _number("--scale", data.scale, 0, math.inf, closed_low=False)
+    _number("--simplify", data.simplify, 0, 1)
+    _number("--jitter", data.jitter, 0, math.inf)
+    _at_least(
+        ("--max-points", data.max_points, 3),
+        ("--max-sketches", data.max_sketches, 0),
+        ("--max-strokes", data.max_strokes, 0),
+    )
+    if not data.categories:
+        raise SettingsError("--categories must name at least one, such as cat; received ().")
+    if data.dataset == "files" and data_dir is None:
+        raise SettingsError(
+            "--data-dir must be given for --dataset files: a folder of sketches, or one file."
+        )
+
+
+def check_image_settings(data, data_dir):
+    """Checks the settings of images.
+
+    Raises:
+        SettingsError: naming the option, what was received and what would be right.
+    """
+    _one_of("--dataset", data.dataset, IMAGE_DATASETS)
+    _one_of("--characters", data.characters, CHARACTERS)
+    _at_least(
+        ("--image-size", data.image_size, 8),
+        ("--training-images", data.training_images, 0),
+        ("--validation-images", data.validation_images, 0),
+    )
+    if data.dataset == "folder" and data_dir is None:
+        raise SettingsError("--data-dir must be given for --dataset folder: a folder of images.")
+
+
+def check_autoencoder_settings(autoencoder, prefix):
+    """Checks the settings of an autoencoder, whose options begin with a prefix.
+
+    Raises:
+        SettingsError: naming the option, what was received and what would be right.
+    """
+    a = autoencoder
+    _one_of(f"{prefix}reconstruction", a.reconstruction, ("l1", "l2"))
+    _number(f"{prefix}learning-rate", a.learning_rate, 0, math.inf, closed_low=False)
+    _at_least(
+        (f"{prefix}channels", a.channels, 1),
+        (f"{prefix}channel-mult", min(a.channel_mult, default=0), 1),
+        (f"{prefix}num-res-blocks", a.num_res_blocks, 1),
+        (f"{prefix}codes", a.codes, 1),
+        (f"{prefix}code-channels", a.code_channels, 1),
+        (f"{prefix}norm-groups", a.norm_groups, 1),
+        (f"{prefix}epochs", a.epochs, 1),
+        (f"{prefix}batch-size", a.batch_size, 1),
+    )
