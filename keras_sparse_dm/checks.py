@@ -1,5 +1,6 @@
 """Checks of arguments and options: each error names the argument and what would be right."""
 
+import difflib
 import math
 
 
@@ -14,7 +15,14 @@ class SettingsError(UsageError):
 def one_of(name, value, choices, error=ValueError):
     """Raise an error unless a value is among the choices."""
     if value not in choices:
-        raise error(f"{name} must be one of {', '.join(choices)}; received {value!r}.")
+        meant = did_you_mean(value, choices)
+        raise error(f"{name} must be one of {', '.join(choices)}; received {value!r}{meant}.")
+
+
+def did_you_mean(value, choices):
+    """Return `" (did you mean NAME?)"` for a text that resembles a choice, else an empty text."""
+    close = difflib.get_close_matches(str(value).lower(), choices, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def at_least(*values, error=ValueError):
@@ -34,4 +42,6 @@ def in_range(name, value, low, high, closed_low=True, closed_high=True, error=Va
             wanted = f"{low} or more" if closed_low else f"above {low}"
         else:
             wanted = f"in {'[' if closed_low else '('}{low}, {high}{']' if closed_high else ')'}"
-        raise error(f"{name} must be a number {wanted}; received {value:g}.")
+        share = low == 0 and high == 1 and 1 < value < 100
+        meant = f" (did you mean {value / 100:g}?)" if share else ""
+        raise error(f"{name} must be a number {wanted}; received {value:g}{meant}.")

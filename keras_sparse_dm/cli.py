@@ -5,6 +5,8 @@ import sys
 from typing import NamedTuple
 
 from keras_sparse_dm import __version__
+from keras_sparse_dm.checks import did_you_mean
+from keras_sparse_dm.commands.options import readers_may_leave
 from keras_sparse_dm.presets import PRESETS
 
 
@@ -96,14 +98,17 @@ def main(argv=None):
     if argv and argv[0] in COMMANDS:
         command = COMMANDS[argv[0]]
         module = importlib.import_module(f"keras_sparse_dm.commands.{command.module}")
-        return getattr(module, command.function)(argv[1:])
+        with readers_may_leave():
+            return getattr(module, command.function)(argv[1:])
     if argv in (["-h"], ["--help"]):
         print(usage(), end="")
         return 0
     if argv == ["--version"]:
         print(f"keras_sparse_dm {__version__}")
         return 0
-    received = f"received {argv[0]!r}" if argv else "received nothing"
+    received = "received nothing"
+    if argv:
+        received = f"received {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}"
     *most, last = COMMANDS
     print(
         f"sparse-dm: error: the command must be {', '.join(most)} or {last}; {received}.",

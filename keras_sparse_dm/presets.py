@@ -189,6 +189,21 @@ class TrainingSettings:
     ema_momentum: float = 0.9999
     """Momentum of the averaged weights that sampling uses; 0 for none. A run shorter than what
     this averages over, 1 / (1 - momentum) steps, averages over a tenth of its steps."""
+    structure: str = "none"
+    """Weights that are pruned together: none for single weights, blocks:4 for blocks of 4 inputs,
+    nm:2:4 for 2 active weights of every 4 inputs."""
+    competition: str = "kernel"
+    """Competition for growth: kernel (each kernel keeps its density) or global (among all)."""
+    grow_init: str = "zeros"
+    """Initial value of grown weights: zeros, or normal (as spread as the active weights)."""
+    gradient_steps: int = 1
+    """Training steps over which rigl averages the gradient before an update."""
+    start_step: int = 0
+    """First training step at which an update may come."""
+    stop_step: int = -1
+    """Last training step at which an update may come; -1 for the whole run."""
+    grow_warmup: bool = False
+    """Count the bias correction of AdamW from each weight's growth, not from the first step."""
 
 
 @dataclass(frozen=True)

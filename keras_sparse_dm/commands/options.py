@@ -40,13 +40,31 @@ def parse_options(kind, argv, prog, default=tyro.MISSING_NONPROP):
         _, *lines = (line.strip("│╭╮╰╯ ") for line in errors.getvalue().splitlines())
         while lines and not lines[0].strip("─-"):
             del lines[0]
-        message = itertools.takewhile(lambda line: line.strip("─-"), lines)
-        raise UsageError(f"{' '.join(message)}; see {prog} --help.") from None
+        message = " ".join(itertools.takewhile(lambda line: line.strip("─-"), lines))
+        advice = "see"
+        if "Perhaps you meant:" in lines:
+            meant = next(line for line in lines if line.startswith("--"))
+            advice = f"did you mean {meant.split()[0]}? See"
+        raise UsageError(f"{message}; {advice} {prog} --help.") from None
+
+
+@contextlib.contextmanager
+def readers_may_leave():
+    """End quietly where the reader of the output, such as `head`, has left."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes the output once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + 13) from None  # as a program that SIGPIPE has ended
 
 
 @contextlib.contextmanager
 def quiet_start():
-    """Keeps TensorFlow's start-up messages, which no setting silences, off the terminal."""
+    """Keep TensorFlow's start-up messages, which no setting silences, off the terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     stderr = os.dup(2)

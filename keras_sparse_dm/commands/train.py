@@ -1,6 +1,7 @@
 """`sparse-dm train`, which is `python train.py` too, and `sparse-dm train-autoencoder`."""
 
 import dataclasses
+import typing
 from pathlib import Path
 
 from keras_sparse_dm.checks import UsageError
@@ -9,10 +10,12 @@ from keras_sparse_dm.files import os_error_text
 from keras_sparse_dm.presets import PRESETS
 from keras_sparse_dm.runs.autoencoder_settings import AutoencoderRunSettings
 from keras_sparse_dm.runs.folder import CONFIG_FILE, check_folder, read_config
-from keras_sparse_dm.runs.settings import RunSettings, TrainingDiverged
-
-# Options without a value.
-FLAGS = ("resume", "remat", "scale-latents", "cache-latents", "recognized")
+from keras_sparse_dm.runs.settings import (
+    ImageRunSettings,
+    RunSettings,
+    SketchRunSettings,
+    TrainingDiverged,
+)
 
 
 def train_command(argv, prog="train.py"):
@@ -20,14 +23,10 @@ def train_command(argv, prog="train.py"):
 
     def train(settings):
         with quiet_start():
+            from keras_sparse_dm.runs.report import summary
             from keras_sparse_dm.runs.train import train
         folder = train(settings)
-        print((folder / "report.md").read_text(encoding="utf-8"))
-        if settings.sampling.evaluation:
-            text = (folder / "evaluation.md").read_text(encoding="utf-8")
-            # Without the cost, which the report has told.
-            print(text.partition("```")[0])
-        print(f"Samples: {folder / 'samples.png'}   Report: {folder / 'report.md'}")
+        print(f"\n{summary(folder)}")
 
     return _run(argv, prog, RunSettings, "quickstart", train)
 
@@ -39,8 +38,8 @@ def train_autoencoder_command(argv, prog="sparse-dm train-autoencoder"):
         with quiet_start():
             from keras_sparse_dm.runs.autoencoder import train_autoencoder
         folder = train_autoencoder(settings)
-        print((folder / "report.md").read_text(encoding="utf-8"))
         print(f"Autoencoder: {folder / 'autoencoder.keras'}, for --autoencoder of train")
+        print(f"Report:      {folder / 'report.md'}")
 
     return _run(argv, prog, AutoencoderRunSettings, "ldm_kanjivg", train)
 
@@ -108,12 +107,24 @@ def parse_settings(argv, prog, kind, preset):
     return settings
 
 
+def _flags(kind):
+    """Return the names of the options without a value, `{"resume", ...}`."""
+    names = set()
+    for name, hint in typing.get_type_hints(kind).items():
+        if hint is bool:
+            names.add(name.replace("_", "-"))
+        elif dataclasses.is_dataclass(hint):
+            names |= _flags(hint)
+    return names
+
+
 def _named_preset(argv):
     """The argument that is the preset rather than an option's value, or None."""
+    flags = set().union(*map(_flags, (SketchRunSettings, ImageRunSettings, AutoencoderRunSettings)))
     before = None
     for argument in argv:
         name = (before or "").removeprefix("--").removeprefix("no-").replace("_", "-")
-        is_value = (before or "").startswith("--") and "=" not in before and name not in FLAGS
+        is_value = (before or "").startswith("--") and "=" not in before and name not in flags
         if argument in PRESETS and not is_value:
             return argument
         before = argument

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from keras_sparse_dm.files import whole_file
-from keras_sparse_dm.runs.folder import write_json
+from keras_sparse_dm.runs.folder import read_json, write_json
 
 
 def write_report(folder, results, rows=()):
@@ -22,6 +22,53 @@ def write_report(folder, results, rows=()):
     )
     with whole_file(folder / "report.md") as temporary:
         temporary.write_text(_markdown(results, table, rows), encoding="utf-8")
+
+
+def distance_rows(evaluation, results):
+    """Return `(name, value)` lines of the Fréchet distances, and of the untrained network's.
+
+    Args:
+        evaluation: What `evaluation.json` holds.
+        results: What `report.json` holds.
+    """
+    rows = []
+    for name, distance in evaluation["distances"].items():
+        text = f"{distance['generated']['frechet'][0]:.4g}"
+        text += f", held-out real {distance['held out']['frechet'][0]:.4g}"
+        untrained = results.get(f"{name.lower().replace('-', '_')}_untrained")
+        if untrained is not None:
+            text += f", untrained {untrained:.4g}"
+        rows.append((f"{name} of {plural(evaluation['samples'], 'sample')}", text))
+    return rows
+
+
+def summary(folder):
+    """Return what a run came to, in at most ten lines.
+
+    Args:
+        folder: Folder of a run that has ended.
+    """
+    folder = Path(folder)
+    r = read_json(folder / "report.json", {})
+    evaluation = read_json(folder / "evaluation.json", {})
+    before, after = r["validation_loss_untrained"], r["validation_loss_trained"]
+    rows = [("Validation loss", f"{after:.4f}, untrained {before:.4f}")]
+    rows += distance_rows(evaluation, r) if evaluation else []
+    active, size = r["cost"]["active_parameters"], r["cost"]["parameters"]
+    rows += [
+        ("Active parameters", f"{active:,} of {size:,}"),
+        ("Training time", f"{r['training_seconds']:.0f} s for {plural(r['epochs'], 'epoch')}"),
+        ("Samples", folder / "samples.png"),
+        ("Report", folder / "report.md"),
+    ]
+    width = max(len(name) for name, _ in rows) + 2
+    sparsity = f"{r['method']}, sparsity {r['sparsity']['sparsity']:.4g}"
+    return "\n".join([f"{r['preset']}, {sparsity}", *(f"{n:<{width}}{v}" for n, v in rows)])
+
+
+def plural(number, noun):
+    """Return a number with its noun, as "1 epoch" and "2 epochs"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _markdown(r, table, data_rows):
@@ -67,7 +114,9 @@ def _markdown(r, table, data_rows):
         f"| Validation loss, untrained | {before:.4f} |",
         f"| Validation loss, trained | {after:.4f} ({after / before:.1%} of untrained) |",
         f"| Topology updates | {updates} |",
-        f"| Epochs, batch size, seed | {r['epochs']}, {r['batch_size']}, {r['seed']} |",
+        f"| Epochs | {r['epochs']} |",
+        f"| Batch size | {r['batch_size']} |",
+        f"| Seed | {r['seed']} |",
         f"| {r['unit'].capitalize()} for training, validation | {r['training_' + r['unit']]:,}, "
         f"{r['validation_' + r['unit']]:,} |",
         *(f"| {name} | {value} |" for name, value in data_rows),

@@ -16,6 +16,7 @@ import tyro
 from keras_sparse_dm.checks import SettingsError, at_least, in_range, one_of
 from keras_sparse_dm.diffusion.noise_schedule import KINDS as NOISE_SCHEDULES
 from keras_sparse_dm.masks.distributions import DISTRIBUTIONS
+from keras_sparse_dm.masks.structure_text import parse_structure
 from keras_sparse_dm.presets import (
     AutoencoderSettings,
     ChiroDiffSettings,
@@ -198,6 +199,7 @@ class RunSettings:
             ("--sampling.steps", s.steps, 1),
             ("--sampling.evaluation", s.evaluation, 0),
         )
+        self._check_growth()
         if 0 < s.evaluation < 8:
             raise SettingsError(
                 f"--sampling.evaluation must be 0, or 8 or more; received {s.evaluation}."
@@ -215,6 +217,44 @@ class RunSettings:
             )
         if self.verbose not in (-1, 0, 1, 2):
             raise SettingsError(f"--verbose must be -1, 0, 1 or 2; received {self.verbose}.")
+
+    def _check_growth(self):
+        t = self.training
+        _one_of("--competition", t.competition, ("kernel", "global"))
+        _one_of("--grow-init", t.grow_init, ("zeros", "normal"))
+        _at_least(
+            ("--gradient-steps", t.gradient_steps, 1),
+            ("--start-step", t.start_step, 0),
+            ("--stop-step", t.stop_step, -1),
+        )
+        if t.gradient_steps > t.update_every:
+            raise SettingsError(
+                "--gradient-steps must be at most --update-every, which is "
+                f"{t.update_every}; received {t.gradient_steps}."
+            )
+        if -1 < t.stop_step < t.start_step:
+            raise SettingsError(
+                f"--stop-step must be -1, or --start-step ({t.start_step}) or more; received "
+                f"{t.stop_step}."
+            )
+        if t.method == "gmp" and (t.start_step, t.stop_step) != (0, -1):
+            raise SettingsError(
+                "--start-step and --stop-step must be left out for --method gmp, which prunes "
+                f"over the first three quarters of training; received {t.start_step} and "
+                f"{t.stop_step}."
+            )
+        try:
+            structure = parse_structure(t.structure)
+        except ValueError as error:
+            raise SettingsError(f"--structure {error}") from None
+        if structure is not None and structure[0] == "NM":
+            n, m = structure[1].values()
+            wanted = 1 - n / m if m else 0.0
+            if t.distribution != "uniform" or not math.isclose(t.sparsity, wanted):
+                raise SettingsError(
+                    f"--structure {t.structure} needs --distribution uniform and --sparsity "
+                    f"{wanted:g}; received {t.distribution} and {t.sparsity:g}."
+                )
 
 
 @dataclass(frozen=True)

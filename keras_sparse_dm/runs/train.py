@@ -13,6 +13,8 @@ from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
 import keras_sparse_dm
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.diffusion import DiffusionModel
+from keras_sparse_dm.masks import structures
+from keras_sparse_dm.masks.structure_text import parse_structure
 from keras_sparse_dm.metrics.costs.cost import cost
 from keras_sparse_dm.runs.callbacks import (
     CHECKPOINT,
@@ -35,7 +37,7 @@ from keras_sparse_dm.runs.folder import (
     write_json,
 )
 from keras_sparse_dm.runs.images import ImageRun
-from keras_sparse_dm.runs.report import write_report
+from keras_sparse_dm.runs.report import distance_rows, write_report
 from keras_sparse_dm.runs.samples import MODEL, Run
 from keras_sparse_dm.runs.sketches import SketchRun
 from keras_sparse_dm.sparsity import (
@@ -94,7 +96,11 @@ def train_run(settings):
     # The same random state whatever was prepared before.
     keras.utils.set_random_seed(settings.seed)
     checkpoint = folder / CHECKPOINT
-    model = _new_model(run, settings)
+
+    def run_of(model):
+        return Run(folder, settings, model, folder / MODEL, run.train, run.validation)
+
+    model = _new_model(run, settings, sparsity)
     if settings.resume and checkpoint.exists():
         model = _load_checkpoint(checkpoint, model, t, run.steps)
         state = read_json(
@@ -108,12 +114,14 @@ def train_run(settings):
                 "the version of the package kanjivg, have changed since."
             )
         run.check_fits(model)
+        as_trained = run_of(model)
         epochs_done = _iterations(model) // run.steps
         print(f"Resuming {folder} after epoch {epochs_done} of {t.epochs}.")
         _check_disk_space(folder, model)
         run.before_training(model)
     else:
         epochs_done = 0
+        as_trained = run_of(model)
         if sparsity is not None:
             print(sparsity_report(model))
         print(run.summary())
@@ -126,10 +134,13 @@ def train_run(settings):
             "data_checksum": run.checksum,
             **run.untrained_results(model),
         }
+        if settings.sampling.evaluation:
+            state["fd_kanji_untrained"] = distance_from_training_data(
+                as_trained, settings.sampling.evaluation, settings.seed, settings.cache_dir
+            )
         write_json(folder / STATE_FILE, state)
     trim_metrics(folder / METRICS_FILE, epochs_done)
 
-    as_trained = Run(folder, settings, model, folder / MODEL, run.train, run.validation)
     callbacks = [StopOnDivergence(checkpoint), EpochFigures()]
     if settings.distance_every:
         callbacks.append(_Distances(as_trained))
@@ -165,15 +176,17 @@ def train_run(settings):
         "validation_loss_trained": trained,
         "session_seconds": time.perf_counter() - begin,
     }
-    write_report(folder, results, run.report_rows(results))
+    rows = run.report_rows(results)
+    write_report(folder, results, rows)
     if settings.sampling.evaluation:
-        evaluate(
+        evaluation = evaluate(
             as_trained,
             settings.sampling.evaluation,
             seed=settings.seed,
             cache_dir=settings.cache_dir,
             progress=settings.verbose != 0,
         )
+        write_report(folder, results, rows + distance_rows(evaluation, results))
     return as_trained
 
 
@@ -193,12 +206,31 @@ def _claim_folder(settings, folder):
     (folder / CHECKPOINT).parent.mkdir(exist_ok=True)
 
 
-def _new_model(run, settings):
+def _structure(text):
+    """Return the structure that `--structure` names, or None for single weights."""
+    parsed = parse_structure(text)
+    if parsed is None:
+        return None
+    name, arguments = parsed
+    return getattr(structures, name)(**arguments)
+
+
+def _new_model(run, settings, sparsity):
     t, seed = settings.training, settings.seed
     model = run.new_model()
-    if t.method != "dense":
-        dense_start = t.method == "gmp"
-        sparsify(model, t.sparsity, t.distribution, seed=seed, dense_start=dense_start)
+    if sparsity is not None:
+        try:
+            sparsify(
+                model,
+                t.sparsity,
+                t.distribution,
+                seed=seed,
+                structure=_structure(t.structure),
+                dense_start=t.method == "gmp",
+            )
+            sparsity.options.check_kernels(masked_kernels(model))
+        except ValueError as error:
+            raise SettingsError(f"--structure, --sparsity or --method: {error}") from None
     steps = t.epochs * run.steps
     learning_rate = t.learning_rate
     if t.learning_rate_schedule == "cosine":
@@ -235,15 +267,26 @@ def _dynamic_sparsity(training, seed, steps, folder):
             end_step=updates * training.update_every,
             frequency=training.update_every,
         )
-    return DynamicSparsity(
-        training.method,
-        update_every=training.update_every,
-        prune_rate=training.prune_rate,
-        schedule=schedule,
-        stop_step=total if schedule == "cosine" else -1,
-        seed=seed,
-        log_dir=folder / "tensorboard" / "sparsity",
-    )
+    stop_step = training.stop_step
+    if schedule == "cosine" and stop_step == -1:
+        stop_step = total
+    try:
+        return DynamicSparsity(
+            training.method,
+            update_every=training.update_every,
+            prune_rate=training.prune_rate,
+            start_step=training.start_step,
+            stop_step=stop_step,
+            schedule=schedule,
+            seed=seed,
+            competition=training.competition,
+            grow_init=training.grow_init,
+            gradient_steps=training.gradient_steps,
+            grow_warmup=training.grow_warmup,
+            log_dir=folder / "tensorboard" / "sparsity",
+        )
+    except ValueError as error:
+        raise SettingsError(f"--method, --competition or --stop-step: {error}") from None
 
 
 def _load_checkpoint(path, expected, training, steps):
