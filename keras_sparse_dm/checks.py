@@ -42,6 +42,6 @@ def in_range(name, value, low, high, closed_low=True, closed_high=True, error=Va
             wanted = f"{low} or more" if closed_low else f"above {low}"
         else:
             wanted = f"in {'[' if closed_low else '('}{low}, {high}{']' if closed_high else ')'}"
-        share = low == 0 and high == 1 and 1 < value < 100
+        share = low == 0 and high == 1 and 5 <= value < 100
         meant = f" (did you mean {value / 100:g}?)" if share else ""
         raise error(f"{name} must be a number {wanted}; received {value:g}{meant}.")

@@ -99,7 +99,7 @@ def main(argv=None):
         command = COMMANDS[argv[0]]
         module = importlib.import_module(f"keras_sparse_dm.commands.{command.module}")
         with readers_may_leave():
-            return getattr(module, command.function)(argv[1:])
+            return getattr(module, command.function)(argv[1:], prog=f"sparse-dm {argv[0]}")
     if argv in (["-h"], ["--help"]):
         print(usage(), end="")
         return 0

@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -6,7 +8,7 @@ import pytest
 from keras_sparse_dm import __version__
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.cli import main
-from keras_sparse_dm.commands.train import parse_train_options, train_command
+from keras_sparse_dm.commands.train import named_preset, parse_train_options, train_command
 from keras_sparse_dm.data import kanjivg_folder
 from keras_sparse_dm.models import PRESETS, get_preset
 from keras_sparse_dm.runs.folder import CONFIG_FILE, write_json
@@ -67,6 +69,16 @@ def copy_sketches(folder, n=12):
         (["--sparsity", "-0.2"], ["[0, 1)", "received -0.2"]),
         (["--sparsity=nan"], ["[0, 1)", "received nan"]),
         (["--sparsity", "0"], ["--sparsity", "--method dense"]),
+        (["--sparsity", "90"], ["received 90", "did you mean 0.9?"]),
+        (["--method", "rigll"], ["'rigll'", "did you mean 'rigl'?"]),
+        (["--structure", "blocks"], ["--structure", "blocks:4", "'blocks'"]),
+        (["--structure", "nm:2"], ["--structure", "nm:2:4", "'nm:2'"]),
+        (["--structure", "nm:2:4"], ["--distribution uniform", "--sparsity 0.5", "erk"]),
+        (["--competition", "globall"], ["kernel, global", "did you mean 'global'?"]),
+        (["--grow-init", "ones"], ["zeros, normal", "'ones'"]),
+        (["--gradient-steps", "101"], ["--update-every", "100", "received 101"]),
+        (["--start-step", "9", "--stop-step", "5"], ["--stop-step", "9", "received 5"]),
+        (["--method", "gmp", "--stop-step", "5"], ["--stop-step", "gmp"]),
         (["--prune-rate", "0"], ["--prune-rate", "(0, 1]", "received 0"]),
         (["--prune-rate", "1.5"], ["(0, 1]", "received 1.5"]),
         (["--method", "snip"], ["rigl, magran, set, snfs, gmp, static, dense", "'snip'"]),
@@ -92,7 +104,7 @@ def test_bad_values(refused, argv, texts):
     [
         (["--sparsity", "half"], "--sparsity"),
         (["--epochs", "1.5"], "--epochs"),
-        (["--sparsty", "0.5"], "--sparsty"),
+        (["--sparsty", "0.5"], "--sparsty, 0.5; did you mean --sparsity? See train.py --help."),
         (["--method"], "--method"),
         (["quickstart", "rigl"], "rigl"),
     ],
@@ -280,6 +292,27 @@ def test_help_tells_every_option_and_the_defaults_of_the_preset(capsys):
     assert "(default: 600)" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("command", [["train.py"], ["-m", "keras_sparse_dm.cli", "train"]])
+def test_a_reader_that_leaves_sees_no_traceback(command):
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(
+        [sys.executable, *command, "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=root,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() != 0
+
+
+def test_flags_are_the_options_without_a_value():
+    """The preset may stand behind them."""
+    for flag in ("--grow-warmup", "--no-recognized", "--remat", "--scale-latents"):
+        assert named_preset([flag, "chirodiff_vmnist"]) == "chirodiff_vmnist"
+    assert named_preset(["--output-dir", "chirodiff_vmnist"]) is None
+
+
 # sparse-dm -------------------------------------------------------------------------------------
 
 
@@ -293,7 +326,9 @@ def test_the_console_script(capsys):
     assert capsys.readouterr().err.startswith("sparse-dm train: error: --sparsity")
 
 
-@pytest.mark.parametrize("argv, received", [([], "nothing"), (["trian"], "'trian'")])
+@pytest.mark.parametrize(
+    "argv, received", [([], "nothing"), (["trian"], "'trian' (did you mean 'train'?)")]
+)
 def test_an_unknown_command(capsys, argv, received):
     assert main(argv) == 2
     (line,) = capsys.readouterr().err.splitlines()

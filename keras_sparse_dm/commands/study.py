@@ -122,7 +122,7 @@ class StudyRunSettings:
         return epochs
 
 
-def study_command(argv):
+def study_command(argv, prog="sparse-dm study"):
     """Runs `sparse-dm study` and returns the exit code."""
     commands = {
         "run": study_run_command,

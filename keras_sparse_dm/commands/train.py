@@ -93,7 +93,7 @@ def parse_settings(argv, prog, kind, preset):
         return parse_options(type(default), argv, prog, default)
 
     # The preset, which may stand anywhere, decides which options there are and their defaults.
-    named = _named_preset(argv) or _preset_to_resume(argv) or preset
+    named = named_preset(argv) or _preset_to_resume(argv) or preset
     settings = parse(kind.from_preset(named))
     if settings.preset != named:
         settings = parse(kind.from_preset(settings.preset))
@@ -118,8 +118,8 @@ def _flags(kind):
     return names
 
 
-def _named_preset(argv):
-    """The argument that is the preset rather than an option's value, or None."""
+def named_preset(argv):
+    """Return the argument that is the preset rather than an option's value, or None."""
     flags = set().union(*map(_flags, (SketchRunSettings, ImageRunSettings, AutoencoderRunSettings)))
     before = None
     for argument in argv:
