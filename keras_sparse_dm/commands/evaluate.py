@@ -10,8 +10,6 @@ from keras_sparse_dm.commands.options import fail, parse_options, quiet_start
 from keras_sparse_dm.files import os_error_text
 
 SAMPLE_ENDINGS = (".png", ".svg", ".pdf", ".gif", ".npz", ".json")
-# Of images none can be drawn point by point or kept as strokes.
-IMAGE_ENDINGS = (".png", ".pdf", ".npz")
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ def sample_command(argv, prog="sparse-dm sample"):
 
     def work(settings):
         from keras_sparse_dm.runs.exported import is_exported, load_exported
-        from keras_sparse_dm.runs.samples import generate, write_samples
+        from keras_sparse_dm.runs.samples import generate
 
         if is_exported(settings.run):
             run = load_exported(settings.run)
@@ -175,10 +173,10 @@ def sample_command(argv, prog="sparse-dm sample"):
             run = load_for(settings)
             _check_steps(settings.steps, run.settings.noise.timesteps)
         ending = settings.output.suffix.lower()
-        if not run.of_sketches and ending not in IMAGE_ENDINGS:
+        if ending not in run.kind.endings:
             raise SettingsError(
-                f"--output must end in {', '.join(IMAGE_ENDINGS)} for a run on images; received "
-                f"{settings.output}."
+                f"--output must end in {', '.join(run.kind.endings)} for a run on {run.kind.unit}; "
+                f"received {settings.output}."
             )
         samples, broken = generate(
             run,
@@ -191,7 +189,7 @@ def sample_command(argv, prog="sparse-dm sample"):
         )
         if broken:
             print(f"{broken} of {settings.n} samples are not finite and are left empty.")
-        write_samples(samples, settings.output)
+        run.kind.write(samples, settings.output)
         print(f"Samples: {settings.output}")
 
     return run_command(argv, prog, SampleSettings, work, "")

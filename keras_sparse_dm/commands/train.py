@@ -10,12 +10,7 @@ from keras_sparse_dm.files import os_error_text
 from keras_sparse_dm.presets import PRESETS
 from keras_sparse_dm.runs.autoencoder_settings import AutoencoderRunSettings
 from keras_sparse_dm.runs.folder import CONFIG_FILE, check_folder, read_config
-from keras_sparse_dm.runs.settings import (
-    ImageRunSettings,
-    RunSettings,
-    SketchRunSettings,
-    TrainingDiverged,
-)
+from keras_sparse_dm.runs.settings import SETTINGS, RunSettings, TrainingDiverged
 
 
 def train_command(argv, prog="train.py"):
@@ -120,7 +115,7 @@ def _flags(kind):
 
 def named_preset(argv):
     """Return the argument that is the preset rather than an option's value, or None."""
-    flags = set().union(*map(_flags, (SketchRunSettings, ImageRunSettings, AutoencoderRunSettings)))
+    flags = set().union(*map(_flags, (*SETTINGS.values(), AutoencoderRunSettings)))
     before = None
     for argument in argv:
         name = (before or "").removeprefix("--").removeprefix("no-").replace("_", "-")

@@ -1,10 +1,8 @@
 """How far what a run generates is from real data, and what it costs: `sparse-dm evaluate`."""
 
 import warnings
-import zlib
 
 import numpy as np
-from tqdm import tqdm
 
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.data.cache import fingerprint_of
@@ -13,22 +11,19 @@ from keras_sparse_dm.metrics.bootstrap import Interval, bootstrap_interval
 from keras_sparse_dm.metrics.costs.cost import cost
 from keras_sparse_dm.metrics.features.embedded import EmbeddedFeatures
 from keras_sparse_dm.metrics.features.inception import InceptionFeatures
-from keras_sparse_dm.metrics.features.render import render_sketches
 from keras_sparse_dm.metrics.frechet import FewSamplesWarning, frechet_distance
 from keras_sparse_dm.metrics.kernel import kernel_distance
 from keras_sparse_dm.metrics.precision_recall import precision_recall
 from keras_sparse_dm.metrics.statistics import cached_features
 from keras_sparse_dm.runs.folder import write_json
-from keras_sparse_dm.runs.samples import generate, write_samples
+from keras_sparse_dm.runs.samples import generate
 
 # In a run's folder.
 RESULTS = "evaluation.json"
 REPORT = "evaluation.md"
 FOLDER = "evaluation"
 # Sketches are drawn as large as what looks at them sees.
-PICTURE_SIZE = 128
 DRAWN = 64
-IMAGES_AT_ONCE = 512
 # Real ones that are compared with, as the paper takes them.
 REAL_SAMPLES = 20_000
 # Samples of a subset of the kernel distance, as torch-fidelity takes them.
@@ -91,9 +86,8 @@ def evaluate(
         run, samples, **sampling, seed=seed, keep=folder, progress=progress
     )
     folder.mkdir(parents=True, exist_ok=True)
-    write_samples(generated, folder / "samples.npz")
-    few = generated.take(DRAWN) if run.of_sketches else generated[:DRAWN]
-    write_samples(few, folder / "samples.png")
+    run.kind.write(generated, folder / "samples.npz")
+    run.kind.write(run.kind.first(generated, DRAWN), folder / "samples.png")
 
     chosen = _choose(others, real_samples, seed)
     # As many as were generated, to say how low a distance can be.
@@ -101,7 +95,7 @@ def evaluate(
     distances = {}
     for network in networks:
         of_real = _real_features(run, network, others, chosen, cache_dir, progress)
-        of_generated = network(_pictures(run, generated, progress), progress=progress)
+        of_generated = network(run.kind.pictures(generated, progress), progress=progress)
         of_control = _real_features(run, network, held_out, control, cache_dir, progress)
         distances[network.name] = {
             "network": network.fingerprint,
@@ -154,7 +148,7 @@ def distance_from_training_data(run, samples, seed=0, cache_dir=None):
     with warnings.catch_warnings():
         # Distances of few samples are larger, but fall all the same.
         warnings.simplefilter("ignore", FewSamplesWarning)
-        return frechet_distance(real, network(_pictures(run, generated, progress=False)))
+        return frechet_distance(real, network(run.kind.pictures(generated, progress=False)))
 
 
 def _choose(data, number, seed):
@@ -169,26 +163,13 @@ def _inception(path):
         raise SettingsError(f"--weights {path}: {error}") from None
 
 
-def _pictures(run, data, progress):
-    """What a feature network looks at: uint8 images."""
-    return render_sketches(data, PICTURE_SIZE, progress=progress) if run.of_sketches else data
-
-
 def _real_features(run, network, data, chosen, cache_dir, progress):
-    """Features of real data, kept in the cache folder."""
-    if run.of_sketches:
-        data = data.subset(chosen)
-        state = [PICTURE_SIZE, zlib.crc32(data.points.tobytes()), data.lengths.tolist()]
-    else:
-        state = [data.fingerprint, chosen.tolist()]
+    """Return features of real data, kept in the cache folder."""
+    parts, state = run.kind.chosen(data, chosen)
 
     def compute():
-        if run.of_sketches:
-            return network(_pictures(run, data, progress), progress=progress)
-        # A large data set does not fit into memory at once.
-        parts = np.array_split(chosen, -(-len(chosen) // IMAGES_AT_ONCE))
-        with tqdm(parts, desc=f"{network.name}, real", disable=not progress) as bar:
-            return np.concatenate([network(np.stack([data[i] for i in part])) for part in bar])
+        pictures = (run.kind.pictures(part, progress) for part in parts)
+        return np.concatenate([network(part, progress=progress) for part in pictures])
 
     return cached_features(compute, fingerprint_of([network.fingerprint, state]), cache_dir)
 
@@ -239,7 +220,7 @@ def _markdown(run, r, networks, costs):
     how = f"{_evaluations(run, sampling)} {sampling['sampler']} steps"
     if sampling["sampler"] == "ddim":
         how += f", eta {sampling['eta']:g}"
-    kind_of_data = "sketches" if run.of_sketches else "images"
+    kind_of_data = run.kind.unit
     lines = [
         f"# Evaluation of {run.folder.name}",
         "",

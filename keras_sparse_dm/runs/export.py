@@ -25,7 +25,7 @@ from keras_sparse_dm.export import (
 from keras_sparse_dm.export.tflite.litert import load_interpreter
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.metrics.costs.memory import file_bytes
-from keras_sparse_dm.runs.exported import DECODER, run_metadata
+from keras_sparse_dm.runs.exported import run_metadata
 from keras_sparse_dm.runs.folder import read_json, write_json
 from keras_sparse_dm.sparsity import masked_kernels
 
@@ -107,8 +107,7 @@ def export_run(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if run.of_sketches and length is None:
-        length = int(run.train.lengths.max())
+    length = run.kind.tflite_length(run, length)
     metadata = run_metadata(run)
     suffix = "" if quantize == "none" else f"-{quantize}"
     written, removed = [], None
@@ -127,8 +126,7 @@ def export_run(
                 written.append(_saved_model(run, folder / "saved_model", metadata, rounds))
             else:
                 options = {"quantize": quantize, "batch_size": batch_size, "metadata": metadata}
-                parts = {"model": what} if run.of_sketches else {"model": what, DECODER: DECODER}
-                for stem, part in parts.items():
+                for stem, part in {"model": what, **run.kind.tflite_parts}.items():
                     of_part = options | {"what": part, "length": length}
                     if part in ("sampler_step", "sampler"):
                         of_part["steps"] = run.sampling.steps
@@ -167,8 +165,8 @@ def _saved_model(run, path, metadata, rounds):
     inputs = _inputs(run)
     with run.model.averaged_weights():
         expected = run.model.denoiser(inputs, training=False)
-    names = ("points", "t", "lengths") if run.of_sketches else ("latents", "t")
-    inputs = {name: tf.constant(value) for name, value in zip(names, inputs, strict=True)}
+    inputs = zip(run.kind.input_names, inputs, strict=True)
+    inputs = {name: tf.constant(value) for name, value in inputs}
     denoise = tf.saved_model.load(str(path)).signatures["denoise"]
     difference = _difference(expected, denoise(**inputs)["epsilon"])
     seconds = _seconds({"it": lambda: denoise(**inputs)["epsilon"].numpy()}, rounds)
@@ -188,7 +186,7 @@ def _saved_model(run, path, metadata, rounds):
 
 
 def _tflite(run, path, rounds, what, length, quantize, **options):
-    options |= {"what": what, "quantize": quantize, "length": length if run.of_sketches else None}
+    options |= {"what": what, "quantize": quantize, "length": length}
     if quantize == "int8":
         sizes = {name: options[name] for name in ("what", "batch_size", "length")}
         options["representative"] = representative_data(
@@ -314,22 +312,20 @@ def _readme(folder, run, told, files):
 def _snippet(folder, run, file):
     """Lines of Python that load the file and call it."""
     if file.format == "sparse":
-        call = "lengths=[60, 80], steps=50" if run.of_sketches else "2, steps=100"
         return [
             "import keras_sparse_dm as ksd",
             "",
             f'model = ksd.export.load_sparse("{file.name}")',
-            f"samples = model.generate({call}, seed=0)",
+            f"samples = model.generate({run.kind.example_call}, seed=0)",
             "print(samples.shape)",
         ]
     if file.format == "saved_model":
-        number = "tf.constant([60, 80])" if run.of_sketches else "tf.constant(2)"
         return [
             "import tensorflow as tf",
             "",
             f'model = tf.saved_model.load("{file.name}")',
             "seed, steps, eta = tf.constant(0, tf.int64), tf.constant(50), tf.constant(0.0)",
-            f'samples = model.generate(seed, {number}, steps, eta)["samples"]',
+            f'samples = model.generate(seed, {run.kind.example_number}, steps, eta)["samples"]',
             "print(samples.shape)",
         ]
     facts = read_tflite_metadata(folder / file.name)

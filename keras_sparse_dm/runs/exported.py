@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.presets import SamplingSettings, from_plain
-from keras_sparse_dm.runs.samples import sample_model
+from keras_sparse_dm.runs.kinds import Kind, kind_named
 
 SAVED_MODEL = "saved_model.pb"
 DECODER = "decoder"
@@ -39,11 +39,7 @@ def run_metadata(run):
             "eta": run.sampling.eta,
         },
     }
-    if run.of_sketches:
-        lengths, counts = np.unique(run.train.lengths, return_counts=True)
-        facts["representation"] = run.representation
-        facts["lengths"] = [[int(n), int(count)] for n, count in zip(lengths, counts, strict=True)]
-    return facts
+    return facts | run.kind.metadata(run)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +47,7 @@ class Exported:
     """An exported model, to generate samples with; see `samples.generate`.
 
     Attributes:
-        of_sketches: Whether it draws sketches.
+        kind: The `Kind` of what it generates.
         metadata: What `run_metadata` gave when it was exported.
         sampling: The `SamplingSettings` of the run.
         timesteps: T.
@@ -61,7 +57,7 @@ class Exported:
         deterministic: Whether eta can only be 0.
     """
 
-    of_sketches: bool
+    kind: Kind
     metadata: dict
     sampling: SamplingSettings
     timesteps: int
@@ -80,8 +76,8 @@ class Exported:
         lengths, counts = np.array(self.metadata["lengths"], "int32").T
         return np.random.default_rng(seed).choice(np.repeat(lengths, counts), size=n)
 
-    def sample(self, n, lengths, **options):
-        """Samples: points (n, max(lengths), 3), or images in [-1, 1]."""
+    def draw_samples(self, n, lengths, **options):
+        """Return samples; see `Kind.draw_samples`."""
         return np.array(self.draw(n, lengths, **options))
 
 
@@ -117,15 +113,15 @@ def load_exported(path):
 
 
 def _exported(path, metadata, kind, timesteps, draw, **how):
-    wanted = {"sampling"} | ({"lengths", "representation"} if kind == "sketches" else set())
-    missing = wanted - set(metadata)
+    kind = kind_named(kind)
+    missing = {"sampling", *kind.metadata_keys} - set(metadata)
     if missing:
         raise ValueError(
             f"{path} does not tell how the run sampled ({', '.join(sorted(missing))}): export the "
             "run by `sparse-dm export`, or sample from it in Python."
         )
     sampling = from_plain(SamplingSettings, metadata["sampling"])
-    return Exported(kind == "sketches", metadata, sampling, timesteps, draw, **how)
+    return Exported(kind, metadata, sampling, timesteps, draw, **how)
 
 
 def _saved_model(path):
@@ -189,5 +185,5 @@ def _container(path):
 
     kind = "images" if hasattr(model, "autoencoder") else "sketches"
     timesteps = model.noise_schedule.timesteps
-    draw = partial(sample_model, model)
+    draw = partial(kind_named(kind).draw_samples, model)
     return _exported(path, metadata, kind, timesteps, draw, only_ddim=False)

@@ -1,4 +1,4 @@
-"""What a run on images is made of: data sets, a frozen autoencoder, latent diffusion, pictures."""
+"""Runs on images: data sets, a frozen autoencoder, latent diffusion, pictures."""
 
 import warnings
 
@@ -15,6 +15,7 @@ from keras_sparse_dm.data.images.images import (
     train_image_batches,
 )
 from keras_sparse_dm.data.images.latents import cache_latents
+from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.metrics import FewSamplesWarning, frechet_distance
 from keras_sparse_dm.models import LatentDiffusion, UNet, VQAutoencoder
 from keras_sparse_dm.runs.autoencoder import (
@@ -24,8 +25,11 @@ from keras_sparse_dm.runs.autoencoder import (
     new_autoencoder,
     trained_autoencoder,
 )
+from keras_sparse_dm.runs.kinds import Kind
 
 SAMPLING_BATCH_SIZE = 16
+# Real images in memory at a time, for their features.
+IMAGES_AT_ONCE = 512
 # The distance that the report gives until a run names a feature network.
 PIXELS = 8
 FEWEST_SAMPLES = 8
@@ -57,8 +61,67 @@ def load_autoencoder(path, preset):
         raise SettingsError(f"--autoencoder {path} cannot be used: {reason}") from None
 
 
+class Images(Kind):
+    """Images, which `LatentDiffusion` generates."""
+
+    unit = "images"
+    part_size = 16
+    endings = (".png", ".pdf", ".npz")
+    input_names = ("latents", "t")
+    tflite_parts = {"decoder": "decoder"}
+    example_call = "2, steps=100"
+    example_number = "tf.constant(2)"
+
+    def training_run(self, settings):
+        return ImageRun(settings)
+
+    def load(self, settings, progress=True):
+        return load_image_data(settings)
+
+    def put_in_cache(self, settings):
+        run = ImageRun(settings)
+        run.before_training(run.new_model())
+        return run.summary()
+
+    def example(self, run):
+        autoencoder = run.model.autoencoder
+        size = run.settings.data.image_size // autoencoder.downsampling
+        latent = np.zeros((1, size, size, autoencoder.code_channels), "float32")
+        return latent, np.zeros(1, "int32")
+
+    def draw_samples(self, model, n, lengths, **options):
+        # The bar of all samples is the one to show.
+        return model.generate(n, batch_size=self.part_size, progress=False, **options)
+
+    def finished(self, samples, broken):
+        samples = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)
+        return np.clip(np.round((samples + 1) * 127.5), 0, 255).astype("uint8")
+
+    def joined(self, run, parts, lengths):
+        return np.concatenate(parts)
+
+    def first(self, samples, n):
+        return samples[:n]
+
+    def write(self, samples, path):
+        if path.suffix.lower() == ".npz":
+            with whole_file(path) as temporary, open(temporary, "wb") as stream:
+                np.savez_compressed(stream, images=samples)
+        else:
+            draw_images(samples.astype("float32") / 127.5 - 1, path)
+
+    def chosen(self, data, numbers):
+        # A large data set does not fit into memory at once.
+        parts = np.array_split(numbers, -(-len(numbers) // IMAGES_AT_ONCE))
+        pictures = (np.stack([data[i] for i in part]) for part in parts)
+        return pictures, [data.fingerprint, numbers.tolist()]
+
+    def pictures(self, examples, progress):
+        return examples
+
+
 class ImageRun:
-    """Data, model and pictures of a run on images; see `sketches.SketchRun` for the other kind.
+    """Data, model and pictures of a run on images to train.
 
     Args:
         settings: `ImageRunSettings`, checked.
@@ -66,8 +129,6 @@ class ImageRun:
     Raises:
         SettingsError: for data, sizes or an autoencoder that cannot work.
     """
-
-    unit = "images"
 
     def __init__(self, settings):
         self.settings = settings
@@ -207,11 +268,6 @@ class ImageRun:
     def _some(self, images, n):
         chosen = np.random.default_rng(self.settings.seed).permutation(len(images))[:n]
         return _to_float([images[i] for i in chosen])
-
-    @property
-    def example(self):
-        """Inputs of the denoiser of batch size 1, for which FLOPs are counted."""
-        return np.zeros((1, *self._latent_shape), "float32"), np.zeros(1, "int32")
 
     @property
     def example_name(self):

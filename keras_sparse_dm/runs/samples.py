@@ -9,28 +9,15 @@ import numpy as np
 from tqdm import tqdm
 
 from keras_sparse_dm.checks import SettingsError
-from keras_sparse_dm.data import (
-    SketchArrays,
-    animate,
-    draw,
-    draw_images,
-    from_points,
-    sample_lengths,
-    write_sketch_json,
-)
+from keras_sparse_dm.data import sample_lengths
 from keras_sparse_dm.data.cache import fingerprint_of
 from keras_sparse_dm.diffusion import DiffusionModel
 from keras_sparse_dm.files import whole_file
-from keras_sparse_dm.runs.autoencoder import load_image_data
 from keras_sparse_dm.runs.callbacks import CHECKPOINT
 from keras_sparse_dm.runs.folder import read_config
 from keras_sparse_dm.runs.settings import RunSettings
-from keras_sparse_dm.runs.sketch_data import load_sketch_data
 
 MODEL = "model.keras"
-# Samples that are generated and kept at a time.
-SKETCHES_A_PART = 500
-IMAGES_A_PART = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +40,9 @@ class Run:
     validation: object
 
     @property
-    def of_sketches(self):
-        """Whether the run is one on sketches."""
-        return self.settings.to_preset().model.kind == "chirodiff"
+    def kind(self):
+        """The `Kind` of data that the run is on."""
+        return self.settings.kind
 
     @property
     def sampling(self):
@@ -71,40 +58,19 @@ class Run:
         """Lengths of `n` sketches to generate, drawn from those trained on: int32 (n,)."""
         return sample_lengths(self.train, n, seed)
 
-    def sample(self, n, lengths, **options):
-        """Samples of the model: points (n, max(lengths), 3), or images in [-1, 1]."""
-        return sample_model(self.model, n, lengths, **options)
+    def draw_samples(self, n, lengths, **options):
+        """Return samples of the model; see `Kind.draw_samples`."""
+        return self.kind.draw_samples(self.model, n, lengths, **options)
 
     @property
     def example(self):
         """Inputs of the denoiser of batch size 1, for which FLOPs are counted."""
-        if self.of_sketches:
-            length = round(float(self.train.lengths.mean()))
-            return np.zeros((1, length, 3), "float32"), np.zeros(1, "int32"), np.array([length])
-        autoencoder = self.model.autoencoder
-        size = self.settings.data.image_size // autoencoder.downsampling
-        latent = np.zeros((1, size, size, autoencoder.code_channels), "float32")
-        return latent, np.zeros(1, "int32")
+        return self.kind.example(self)
 
     @property
     def checksum(self):
         """Number that changes with the model."""
         return zlib.crc32(self.file.read_bytes())
-
-
-def sample_model(model, n, lengths, **options):
-    """Samples of a `DiffusionModel`: points (n, max(lengths), 3), or images in [-1, 1].
-
-    Args:
-        model: The model.
-        n: Number of samples.
-        lengths: Of sketches, as many; None for images.
-        options: As of `generate`: steps, sampler, eta and seed.
-    """
-    if lengths is not None:
-        return model.generate(lengths=lengths, **options)
-    # The bar of all samples is the one to show.
-    return model.generate(n, batch_size=IMAGES_A_PART, progress=False, **options)
 
 
 def load_run(folder, data_dir=None, cache_dir=None, verbose=1):
@@ -142,11 +108,7 @@ def load_run(folder, data_dir=None, cache_dir=None, verbose=1):
         raise SettingsError(f"{file} cannot be read: {reason}") from None
     if not isinstance(model, DiffusionModel):
         raise SettingsError(f"{file} holds a {type(model).__name__}, no diffusion model.")
-    if settings.to_preset().model.kind == "chirodiff":
-        data = load_sketch_data(settings.data, settings.data_dir, cache_dir, bool(verbose))
-    else:
-        data = load_image_data(settings)
-    return Run(folder, settings, model, file, *data)
+    return Run(folder, settings, model, file, *settings.kind.load(settings, bool(verbose)))
 
 
 def generate(run, n, steps=None, sampler=None, eta=None, seed=0, keep=None, progress=True):
@@ -175,8 +137,9 @@ def generate(run, n, steps=None, sampler=None, eta=None, seed=0, keep=None, prog
         "sampler": s.sampler if sampler is None else sampler,
         "eta": s.eta if eta is None else eta,
     }
-    size = SKETCHES_A_PART if run.of_sketches else IMAGES_A_PART
-    lengths = run.lengths(n, seed) if run.of_sketches else None
+    kind = run.kind
+    size = kind.part_size
+    lengths = kind.lengths(run, n, seed)
     checksum = None if keep is None else run.checksum
     parts, broken = [], 0
     with tqdm(total=n, desc="Sampling", unit=" samples", disable=not progress) as bar:
@@ -202,16 +165,7 @@ def generate(run, n, steps=None, sampler=None, eta=None, seed=0, keep=None, prog
             parts.append(stored[0])
             broken += stored[1]
             bar.update(count)
-    if not run.of_sketches:
-        return np.concatenate(parts), broken
-    points = np.concatenate(
-        [
-            part[np.arange(part.shape[1])[None] < lengths[begin : begin + len(part), None]]
-            for begin, part in zip(range(0, n, size), parts, strict=True)
-        ]
-    )
-    names = [f"sample {i}" for i in range(n)]
-    return SketchArrays(points, lengths, names, run.representation), broken
+    return kind.joined(run, parts, lengths), broken
 
 
 def _read_part(file, count):
@@ -226,48 +180,6 @@ def _read_part(file, count):
 
 
 def _generate_part(run, count, lengths, seed, options):
-    samples = run.sample(count, lengths, seed=seed, **options)
+    samples = run.draw_samples(count, lengths, seed=seed, **options)
     broken = ~np.isfinite(samples).all(axis=tuple(range(1, samples.ndim)))
-    if lengths is None:
-        samples = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)
-        samples = np.clip(np.round((samples + 1) * 127.5), 0, 255).astype("uint8")
-    else:
-        samples[broken] = 0.0
-    return samples, int(broken.sum())
-
-
-def write_samples(samples, path):
-    """Writes samples into a file, whole or not at all.
-
-    Args:
-        samples: Those that `generate` gave.
-        path: The file; its ending says what it is: `.npz` (sketches: points, lengths and
-            representation; images: uint8), `.json` (sketches), `.gif` (sketches, drawn point by
-            point), or a picture.
-    """
-    path = Path(path)
-    ending = path.suffix.lower()
-    of_sketches = isinstance(samples, SketchArrays)
-    if ending == ".npz":
-        arrays = {"images": samples}
-        if of_sketches:
-            arrays = {"points": samples.points, "lengths": samples.lengths}
-            arrays["representation"] = np.array(samples.representation)
-        with whole_file(path) as temporary, open(temporary, "wb") as stream:
-            np.savez_compressed(stream, **arrays)
-    elif not of_sketches:
-        draw_images(samples.astype("float32") / 127.5 - 1, path)
-    elif ending == ".json":
-        write_sketch_json(path, sketches_of(samples))
-    elif ending == ".gif":
-        animate(sketches_of(samples), path)
-    else:
-        draw(sketches_of(samples), path)
-
-
-def sketches_of(arrays):
-    """The `Sketch`es of `SketchArrays`, a list."""
-    return [
-        from_points(points, arrays.representation, name=name)
-        for points, name in zip(arrays, arrays.names, strict=True)
-    ]
+    return run.kind.finished(samples, broken), int(broken.sum())

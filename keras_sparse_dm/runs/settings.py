@@ -30,6 +30,7 @@ from keras_sparse_dm.presets import (
     get_preset,
 )
 from keras_sparse_dm.runs.folder import CONFIG_FILE
+from keras_sparse_dm.runs.kinds import kind_named, kind_of_model
 from keras_sparse_dm.runs.setting_checks import (
     CHARACTERS,
     check_autoencoder_settings,
@@ -88,6 +89,11 @@ class RunSettings:
         default_factory=lambda: get_preset("quickstart").sampling
     )
 
+    @property
+    def kind(self):
+        """The `Kind` of data that the run is on."""
+        return kind_named(kind_of_model(self.model.kind))
+
     @staticmethod
     def from_preset(name, **settings):
         """The settings of a preset: `SketchRunSettings` or `ImageRunSettings`.
@@ -99,7 +105,7 @@ class RunSettings:
             preset = get_preset(name)
         except ValueError as error:
             raise SettingsError(str(error)) from None
-        cls = SketchRunSettings if preset.model.kind == "chirodiff" else ImageRunSettings
+        cls = SETTINGS[kind_of_model(preset.model.kind)]
         return cls(preset=name, **cls._of_preset(preset), **settings)
 
     @staticmethod
@@ -327,3 +333,7 @@ class ImageRunSettings(RunSettings):
                 f"--autoencoder must end in {', '.join(AUTOENCODER_SUFFIXES)} or be a diffusers "
                 f"folder; received {self.autoencoder}."
             )
+
+
+# Of each kind in `kinds.KINDS`.
+SETTINGS = {"sketches": SketchRunSettings, "images": ImageRunSettings}

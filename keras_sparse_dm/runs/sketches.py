@@ -1,4 +1,4 @@
-"""What a run on sketches is made of: data sets, ChiroDiff, drawings."""
+"""Runs on sketches: data sets, ChiroDiff, drawings."""
 
 import zlib
 
@@ -6,24 +6,117 @@ import numpy as np
 
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.data import (
+    SketchArrays,
+    animate,
     eval_batches,
     from_points,
     padding_waste,
     sample_lengths,
     steps_per_epoch,
     train_batches,
+    write_sketch_json,
 )
 from keras_sparse_dm.data.drawing import draw
 from keras_sparse_dm.diffusion import DiffusionModel
+from keras_sparse_dm.files import whole_file
+from keras_sparse_dm.metrics import render_sketches
 from keras_sparse_dm.models import ChiroDiff
 from keras_sparse_dm.presets import get_preset
+from keras_sparse_dm.runs.kinds import Kind
 from keras_sparse_dm.runs.sketch_data import load_sketch_data
 
 EVAL_BATCH_SIZE = 256
+# Height and width of the pictures that feature networks look at.
+PICTURE_SIZE = 128
+
+
+class Sketches(Kind):
+    """Sketches, which `ChiroDiff` draws."""
+
+    unit = "sketches"
+    part_size = 500
+    endings = (".png", ".svg", ".pdf", ".gif", ".npz", ".json")
+    input_names = ("points", "t", "lengths")
+    metadata_keys = frozenset(("lengths", "representation"))
+    example_call = "lengths=[60, 80], steps=50"
+    example_number = "tf.constant([60, 80])"
+
+    def training_run(self, settings):
+        return SketchRun(settings)
+
+    def load(self, settings, progress=True):
+        return load_sketch_data(settings.data, settings.data_dir, settings.cache_dir, progress)
+
+    def put_in_cache(self, settings):
+        train, _ = self.load(settings)
+        return train.summary
+
+    def example(self, run):
+        length = round(float(run.train.lengths.mean()))
+        return np.zeros((1, length, 3), "float32"), np.zeros(1, "int32"), np.array([length])
+
+    def lengths(self, run, n, seed):
+        return run.lengths(n, seed)
+
+    def draw_samples(self, model, n, lengths, **options):
+        return model.generate(lengths=lengths, **options)
+
+    def finished(self, samples, broken):
+        samples[broken] = 0.0
+        return samples
+
+    def joined(self, run, parts, lengths):
+        begins = range(0, len(lengths), self.part_size)
+        points = [
+            part[np.arange(part.shape[1])[None] < lengths[begin : begin + len(part), None]]
+            for begin, part in zip(begins, parts, strict=True)
+        ]
+        names = [f"sample {i}" for i in range(len(lengths))]
+        return SketchArrays(np.concatenate(points), lengths, names, run.representation)
+
+    def first(self, samples, n):
+        return samples.take(n)
+
+    def write(self, samples, path):
+        ending = path.suffix.lower()
+        if ending == ".npz":
+            arrays = {"points": samples.points, "lengths": samples.lengths}
+            arrays["representation"] = np.array(samples.representation)
+            with whole_file(path) as temporary, open(temporary, "wb") as stream:
+                np.savez_compressed(stream, **arrays)
+        elif ending == ".json":
+            write_sketch_json(path, sketches_of(samples))
+        elif ending == ".gif":
+            animate(sketches_of(samples), path)
+        else:
+            draw(sketches_of(samples), path)
+
+    def chosen(self, data, numbers):
+        data = data.subset(numbers)
+        return [data], [PICTURE_SIZE, zlib.crc32(data.points.tobytes()), data.lengths.tolist()]
+
+    def pictures(self, examples, progress):
+        return render_sketches(examples, PICTURE_SIZE, progress=progress)
+
+    def metadata(self, run):
+        lengths, counts = np.unique(run.train.lengths, return_counts=True)
+        pairs = [[int(n), int(count)] for n, count in zip(lengths, counts, strict=True)]
+        return {"representation": run.representation, "lengths": pairs}
+
+    def tflite_length(self, run, length):
+        return int(run.train.lengths.max()) if length is None else length
+
+
+def sketches_of(arrays):
+    """Return the `Sketch`es of `SketchArrays`, a list."""
+    return [
+        from_points(points, arrays.representation, name=name)
+        for points, name in zip(arrays, arrays.names, strict=True)
+    ]
 
 
 class SketchRun:
-    """Data, model and pictures of a run on sketches; see `image.ImageRun` for the other kind.
+    """Data, model and pictures of a run on sketches to train.
 
     Args:
         settings: `SketchRunSettings`, checked.
@@ -31,8 +124,6 @@ class SketchRun:
     Raises:
         SettingsError: for data or sizes that cannot work.
     """
-
-    unit = "sketches"
 
     def __init__(self, settings):
         self.settings = settings
@@ -123,12 +214,6 @@ class SketchRun:
         representation = self.settings.data.representation
         real = [from_points(self.train[i], representation) for i in chosen[: len(samples)]]
         draw([samples, real], path, titles=("generated", "real"))
-
-    @property
-    def example(self):
-        """Inputs of the denoiser of batch size 1, for which FLOPs are counted."""
-        points = np.zeros((1, self._mean_length, 3), "float32")
-        return points, np.zeros(1, "int32"), np.array([self._mean_length])
 
     @property
     def example_name(self):

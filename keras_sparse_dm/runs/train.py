@@ -8,23 +8,16 @@ from importlib.metadata import version
 
 import keras
 import numpy as np
-from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
 
 import keras_sparse_dm
 from keras_sparse_dm.checks import SettingsError
-from keras_sparse_dm.diffusion import DiffusionModel
-from keras_sparse_dm.masks import structures
-from keras_sparse_dm.masks.structure_text import parse_structure
 from keras_sparse_dm.metrics.costs.cost import cost
 from keras_sparse_dm.runs.callbacks import (
     CHECKPOINT,
     Checkpoint,
     EpochFigures,
     StopOnDivergence,
-    averaging_momentum,
-    cosine_with_warmup,
     keras_verbosity,
-    read_checkpoint,
     save_model,
     trim_metrics,
 )
@@ -36,19 +29,15 @@ from keras_sparse_dm.runs.folder import (
     unusable_folder,
     write_json,
 )
-from keras_sparse_dm.runs.images import ImageRun
 from keras_sparse_dm.runs.report import distance_rows, write_report
+from keras_sparse_dm.runs.resume import load_checkpoint
 from keras_sparse_dm.runs.samples import MODEL, Run
-from keras_sparse_dm.runs.sketches import SketchRun
+from keras_sparse_dm.runs.sparse_model import dynamic_sparsity, new_model
 from keras_sparse_dm.sparsity import (
-    DynamicSparsity,
     check_invariant,
-    masked_kernels,
-    sparsify,
     sparsity_report,
 )
-from keras_sparse_dm.sparsity.install import innermost_optimizer, innermost_sparse_optimizer
-from keras_sparse_dm.sparsity.schedules import serialize_schedule
+from keras_sparse_dm.sparsity.install import innermost_sparse_optimizer
 
 STATE_FILE = "state.json"
 METRICS_FILE = "metrics.csv"
@@ -85,8 +74,8 @@ def train_run(settings):
     t = settings.training
     check_folder(settings)
     keras.utils.set_random_seed(settings.seed)
-    run = (ImageRun if settings.to_preset().model.kind == "unet" else SketchRun)(settings)
-    sparsity = _dynamic_sparsity(t, settings.seed, run.steps, folder)
+    run = settings.kind.training_run(settings)
+    sparsity = dynamic_sparsity(t, settings.seed, run.steps, folder)
     steps = run.steps * t.epochs
     if sparsity is not None and sparsity.method.dynamic and steps < t.update_every:
         print(
@@ -100,9 +89,9 @@ def train_run(settings):
     def run_of(model):
         return Run(folder, settings, model, folder / MODEL, run.train, run.validation)
 
-    model = _new_model(run, settings, sparsity)
+    model = new_model(run, settings, sparsity)
     if settings.resume and checkpoint.exists():
-        model = _load_checkpoint(checkpoint, model, t, run.steps)
+        model = load_checkpoint(checkpoint, model, t, run.steps)
         state = read_json(
             folder / STATE_FILE, {"untrained_validation_loss": float, "data_checksum": int}
         )
@@ -170,7 +159,7 @@ def train_run(settings):
     save_model(model, folder / MODEL)
     samples = run.generate(model)
     run.draw_beside_real(folder / "samples.png", samples)
-    results = _results(model, settings, run, sparsity) | state | run.results(samples)
+    results = _results(as_trained, run, sparsity) | state | run.results(samples)
     results |= {
         "validation_loss_untrained": state["untrained_validation_loss"],
         "validation_loss_trained": trained,
@@ -206,127 +195,6 @@ def _claim_folder(settings, folder):
     (folder / CHECKPOINT).parent.mkdir(exist_ok=True)
 
 
-def _structure(text):
-    """Return the structure that `--structure` names, or None for single weights."""
-    parsed = parse_structure(text)
-    if parsed is None:
-        return None
-    name, arguments = parsed
-    return getattr(structures, name)(**arguments)
-
-
-def _new_model(run, settings, sparsity):
-    t, seed = settings.training, settings.seed
-    model = run.new_model()
-    if sparsity is not None:
-        try:
-            sparsify(
-                model,
-                t.sparsity,
-                t.distribution,
-                seed=seed,
-                structure=_structure(t.structure),
-                dense_start=t.method == "gmp",
-            )
-            sparsity.options.check_kernels(masked_kernels(model))
-        except ValueError as error:
-            raise SettingsError(f"--structure, --sparsity or --method: {error}") from None
-    steps = t.epochs * run.steps
-    learning_rate = t.learning_rate
-    if t.learning_rate_schedule == "cosine":
-        learning_rate = cosine_with_warmup(t.learning_rate, steps)
-    model.compile(
-        keras.optimizers.AdamW(
-            learning_rate,
-            weight_decay=t.weight_decay,
-            global_clipnorm=t.global_clipnorm or None,
-            use_ema=t.ema_momentum > 0,
-            ema_momentum=averaging_momentum(t.ema_momentum, steps),
-        )
-    )
-    return model
-
-
-def _dynamic_sparsity(training, seed, steps, folder):
-    """Returns the `DynamicSparsity` callback, or None for a dense network."""
-    if training.method == "dense":
-        return None
-    schedule = training.prune_schedule
-    total = training.epochs * steps
-    if training.method == "gmp":
-        updates = int(0.75 * total) // training.update_every
-        if not updates:
-            raise SettingsError(
-                f"--update-every must be at most three quarters of the {total} training steps for "
-                f"--method gmp, which prunes at every update; received {training.update_every}."
-            )
-        schedule = PolynomialDecay(
-            0.0,
-            training.sparsity,
-            begin_step=0,
-            end_step=updates * training.update_every,
-            frequency=training.update_every,
-        )
-    stop_step = training.stop_step
-    if schedule == "cosine" and stop_step == -1:
-        stop_step = total
-    try:
-        return DynamicSparsity(
-            training.method,
-            update_every=training.update_every,
-            prune_rate=training.prune_rate,
-            start_step=training.start_step,
-            stop_step=stop_step,
-            schedule=schedule,
-            seed=seed,
-            competition=training.competition,
-            grow_init=training.grow_init,
-            gradient_steps=training.gradient_steps,
-            grow_warmup=training.grow_warmup,
-            log_dir=folder / "tensorboard" / "sparsity",
-        )
-    except ValueError as error:
-        raise SettingsError(f"--method, --competition or --stop-step: {error}") from None
-
-
-def _load_checkpoint(path, expected, training, steps):
-    """Loads a checkpoint, which must be of the configuration that `expected` is made of."""
-    model = read_checkpoint(path)
-    here, there = _description(expected), _description(model)
-    if training.method != "dense" and there is not None:
-        # What the callback will install in the model that is not trained yet.
-        sparse = innermost_sparse_optimizer(model)
-        callback = _dynamic_sparsity(training, None, steps, path.parent)
-        here["method"] = callback.method.name
-        here["schedule"] = serialize_schedule(callback.schedule)
-        there["method"] = sparse.method.name if sparse is not None else "dense"
-        there["schedule"] = sparse.get_config()["schedule"] if sparse is not None else None
-    if here != there:
-        names = "a model of another kind"
-        if there is not None:
-            names = ", ".join(name for name, value in here.items() if there.get(name) != value)
-        raise SettingsError(
-            f"--resume: checkpoint {path} is of another configuration than {CONFIG_FILE} beside "
-            f"it ({names})."
-        )
-    return model
-
-
-def _description(model):
-    """What tells configurations apart in a model; None for what is no DiffusionModel."""
-    if not isinstance(model, DiffusionModel):
-        return None
-    optimizer = innermost_optimizer(model)
-    optimizer_config = optimizer.get_config() if optimizer is not None else {}
-    return {
-        "denoiser": {"class": type(model.denoiser).__name__, **model.denoiser.get_config()},
-        "noise schedule": model.noise_schedule.get_config(),
-        "seed": model.seed,
-        "optimizer": {k: v for k, v in optimizer_config.items() if k != "name"},
-        "masks": [(k.target.density, k.target.structure) for k in masked_kernels(model)],
-    }
-
-
 def _iterations(model):
     return int(model.optimizer.iterations)
 
@@ -344,12 +212,13 @@ def _check_disk_space(folder, model):
         )
 
 
-def _results(model, settings, run, sparsity):
+def _results(as_trained, run, sparsity):
+    model, settings = as_trained.model, as_trained.settings
     t, sampling = settings.training, settings.sampling
     sampler_steps = sampling.steps if sampling.sampler == "ddim" else settings.noise.timesteps
     costs = cost(
         model.denoiser,
-        run.example,
+        settings.kind.example(as_trained),
         sampling_steps=sampler_steps,
         iterations=run.steps * t.epochs,
         method=t.method,
@@ -367,9 +236,9 @@ def _results(model, settings, run, sparsity):
         "epochs": t.epochs,
         "iterations": run.steps * t.epochs,
         "batch_size": run.batch_size,
-        f"training_{run.unit}": len(run.train),
-        f"validation_{run.unit}": len(run.validation),
-        "unit": run.unit,
+        f"training_{settings.kind.unit}": len(run.train),
+        f"validation_{settings.kind.unit}": len(run.validation),
+        "unit": settings.kind.unit,
         "flops_example": run.example_name,
         "samples": settings.samples,
         "sampler": sampling.sampler,

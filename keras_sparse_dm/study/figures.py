@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from keras_sparse_dm.data import SketchArrays, draw, draw_images
 from keras_sparse_dm.files import whole_file
-from keras_sparse_dm.runs.samples import sketches_of
+from keras_sparse_dm.runs.sketches import sketches_of
 from keras_sparse_dm.study.scores import dataset_title, method_title
 
 # Okabe and Ito's colours, which the colour-blind tell apart; and a marker for each.

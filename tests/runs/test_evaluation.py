@@ -14,6 +14,7 @@ from keras_sparse_dm.data import read_sketches
 from keras_sparse_dm.metrics.bootstrap import Interval
 from keras_sparse_dm.runs import evaluate as evaluation
 from keras_sparse_dm.runs import samples
+from keras_sparse_dm.runs.sketches import Sketches
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_evaluating_again_gives_the_same_and_other_seeds_other_numbers(run, caps
 
 @pytest.mark.slow
 def test_an_interrupted_generation_goes_on_where_it_was(run, monkeypatch, capsys):
-    monkeypatch.setattr(samples, "SKETCHES_A_PART", 8)
+    monkeypatch.setattr(Sketches, "part_size", 8)
     options = ("evaluate", run, "--samples", 30, "--verbose", 0)
     assert command(*options) == 0
     whole = results_of(run)
