@@ -12,7 +12,7 @@ from keras_sparse_dm.data import (
     steps_per_epoch,
     train_batches,
 )
-from keras_sparse_dm.data.drawing import draw
+from keras_sparse_dm.data.pictures import draw
 from keras_sparse_dm.diffusion import DiffusionModel
 from keras_sparse_dm.models import ChiroDiff
 from keras_sparse_dm.presets import get_preset

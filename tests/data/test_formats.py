@@ -16,7 +16,8 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from keras_sparse_dm.data.formats import common, ndjson, npz, sketch_json, svg
+from keras_sparse_dm.data import Sketch, prepare_sketch, to_absolute, to_delta
+from keras_sparse_dm.data.formats import bounded_files, ndjson, npz, sketch_json, strokes, svg
 from keras_sparse_dm.data.formats.restricted_pickle import unpickle
 from keras_sparse_dm.data.reading import (
     lines,
@@ -29,7 +30,6 @@ from keras_sparse_dm.data.reading import (
     write_sketch_json,
     write_svg,
 )
-from keras_sparse_dm.data.sketch import Sketch, prepare, to_absolute, to_delta
 
 RAW = {
     "word": "cat",
@@ -130,7 +130,7 @@ BAD_LINES = [
     (b"{", "Expecting property name"),
     (b"[]", "is no drawing"),
     (b"17", "is no drawing"),
-    (b'{"word": "cat"}', "key 'drawing' is wanted"),
+    (b'{"word": "cat"}', "with the key 'drawing'"),
     (b"\xff\xfe{}", "can't decode byte 0xff"),
     (b"[" * 100_000, "recursion"),
     (b'{"a":' * 100_000, "recursion"),
@@ -206,7 +206,7 @@ def test_hostile_json_takes_a_bounded_memory():
 @pytest.mark.parametrize("content", [b"\n", b"9"])
 def test_a_gz_bomb_ends_with_an_error(tmp_path, content, monkeypatch):
     if content == b"\n":
-        monkeypatch.setattr(common, "UNPACKED_BYTES", 2**21)
+        monkeypatch.setattr(bounded_files, "UNPACKED_BYTES", 2**21)
     path = tmp_path / "bomb.ndjson.gz"
     packer = zlib.compressobj(wbits=31)
     with open(path, "wb") as file:
@@ -516,7 +516,7 @@ def from_pickle(shape, dtype="f8", raw=b"", module=b"numpy.core.multiarray"):
 
 BOMBS = [
     # Lengths and numbers that the file does not have.
-    (b"\x8d" + b"\xff" * 8 + b"a.", "cut short"),
+    (b"\x8d" + b"\xff" * 8 + b"a.", "maximum size"),
     (b"\x8e" + struct.pack("<Q", 2**40) + b"a.", "cut short"),
     (b"\x96" + struct.pack("<Q", 2**62) + b"a.", "cut short"),
     (b"\x8b\xff\xff\xff\x7f.", "whole number of 2,147,483,647 bytes"),
@@ -623,7 +623,9 @@ def test_bounds_on_arrays_and_files(tmp_path, monkeypatch):
     path = tmp_path / "a.npz"
     np.savez(path, train=np.ones((100, 2, 3)), test=np.ones((100, 2, 3)))
     monkeypatch.setattr(npz, "MAX_ARRAY_BYTES", 1000)
-    assert "it has 4,928 bytes; 1,000 are the most" in failure(lambda: list(read_sketch_rnn(path)))
+    assert "it has 4,928 bytes; 1,000 is the maximum" in failure(
+        lambda: list(read_sketch_rnn(path))
+    )
     monkeypatch.setattr(npz, "MAX_FILE_BYTES", 9000)
     assert "unpacks to 9,856 bytes; 9,000" in failure(lambda: list(read_sketch_rnn(path)))
 
@@ -662,7 +664,7 @@ def test_damaged_arrays_are_refused(tmp_path, content, reason):
 @pytest.fixture
 def drawing():
     strokes = [[[0, 0, 0], [30, 40, 100]], [[30, 0, 150], [0, 50, 200], [10, 10, 260]]]
-    return prepare(Sketch(strokes))
+    return prepare_sketch(Sketch(strokes))
 
 
 def times_of(sketch) -> np.ndarray:
@@ -678,7 +680,7 @@ def as_packed(sketch, representation):
 
 @pytest.mark.parametrize("representation", ["absolute", "delta"])
 def test_packed_sketches_come_back_with_their_times(tmp_path, drawing, representation):
-    other = prepare(Sketch([[[0, 0, 0], [5, 1, 1], [3, 3, 2]]]))
+    other = prepare_sketch(Sketch([[[0, 0, 0], [5, 1, 1], [3, 3, 2]]]))
     rows = [as_packed(sketch, representation) for sketch in (drawing, other)]
     # As the program does it: arrays of one length become an array of three dimensions.
     for packed in (
@@ -713,7 +715,7 @@ def test_a_packed_file_that_does_not_tell_what_it_is(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, attr0=objects(row))
     text = failure(lambda: list(read_chirodiff(path)))
-    assert text.startswith("a.npz: does not tell whether") and "representation=" in text
+    assert text.startswith("a.npz: may hold positions or differences") and "representation=" in text
     (sketch,) = read_chirodiff(path, representation="absolute")
     np.testing.assert_allclose(sketch.strokes[0], [[0, 0, 0], [1, 0, 0.2], [2, 0, 0.8]], atol=1e-7)
     (sketch,) = read_chirodiff(path, representation="delta")
@@ -802,7 +804,7 @@ def test_broken_unpacked_drawings_are_told_by_their_file(tmp_path, content, reas
 def test_a_stroke_that_is_repeated_for_ever_takes_a_bounded_memory(tmp_path, column):
     (tmp_path / "sketch_0").write_bytes(pickle.dumps({"drawing": [[column] * 3] * 100_000}))
     text, peak = peak_of(lambda: failure(lambda: list(read_chirodiff(tmp_path))))
-    assert text == "sketch_0: has 100,000,000 points; 1,048,576 are the most"
+    assert text == "sketch_0: has 100,000,000 points; 1,048,576 is the maximum"
     assert peak < 2**25
 
 
@@ -917,13 +919,13 @@ def test_what_is_not_drawn_is_left_out(tmp_path):
         ('<path transform="turn(3)" d="M0 0 L1 1"/>', "transform turn with 1 numbers"),
         ('<path transform="rotate(1 2)" d="M0 0 L1 1"/>', "transform rotate with 2 numbers"),
         ('<path transform="scale(a)" d="M0 0 L1 1"/>', "'a' for the transform scale"),
-        ('<path transform="scale" d="M0 0 L1 1"/>', "the transform 'scale', which is none"),
+        ('<path transform="scale" d="M0 0 L1 1"/>', "the invalid transform 'scale'"),
         ('<path transform="scale(1e400)" d="M0 0 L1 1"/>', "infinite or too large|NaN"),
-        ('<path d="M0 0 L1 1 2"/>', "the path 'M0 0 L1 1 2', which is none"),
-        ('<path d="M0 0 L1 1 X 3 3 L5 5"/>', "path .* which is none"),
-        ('<path d="M0 0 L1..5 1 L5 5"/>', "path .* which is none"),
-        ('<path d="M0 0 A1 1 0 2 0 3 3"/>', "path .* which is none"),
-        ('<path d="L3 3"/>', "path .* which is none"),
+        ('<path d="M0 0 L1 1 2"/>', "the path 'M0 0 L1 1 2', which is invalid"),
+        ('<path d="M0 0 L1 1 X 3 3 L5 5"/>', "path .* which is invalid"),
+        ('<path d="M0 0 L1..5 1 L5 5"/>', "path .* which is invalid"),
+        ('<path d="M0 0 A1 1 0 2 0 3 3"/>', "path .* which is invalid"),
+        ('<path d="L3 3"/>', "path .* which is invalid"),
         ('<line x1="50%"/>', "'50%' for x1 of a <line>"),
         ('<line x1="1 2"/>', "'1 2' for x1 of a <line>"),
         ('<polyline points="1 2 3"/>', "<polyline> with 3 numbers"),
@@ -1056,7 +1058,7 @@ def test_json_that_fails_leaves_what_there_was(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError):
         write_sketch_json(path, fails())
     monkeypatch.setattr(sketch_json, "MAX_POINTS", 2)
-    with pytest.raises(ValueError, match="sketch 'a' has 3 points; 2 are the most"):
+    with pytest.raises(ValueError, match="sketch 'a' has 3 points; 2 is the maximum"):
         write_sketch_json(path, EXTREME)
     assert [f.name for f in tmp_path.iterdir()] == ["a.json"]
     assert path.read_text() == "before"
@@ -1081,7 +1083,7 @@ def test_broken_sketches_in_json_are_told_by_line(tmp_path):
         assert str(error).startswith(f"{where}: ") and reason in str(error)
     path.write_text("\n".join(rows[:2]))
     text = failure(lambda: list(read_sketch_json(path)))
-    assert text == "a.json: is cut short: it has no line ']}'"
+    assert text == "a.json: is cut short: it lacks the line ']}'"
 
 
 @pytest.mark.parametrize(
@@ -1113,4 +1115,4 @@ def test_every_reader_tells_of_a_missing_file_at_once(tmp_path):
 def test_travel_times_of_what_overflows_are_refused_by_the_sketch():
     points = np.array([[-1e308, 0], [1e308, 0]])
     with pytest.raises(ValueError, match="NaN or infinite"):
-        Sketch(tuple(common.with_travel_times(points, [2])))
+        Sketch(tuple(strokes.with_travel_times(points, [2])))

@@ -19,11 +19,14 @@ from keras_sparse_dm.data import (
     kanjivg_folder,
     load_images,
     load_kanjivg,
+    rasterize,
     read_svg,
-    render,
     train_image_batches,
 )
-from keras_sparse_dm.data.images.images import images
+from keras_sparse_dm.data.images import folder as folders
+from keras_sparse_dm.data.images import loading, published
+from keras_sparse_dm.data.images import prepared as cached
+from keras_sparse_dm.data.images.decoding import decode_image
 
 
 @pytest.fixture(autouse=True)
@@ -301,7 +304,7 @@ def test_a_folder_is_split_by_the_seed_and_read_once(load, folder, tmp_path, mon
             expected = square.resize((16, 16), Image.Resampling.BICUBIC)
             np.testing.assert_array_equal(image, np.asarray(expected))
 
-    monkeypatch.setattr(images, "_prepare", None)  # the cache is used
+    monkeypatch.setattr(loading, "write_images", None)  # the cache is used
     for a, b in zip(load(), (train, validation), strict=True):
         assert_same(a, b)
     assert load(flip=True)[0].flip and not load(flip=True)[1].flip
@@ -354,7 +357,7 @@ def encoded(image, format, **options):
 
 
 def prepared(content, size=16):
-    image, enlarged = images._prepare_image(content, size)
+    image, enlarged = decode_image(content, size)
     assert image.shape == (size, size, 3) and image.dtype == np.uint8
     return image.astype(int), enlarged
 
@@ -474,18 +477,18 @@ def test_many_broken_files_stop_and_leave_nothing(load, folder, tmp_path):
 
 def test_processes_give_what_one_process_gives(load, tmp_path, monkeypatch):
     alone = load(workers=1)
-    monkeypatch.setattr(images, "_SERIAL_IMAGES", 0)
-    monkeypatch.setattr(images, "_CHUNK_IMAGES", 7)
+    monkeypatch.setattr(cached, "_SERIAL_IMAGES", 0)
+    monkeypatch.setattr(cached, "_CHUNK_IMAGES", 7)
     for a, b in zip(alone, load(workers=2, cache_dir=tmp_path / "other"), strict=True):
         assert_same(a, b)
 
 
 def test_workers_do_not_import_tensorflow():
-    from keras_sparse_dm.data.cache import map_in_processes
+    from keras_sparse_dm.data.worker_processes import map_in_processes
 
     content = encoded(smooth(20, 20), "PNG")
     prepare_one = (
-        "__import__('keras_sparse_dm.data.images.images', fromlist=['_'])._prepare_images("
+        "__import__('keras_sparse_dm.data.images.decoding', fromlist=['_']).decode_images("
         f"[('a', {content!r})], 8)[0][3]"
     )
     imported = "[m for m in ('tensorflow', 'keras') if m in __import__('sys').modules]"
@@ -520,7 +523,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_that_says_so(load, tmp_path,
     with pytest.raises(OSError, match="cannot be written to .*KERAS_SPARSE_DM_CACHE sets another"):
         load(cache_dir=tmp_path / "file" / "cache")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6}))
-    monkeypatch.setattr(images, "_prepare_images", None)  # said before the work
+    monkeypatch.setattr(folders, "decode_images", None)  # raised before the work
     with pytest.raises(OSError, match=r"0.00 GB free, but 0.02 GB are needed"):
         load(size=400)
     assert not list((tmp_path / "cache").glob("*"))
@@ -576,7 +579,7 @@ def test_kanjivg_is_split_as_its_sketches_are_and_drawn(tmp_path):
     assert [a.names for a in pictures] == [a.names for a in sketches]
     assert pictures[0].summary.source == "KanjiVG" and not pictures[0].flip
     for name, picture in zip(pictures[1].names, pictures[1], strict=True):
-        expected = render(read_svg(svg / f"{name}.svg"), 24, box=(0, 0, 109, 109))
+        expected = rasterize(read_svg(svg / f"{name}.svg"), 24, box=(0, 0, 109, 109))
         for channel in range(3):
             np.testing.assert_array_equal(picture[:, :, channel], expected)
     few = load_images("kanjivg", svg, size=24, train_images=5, **arguments)
@@ -606,11 +609,11 @@ def test_the_papers_counts_and_a_fixed_choice(tmp_path, monkeypatch, dataset, co
         plans.append(plan)
         raise Planned
 
-    monkeypatch.setattr(images, "_prepare", planned)
+    monkeypatch.setattr(loading, "write_images", planned)
     monkeypatch.setattr(
-        images, "_list_images", lambda *args: [tmp_path / f"{i:05d}.jpg" for i in range(30_000)]
+        published, "list_images", lambda *args: [tmp_path / f"{i:05d}.jpg" for i in range(30_000)]
     )
-    monkeypatch.setattr(images, "state_of", lambda files, root: [(f.name, 0, 0) for f in files])
+    monkeypatch.setattr(folders, "state_of", lambda files, root: [(f.name, 0, 0) for f in files])
     for changes in ({}, {"split_seed": 1}, {"train_images": 100, "validation_images": 29_900}):
         with pytest.raises(Planned):
             load_images(dataset, tmp_path, tmp_path / "cache", **changes)

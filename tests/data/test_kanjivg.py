@@ -13,11 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import keras_sparse_dm.data.cache as preparation
 import keras_sparse_dm.data.sketches.kanjivg as kanjivg
-import keras_sparse_dm.data.sketches.source as sketch_sets
-from keras_sparse_dm.data import load_kanjivg, read_sketches, read_svg, select_characters
-from keras_sparse_dm.data.sketch import from_points, prepare, to_absolute
+import keras_sparse_dm.data.sketches.preparation as preparation
+from keras_sparse_dm.data import (
+    from_points,
+    load_kanjivg,
+    prepare_sketch,
+    read_sketches,
+    read_svg,
+    select_characters,
+    to_absolute,
+)
+from keras_sparse_dm.data.worker_processes import map_in_processes
 
 SOURCE = kanjivg.kanjivg_folder()
 
@@ -252,7 +259,7 @@ def test_loaded_sketches_are_the_prepared_files(load, source_files):
     assert set(train.names) | set(validation.names) == {file.stem for file in source_files}
     for arrays in (train, validation):
         for name, points in zip(arrays.names, arrays, strict=True):
-            expected = to_absolute(prepare(read_svg(SOURCE / f"{name}.svg")))
+            expected = to_absolute(prepare_sketch(read_svg(SOURCE / f"{name}.svg")))
             np.testing.assert_array_equal(points, expected)
             # As many pen lifts as the file has strokes.
             text = (SOURCE / f"{name}.svg").read_text(encoding="utf-8")
@@ -329,8 +336,8 @@ def test_many_broken_files_stop_with_the_counts(load, folder, tmp_path):
 
 def test_processes_give_what_one_process_gives(load, monkeypatch, tmp_path):
     alone = load(workers=1)
-    monkeypatch.setattr(sketch_sets, "_SERIAL", 0)
-    monkeypatch.setattr(sketch_sets, "_CHUNK", 7)
+    monkeypatch.setattr(preparation, "_SERIAL", 0)
+    monkeypatch.setattr(preparation, "_CHUNK", 7)
     pooled = load(workers=2, cache_dir=tmp_path / "other")
     for a, b in zip(alone, pooled, strict=True):
         assert_same(a, b)
@@ -342,8 +349,8 @@ def test_a_script_without_main_guard_prepares_in_processes_once(folder, tmp_path
         "import sys\n"
         "print('started')\n"
         "import keras_sparse_dm.data.sketches.kanjivg as kanjivg\n"
-        "import keras_sparse_dm.data.sketches.source as sketch_sets\n"
-        "sketch_sets._SERIAL = 0\n"
+        "import keras_sparse_dm.data.sketches.preparation as preparation\n"
+        "preparation._SERIAL = 0\n"
         f"train, _ = kanjivg.load_kanjivg({str(folder)!r}, {str(tmp_path / 'c')!r}, workers=2)\n"
         "print(len(train), 'tensorflow' in sys.modules)\n"
     )
@@ -363,19 +370,19 @@ def test_workers_do_not_import_tensorflow():
     prepare_one = (
         "(lambda sets, kanji, path: sets._prepare_chunk([sets.Item('04e00', path)], kanji.read_svg,"
         " {'representation': 'absolute', 'spacing': 0.05, 'scale': 10.0})[0][4])("
-        "__import__('keras_sparse_dm.data.sketches.source', fromlist=['_']),"
+        "__import__('keras_sparse_dm.data.sketches.preparation', fromlist=['_']),"
         "__import__('keras_sparse_dm.data.sketches.kanjivg', fromlist=['_']),"
         f"__import__('pathlib').Path({str(SOURCE / '04e00.svg')!r}))"
     )
     imported = "[m for m in ('numpy', 'tensorflow', 'keras') if m in __import__('sys').modules]"
-    results = preparation.map_in_processes(eval, [prepare_one, imported], 1)
+    results = map_in_processes(eval, [prepare_one, imported], 1)
     assert list(results) == [None, ["numpy"]]
 
 
 def test_closing_the_preparation_early_ends_the_workers():
     import multiprocessing
 
-    results = preparation.map_in_processes(time.sleep, [0.01] + [60] * 3, 2)
+    results = map_in_processes(time.sleep, [0.01] + [60] * 3, 2)
     next(results)
     assert multiprocessing.active_children()
     start = time.monotonic()
@@ -435,13 +442,13 @@ def test_a_missing_package_is_answered_with_the_command(monkeypatch):
 def counted(monkeypatch):
     """Counts how often files are prepared."""
     calls = []
-    prepare_files = sketch_sets._prepare
+    prepare_files = preparation._prepare_drawings
 
     def counting(*args):
         calls.append(args)
         return prepare_files(*args)
 
-    monkeypatch.setattr(sketch_sets, "_prepare", counting)
+    monkeypatch.setattr(preparation, "_prepare_drawings", counting)
     return calls
 
 
@@ -524,7 +531,7 @@ def test_a_damaged_byte_anywhere_never_gives_other_data(load, tmp_path):
         file.write_bytes(damaged)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            stored = sketch_sets._read_cache(file)
+            stored = preparation._read_cache(file)
         if stored is not None:
             points = dict(zip(stored.arrays.names, stored.arrays, strict=True))
             for name, expected in zip(good[0].names, good[0], strict=True):
@@ -576,8 +583,8 @@ def test_an_interrupted_write_leaves_nothing_behind(load, tmp_path, monkeypatch)
 
 def test_leftovers_of_killed_runs_are_cleared(load, tmp_path):
     (tmp_path / "cache").mkdir()
-    old = tmp_path / "cache" / f"kanjivg-v{sketch_sets.CACHE_VERSION}-0-x.tmp"
-    fresh = tmp_path / "cache" / f"kanjivg-v{sketch_sets.CACHE_VERSION}-1-y.tmp"
+    old = tmp_path / "cache" / f"kanjivg-v{preparation.CACHE_VERSION}-0-x.tmp"
+    fresh = tmp_path / "cache" / f"kanjivg-v{preparation.CACHE_VERSION}-1-y.tmp"
     old.write_text("")
     fresh.write_text("")
     os.utime(old, (1, 1))
@@ -590,14 +597,14 @@ def test_leftovers_of_killed_runs_are_cleared(load, tmp_path):
 def test_two_at_once_both_get_the_data(load, tmp_path, counted, monkeypatch):
     # Both find no cache and prepare; the barrier makes the race certain.
     barrier = threading.Barrier(2, timeout=30)
-    read_cache = sketch_sets._read_cache
+    read_cache = preparation._read_cache
 
     def read_together(cache):
         found = read_cache(cache)
         barrier.wait()
         return found
 
-    monkeypatch.setattr(sketch_sets, "_read_cache", read_together)
+    monkeypatch.setattr(preparation, "_read_cache", read_together)
     results = []
     threads = [threading.Thread(target=lambda: results.append(load())) for _ in range(2)]
     for thread in threads:

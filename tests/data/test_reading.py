@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_sparse_dm.data import kanjivg_folder, render
+from keras_sparse_dm.data import kanjivg_folder, rasterize
+from keras_sparse_dm.data.rasterization import KANJIVG_BOX
 from keras_sparse_dm.data.reading import (
     find_files,
     list_files,
@@ -22,7 +23,6 @@ from keras_sparse_dm.data.reading import (
     write_sketch_json,
     write_svg,
 )
-from keras_sparse_dm.data.rendering import KANJIVG_BOX
 from keras_sparse_dm.data.sketch import Sketch
 
 LINE = {"word": "cat", "key_id": "7", "recognized": True, "drawing": [[[0, 3], [0, 4], [0, 9]]]}
@@ -82,7 +82,9 @@ def test_patterns_fit_files_of_known_formats(folder, monkeypatch):
     # A file of that very name comes first.
     write_svg(folder / "[g].svg", Sketch([[[0, 0, 0], [1, 1, 1]]]))
     assert [s.name for s in read_sketches(folder / "[g].svg")] == ["[g]"]
-    with pytest.raises(FileNotFoundError, match=r"path='\*\.txt' fits no sketch file .*of 0 files"):
+    with pytest.raises(
+        FileNotFoundError, match=r"path='\*\.txt' matches 0 files and folders, but no sketch file"
+    ):
         read_sketches("*.txt")
 
 
@@ -107,7 +109,7 @@ def test_formats_are_restricted_by_their_suffixes(folder):
 def test_arguments_are_checked_before_the_first_sketch(folder):
     with pytest.raises(FileNotFoundError, match="path='.*nowhere' does not exist"):
         read_sketches(folder / "nowhere")
-    with pytest.raises(ValueError, match="notes.txt' has no known format; known are .svg, .ndj"):
+    with pytest.raises(ValueError, match="notes.txt' has an unknown format; known are .svg, .ndj"):
         read_sketches(folder / "notes.txt")
     with pytest.raises(ValueError, match="inside' holds no sketch file"):
         read_sketches(folder / "inside")
@@ -213,7 +215,7 @@ def test_a_kanji_as_stroke3_draws_the_same_picture(tmp_path, name):
     np.savez(tmp_path / "kanji.npz", test=rows)
     back = next(read_sketches(tmp_path / "kanji.npz"))
     assert [len(s) for s in back] == [len(s) for s in source]
-    pictures = [render(s, 109, box=KANJIVG_BOX).astype(int) for s in (source, back)]
+    pictures = [rasterize(s, 109, box=KANJIVG_BOX).astype(int) for s in (source, back)]
     assert np.abs(pictures[0] - pictures[1]).max() <= 8
     # The format's times and those of an SVG are both the distance travelled.
     for a, b in zip(source, back, strict=True):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from keras_sparse_dm.data.sketch import (
+from keras_sparse_dm.data import (
     Sketch,
     drop_short_strokes,
     from_absolute,
@@ -16,7 +16,7 @@ from keras_sparse_dm.data.sketch import (
     from_points,
     move_to_origin,
     normalize_time,
-    prepare,
+    prepare_sketch,
     resample,
     scale_to_circle,
     to_absolute,
@@ -162,7 +162,7 @@ def test_normalize_time_by_hand():
 @given(sketches())
 @settings(max_examples=50, deadline=None)
 def test_prepared_sketches_have_the_promised_shape(sketch):
-    prepared = prepare(sketch, spacing=0.05, scale=10)
+    prepared = prepare_sketch(sketch, spacing=0.05, scale=10)
     assert len(prepared) == sum(len(s) > 1 for s in sketch)
     np.testing.assert_array_equal(prepared.strokes[0][0], 0)
     assert prepared.strokes[-1][-1, 2] == 1
@@ -188,10 +188,10 @@ def test_prepared_sketches_have_the_promised_shape(sketch):
 def test_prepare_does_not_depend_on_place_and_size(sketch, dx, dy, factor):
     # Powers of two scale without rounding, so that no point count flips at a multiple.
     scaled = Sketch(tuple(s * [factor, factor, 1] for s in sketch), "scaled")
-    for a, b in zip(prepare(sketch), prepare(scaled), strict=True):
+    for a, b in zip(prepare_sketch(sketch), prepare_sketch(scaled), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-9)
     moved = Sketch(tuple(s + [dx, dy, 7] for s in sketch), "moved")
-    for a, b in zip(prepare(sketch), prepare(moved), strict=True):
+    for a, b in zip(prepare_sketch(sketch), prepare_sketch(moved), strict=True):
         assert abs(len(a) - len(b)) <= 1
         np.testing.assert_allclose(a[[0, -1]], b[[0, -1]], atol=0.2)
 
@@ -199,7 +199,7 @@ def test_prepare_does_not_depend_on_place_and_size(sketch, dx, dy, factor):
 def test_prepare_follows_the_original_step_by_step():
     # First stroke from (3, 4): 5 + 8 long; second 12 long; origin-centred reach is
     # |(0, 12) - (3, 4)| = sqrt(73). The one-point stroke goes.
-    prepared = prepare(zigzag(), spacing=0.05, scale=10)
+    prepared = prepare_sketch(zigzag(), spacing=0.05, scale=10)
     unit = np.sqrt(73)
     counts = [int(13 / unit / 0.05), int(12 / unit / 0.05)]
     assert [len(s) for s in prepared] == counts
@@ -223,7 +223,7 @@ def test_prepare_follows_the_original_step_by_step():
 )
 def test_prepare_refuses_degenerate_sketches_by_name(strokes, reason):
     with pytest.raises(ValueError, match=f"sketch 'dot': {reason}"):
-        prepare(Sketch(strokes, "dot"))
+        prepare_sketch(Sketch(strokes, "dot"))
 
 
 @pytest.mark.parametrize("value", [0, -1, np.nan, np.inf])
@@ -268,7 +268,7 @@ def test_delta_by_hand():
 @given(sketches())
 @settings(max_examples=50, deadline=None)
 def test_representations_agree_with_a_loop_over_the_definition(sketch):
-    sketch = prepare(sketch)
+    sketch = prepare_sketch(sketch)
     absolute, counter = [], []
     for i, stroke in enumerate(sketch):
         for j, (x, y, _) in enumerate(stroke):
@@ -283,7 +283,7 @@ def test_representations_agree_with_a_loop_over_the_definition(sketch):
 @given(sketches(), st.sampled_from(["absolute", "delta"]), st.sampled_from([1.0, 10.0, 1e6]))
 @settings(deadline=None)
 def test_round_trip_of_representations(sketch, representation, scale):
-    sketch = prepare(sketch, scale=scale)
+    sketch = prepare_sketch(sketch, scale=scale)
     back = from_points(to_points(sketch, representation), representation, name=sketch.name)
     assert back.name == sketch.name
     assert [len(s) for s in back] == [len(s) for s in sketch]
@@ -356,7 +356,7 @@ def test_importing_the_data_package_is_light():
         "import sys, keras_sparse_dm.data as data\n"
         "heavy = {'tensorflow', 'keras', 'shapely', 'tqdm', 'svg', 'loky', 'platformdirs'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
-        "data.Sketch, data.prepare, data.load_kanjivg, data.train_batches, data.read_svg\n"
+        "data.Sketch, data.prepare_sketch, data.load_kanjivg, data.train_batches, data.read_svg\n"
         "print(sorted(heavy & set(sys.modules)))\n"
         "missing = [name for name in data.__all__ if not hasattr(data, name)]\n"
         "print(missing)\n"

@@ -166,7 +166,7 @@ def test_failures_leave_nothing(convert, source, tmp_path, monkeypatch):
 def test_wrong_options_and_paths_are_usage_errors(convert, source, tmp_path):
     cases = [
         ((tmp_path / "none", "a.json"), "SOURCE .*none' does not exist"),
-        ((f"{tmp_path}/*.svg", tmp_path / "a.json"), "fits no sketch file"),
+        ((f"{tmp_path}/*.svg", tmp_path / "a.json"), "no sketch file"),
         ((source, tmp_path / "a.png"), "must be a .json file, an .svg file or a folder"),
         ((source, tmp_path / "no" / "a.json"), "folder of TARGET must exist"),
         ((source, tmp_path / "a.json", "--max-sketches", 0), "--max-sketches must be 1 or more"),

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from keras_sparse_dm.data.rendering import render
-from keras_sparse_dm.data.sketch import Sketch, prepare
+from keras_sparse_dm.data.rasterization import rasterize
+from keras_sparse_dm.data.sketch import Sketch, prepare_sketch
 from keras_sparse_dm.data.sketches.digits import load_digits
 from keras_sparse_dm.data.sketches.tracing import ink_overlap, skeleton_coverage, trace
 
@@ -21,7 +21,7 @@ SIZE = 28
 def picture(*lines, width=3.0, size=SIZE):
     """What a round pen leaves that follows the lines, `(n, 2)` each, bright on dark."""
     sketch = Sketch([np.column_stack([line, np.arange(len(line))]) for line in lines])
-    return 255 - render(sketch, size, line_width=width, box=(0, 0, size, size))
+    return 255 - rasterize(sketch, size, line_width=width, box=(0, 0, size, size))
 
 
 def arc(x, y, radius, start=0.0, end=360.0):
@@ -420,7 +420,7 @@ def test_mnists_digits_become_few_strokes_that_cover_them(mnist):
     for digit in (0, 1, 6, 8, 9):
         assert np.mean(strokes[labels == digit] == 1) > 0.7
     assert np.mean(strokes[labels == 4] == 2) > 0.7
-    points = [prepare(s).num_points for s in sketches]
+    points = [prepare_sketch(s).num_points for s in sketches]
     assert 35 < np.median(points) < 55 and max(points) < 200
 
 

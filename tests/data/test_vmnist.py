@@ -3,7 +3,7 @@ import gzip
 import numpy as np
 import pytest
 
-from keras_sparse_dm.data import load_vmnist, prepare, to_points
+from keras_sparse_dm.data import load_vmnist, prepare_sketch, to_points
 from keras_sparse_dm.data.sketches.tracing import trace
 
 
@@ -51,7 +51,7 @@ def test_digits_become_prepared_strokes(folder):
         for name, label, points in zip(part.names, part.labels, part, strict=True):
             image, which = digit(int(name.split()[-1]))
             assert label == str(which)
-            np.testing.assert_array_equal(points, to_points(prepare(trace(image))))
+            np.testing.assert_array_equal(points, to_points(prepare_sketch(trace(image))))
     strokes = {
         label: (points[:, 2] > 0.5).sum() for label, points in zip(train.labels, train, strict=True)
     }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_sparse_dm.data import Sketch
-from keras_sparse_dm.data.drawing import animate, draw, draw_images
+from keras_sparse_dm.data.pictures import animate, draw, draw_images
 
 
 def sketch(*strokes):

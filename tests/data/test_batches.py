@@ -3,11 +3,10 @@ import itertools
 import numpy as np
 import pytest
 
+from keras_sparse_dm.data import PreparationSummary, SketchArrays
 from keras_sparse_dm.data import batches as batching
 from keras_sparse_dm.data.batches import (
     JITTER_SPACING,
-    PreparationSummary,
-    SketchArrays,
     eval_batches,
     jitter_points,
     padding_waste,

@@ -7,22 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_sparse_dm.data import cache as preparation
+from keras_sparse_dm.data import row_files
 from keras_sparse_dm.data.cache import (
-    PreparationSummary,
-    Rows,
     cache_folder,
-    check_broken,
     check_free_space,
     fingerprint_of,
-    map_chunks,
-    map_in_processes,
     new_cache_file,
-    read_rows,
-    read_rows_or_warn,
     state_of,
-    write_description,
 )
+from keras_sparse_dm.data.row_files import Rows, read_rows, read_rows_or_warn, write_description
+from keras_sparse_dm.data.summary import PreparationSummary, check_broken
+from keras_sparse_dm.data.worker_processes import map_chunks, map_in_processes
 
 # The summary
 
@@ -222,7 +217,7 @@ def test_checking_reads_in_pieces(tmp_path, monkeypatch):
         pieces.append(array.nbytes)
         return ascontiguousarray(array, *args)
 
-    monkeypatch.setattr(preparation.np, "ascontiguousarray", spy)
+    monkeypatch.setattr(row_files.np, "ascontiguousarray", spy)
     read_rows(path)
     assert sum(pieces) == 50_000_000 and max(pieces) <= 2**24
 
