@@ -627,7 +627,7 @@ def test_bounds_on_arrays_and_files(tmp_path, monkeypatch):
         lambda: list(read_sketch_rnn(path))
     )
     monkeypatch.setattr(npz, "MAX_FILE_BYTES", 9000)
-    assert "unpacks to 9,856 bytes; 9,000" in failure(lambda: list(read_sketch_rnn(path)))
+    assert "to 9,856 bytes; the maximum is 9,000" in failure(lambda: list(read_sketch_rnn(path)))
 
 
 def npy(header: bytes, data=b"", version=b"\x01\x00") -> bytes:
