@@ -1,4 +1,4 @@
-"""Each format's reader and writer: what the values must be, and what is refused."""
+"""Reader and writer of each format: correct values, and refused input."""
 
 import copyreg
 import gzip
@@ -54,7 +54,7 @@ def objects(*elements) -> np.ndarray:
 
 
 def peak_of(work):
-    """What `work` returns, and the most memory that it took, in bytes."""
+    """Return the result of `work` and its peak memory in bytes."""
     tracemalloc.start()
     try:
         return work(), tracemalloc.get_traced_memory()[1]
@@ -95,7 +95,7 @@ def test_only_recognized_drawings_and_first_strokes_are_taken_if_asked(tmp_path)
     assert [s.name for s in read_quickdraw(path, recognized=True)] == names[:1]
     assert [len(s) for s in read_quickdraw(path, max_strokes=1)] == [1, 1, 1]
     assert [len(s) for s in read_quickdraw(path, max_strokes=9)] == [2, 2, 2]
-    # A simplified drawing's time runs over the strokes that are kept.
+    # The time of a simplified drawing spans the kept strokes only.
     flat = {"drawing": [[[0, 1], [0, 0]], [[1, 5], [0, 0]]]}
     (sketch,) = read_quickdraw(dump(flat, tmp_path / "flat.ndjson"), max_strokes=1)
     assert sketch.strokes[0][:, 2].tolist() == [0, 1]
@@ -255,7 +255,7 @@ def test_stroke3_rows_are_steps_and_lifts(tmp_path):
         np.savez(tmp_path / "cat.npz", train=objects(np.array(rows, dtype)))
         (sketch,) = read_sketch_rnn(tmp_path / "cat.npz")
         positions = [s[:, :2].tolist() for s in sketch]
-        # A lift, a dot, and a last stroke that no lift ends.
+        # A lift, a dot, and a last stroke without a lift.
         assert positions == [[[5, 6], [8, 10]], [[8, 0]], [[9, 0], [10, 0]]]
         times = np.concatenate(sketch.strokes)[:, 2]
         np.testing.assert_allclose(times, np.array([0, 5, 15, 16, 17]) / 17)
@@ -323,7 +323,7 @@ def test_files_that_are_none_are_told_by_name(tmp_path):
 
 
 def python2_npz(path, rows, protocol):
-    """A file as Python 2 and its NumPy wrote: bytes as texts, old names, long numbers."""
+    """Write a file as Python 2 and its NumPy did: bytes as texts, old names, long integers."""
 
     def text(data: bytes) -> bytes:
         return b"T" + struct.pack("<I", len(data)) + data
@@ -360,7 +360,7 @@ def python2_npz(path, rows, protocol):
 def test_pickles_of_python_2_are_read(tmp_path, protocol):
     rows = [np.array([[1, 2, 0], [200, -3, 1]]), np.array([[-1, 300, 1]])]
     python2_npz(tmp_path / "a.npz", rows, protocol)
-    # NumPy itself agrees that this is such a file.
+    # NumPy itself reads it as such a file.
     with np.load(tmp_path / "a.npz", allow_pickle=True, encoding="latin1") as arrays:
         for stored, expected in zip(arrays["train"], rows, strict=True):
             np.testing.assert_array_equal(stored, expected)
@@ -429,7 +429,7 @@ def test_arrays_and_scalars_are_read_as_numpy_reads_them(protocol):
 
 
 class Runs:
-    """What a hostile file holds: a call of `function` when it is loaded."""
+    """Hostile object whose pickle calls `function` when it is loaded."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -468,7 +468,7 @@ def test_what_would_run_is_named_and_does_not(tmp_path, protocol):
         with pytest.raises(ValueError, match=name):
             unpickle(data)
     assert not marker.exists()
-    # It would have.
+    # Python's own unpickler would have run it.
     pickle.loads(pickle.dumps(Runs(os.system, f"touch {marker}")))
     assert marker.exists()
 
@@ -498,7 +498,7 @@ def test_a_hostile_file_of_each_kind_runs_nothing(tmp_path, kind):
 
 
 def from_pickle(shape, dtype="f8", raw=b"", module=b"numpy.core.multiarray"):
-    """A pickle of an array that claims a shape."""
+    """Return a pickle of an array that claims a shape."""
     return (
         b"c"
         + module
@@ -515,15 +515,15 @@ def from_pickle(shape, dtype="f8", raw=b"", module=b"numpy.core.multiarray"):
 
 
 BOMBS = [
-    # Lengths and numbers that the file does not have.
+    # Lengths and numbers that exceed the file.
     (b"\x8d" + b"\xff" * 8 + b"a.", "maximum size"),
     (b"\x8e" + struct.pack("<Q", 2**40) + b"a.", "cut short"),
     (b"\x96" + struct.pack("<Q", 2**62) + b"a.", "cut short"),
     (b"\x8b\xff\xff\xff\x7f.", "whole number of 2,147,483,647 bytes"),
     (b"I" + b"9" * 5000 + b"\n.", "4300"),
-    # A place in the memo that a list of places would have to reach.
+    # A memo index for which a list would need billions of entries.
     (b"Nr\xff\xff\xff\xff.", None),
-    # Arrays of more than they hold.
+    # Arrays with less content than their shape claims.
     (from_pickle((10**9,)), "shape .*but 0 bytes"),
     (from_pickle((2**39, 2**39)), "shape .*but 0 bytes"),
     (from_pickle((2**62, 0)), "shape that cannot be"),
@@ -531,7 +531,7 @@ BOMBS = [
     (from_pickle((3,), "f8", b"x" * 23), "but 23 bytes"),
     (from_pickle((3,), "O8", b"x" * 24), "does not hold what its dtype says"),
     (from_pickle((3,), "f8", [1, 2, 3]), "does not hold what its dtype says"),
-    # Little that swells to much.
+    # Small pickles that expand.
     (b"(" * 10_000 + b".", "nested more than 1000 deep"),
     (b"]" + b"(" + b"]" * 1_500_000 + b"e.", "more than 16 times its size"),
     (b"](" + b"}" * 1_500_000 + b"e.", "more than 16 times its size"),
@@ -573,7 +573,7 @@ def test_pickles_of_more_than_they_hold_take_a_bounded_memory(data, reason):
 
 
 def test_nested_references_are_not_written_out_in_messages():
-    # Each level holds the one before ten times: printed it would have 10^50 characters.
+    # Each level holds the previous one ten times: its text would have 10^50 characters.
     data = b"K\x01" + b"".join(b"q%c0(" % i + b"h%c" % i * 10 + b"t" for i in range(50))
     for use in (
         b"q\x63c_codecs\nencode\nh\x63R.",
@@ -672,7 +672,7 @@ def times_of(sketch) -> np.ndarray:
 
 
 def as_packed(sketch, representation):
-    """An array as ChiroDiff's data/qd.py packs it."""
+    """Return an array as ChiroDiff's data/qd.py packs it."""
     if representation == "absolute":
         return np.hstack([to_absolute(sketch), times_of(sketch)[1:]])
     return np.hstack([to_delta(sketch), times_of(sketch)[:-1]])
@@ -682,7 +682,7 @@ def as_packed(sketch, representation):
 def test_packed_sketches_come_back_with_their_times(tmp_path, drawing, representation):
     other = prepare_sketch(Sketch([[[0, 0, 0], [5, 1, 1], [3, 3, 2]]]))
     rows = [as_packed(sketch, representation) for sketch in (drawing, other)]
-    # As the program does it: arrays of one length become an array of three dimensions.
+    # Like the program: arrays of equal length become an array of three dimensions.
     for packed in (
         np.array(rows, dtype=np.ndarray) if len(rows[0]) != len(rows[1]) else objects(*rows),
         np.array(rows[:1] * 2, dtype=np.ndarray),
@@ -699,7 +699,7 @@ def test_packed_sketches_come_back_with_their_times(tmp_path, drawing, represent
 def test_classes_are_labels_and_conditions_are_left_out(tmp_path, drawing):
     row = as_packed(drawing, "delta")
     path = tmp_path / "a.npz"
-    # Tensors of no dimension, as the program packs them.
+    # The program packs tensors without dimensions.
     classes = np.array([np.array(3), np.array(0)], dtype=np.ndarray)
     np.savez(path, attr0=classes, attr1=objects(row, row))
     assert [s.label for s in read_chirodiff(path)] == ["3", "0"]
@@ -839,16 +839,16 @@ def test_shapes_are_strokes_of_their_outline(tmp_path):
     assert rect[:, :2].tolist() == [[1, 2], [4, 2], [4, 6], [1, 6], [1, 2]]
     np.testing.assert_allclose(np.hypot(*(circle[:, :2] - [10, 20]).T), 5)
     np.testing.assert_allclose(circle[[0, -1], :2], [[15, 20], [15, 20]], atol=1e-12)
-    # Clockwise on the screen, as SVG has it: downwards first.
+    # SVG's direction is clockwise on the screen, so downwards first.
     assert circle[1, 1] > 20
     np.testing.assert_allclose(bounds(ellipse), [5, 18, 15, 22])
     np.testing.assert_allclose(bounds(rounded), [1, 2, 31, 42], atol=1e-9)
-    # Four sides and a circle in quarters.
+    # Four sides and four quarters of a circle.
     length = np.hypot(*np.diff(rounded[:, :2], axis=0).T).sum()
     assert length == pytest.approx(2 * 20 + 2 * 30 + 10 * np.pi, rel=1e-4)
 
 
-# (x, y) = (3, 4) by the definitions in the SVG specification.
+# Images of (x, y) = (3, 4) by the definitions of the SVG specification.
 TRANSFORMS = [
     ("translate(10)", (13, 4)),
     ("translate(10, 20)", (13, 24)),
@@ -881,7 +881,7 @@ def test_transforms_of_groups_apply_to_what_is_in_them(tmp_path):
     )
     starts = [s[0, :2].tolist() for s in read_svg(path)]
     assert starts == [[106, 8], [103, 4], [3, 4]]
-    # A circle that is turned and stretched is the ellipse that it becomes.
+    # A rotated and stretched circle equals the resulting ellipse.
     circle = '<g transform="rotate(90) scale(2,1)"><circle r="3"/></g>'
     np.testing.assert_allclose(
         bounds(read_svg(draw(tmp_path / "b.svg", circle)).strokes[0]), [-3, -6, 3, 6], rtol=1e-3
@@ -929,7 +929,7 @@ def test_what_is_not_drawn_is_left_out(tmp_path):
         ('<line x1="50%"/>', "'50%' for x1 of a <line>"),
         ('<line x1="1 2"/>', "'1 2' for x1 of a <line>"),
         ('<polyline points="1 2 3"/>', "<polyline> with 3 numbers"),
-        ('<polyline points="1 2 x"/>', "no numbers"),
+        ('<polyline points="1 2 x"/>', "must be numbers"),
         ('<rect width="-1" height="2"/>', "negative size"),
         ('<circle r="-1"/>', "negative radius"),
         ('<path id="a" d="M0 0 L1 1"/><use href="#a"/>', "<use>"),
@@ -1022,7 +1022,7 @@ def test_json_loses_nothing(tmp_path):
     path = tmp_path / "a.json"
     assert write_sketch_json(path, iter(EXTREME)) == 3
     assert_same(read_sketch_json(path), EXTREME)
-    # It is JSON of the form that is described, and read in any layout.
+    # It is JSON of the documented form, and is read in any layout.
     content = json.loads(path.read_text())
     assert content["format"] == "keras_sparse_dm sketches" and content["version"] == 1
     assert [s["name"] for s in content["sketches"]] == [s.name for s in EXTREME]
@@ -1042,7 +1042,7 @@ def test_json_is_read_sketch_by_sketch(tmp_path):
     count, peak = peak_of(lambda: sum(1 for _ in read_sketch_json(path)))
     assert count == 100
     assert peak < 1.5e6
-    # Carriage returns, as some systems put them, change nothing.
+    # The carriage returns of some systems change nothing.
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     assert peak_of(lambda: sum(1 for _ in read_sketch_json(path)))[0] == 100
 
@@ -1078,7 +1078,7 @@ def test_broken_sketches_in_json_are_told_by_line(tmp_path):
     assert [s.name for s in sketches] == ["0", "5"]
     assert [where for where, _ in broken] == [f"a.json, line {n}" for n in (3, 4, 5, 6, 10)]
     for (where, error), reason in zip(
-        broken, ("NaN", "without times", "no text", "recursion", "after the end"), strict=True
+        broken, ("NaN", "without times", "not a text", "recursion", "follows the end"), strict=True
     ):
         assert str(error).startswith(f"{where}: ") and reason in str(error)
     path.write_text("\n".join(rows[:2]))

@@ -35,7 +35,7 @@ def no_user_cache(monkeypatch, tmp_path):
 
 
 def smooth(width, height, seed=0):
-    """A picture without fine detail: any good filter agrees on a smaller or larger one."""
+    """Return a picture without fine detail, which all good filters resize alike."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (3, 3, 3)).astype(np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -63,14 +63,14 @@ def load(folder, tmp_path):
 
 
 def numbered(n, size=8, flip=False):
-    """Images whose left half holds their number and whose right half is white."""
+    """Return images whose left half holds their number and whose right half is white."""
     rows = np.full((n, size, size, 3), 255, np.uint8)
     rows[:, :, : size // 2] = np.arange(n, dtype=np.uint8)[:, None, None, None]
     return ImageArrays(rows, flip=flip)
 
 
 def numbers_and_flips(batch):
-    """What `numbered` images a batch holds, and which of them are mirrored."""
+    """Return the numbers of the `numbered` images in a batch, and which of them are mirrored."""
     pixels = np.rint((batch + 1) * 127.5).astype(int)
     return pixels.min(axis=(1, 2, 3)), pixels[:, 0, 0, 0] == 255
 
@@ -202,9 +202,9 @@ def test_half_of_the_images_are_flipped_anew_in_each_epoch():
     for i, batch in enumerate(batches_of(train_image_batches(arrays, 64, 0, epochs=10))):
         found, flipped = numbers_and_flips(batch)
         flips[i // 4, found] = flipped
-    # 2,000 fair coins: 0.5 with a deviation of 0.011.
+    # 2,000 fair coins give 0.5 with a standard deviation of 0.011.
     assert flips.mean() == pytest.approx(0.5, abs=0.045)
-    # Neither the epoch nor the image decides alone.
+    # Flips depend on both epoch and image.
     assert np.abs(flips.mean(axis=1) - 0.5).max() < 0.15
     assert flips.mean(axis=0).std() == pytest.approx(np.sqrt(0.25 / 10), rel=0.2)
     assert not numbers_and_flips(next(iter(eval_image_batches(arrays, 200))).numpy())[1].any()
@@ -252,7 +252,7 @@ def test_bad_batch_arguments_are_named(arguments, message):
 
 
 def test_a_file_larger_than_the_memory_is_read_batch_by_batch_and_let_go_of(tmp_path):
-    # 59 GB of nothing: a sparse file, of which a page exists once it is read.
+    # A sparse file of 59 GB, whose pages exist only once they are read.
     script = (
         "import sys, resource, itertools, numpy as np\n"
         "from keras_sparse_dm.data import ImageArrays, train_image_batches\n"
@@ -265,7 +265,7 @@ def test_a_file_larger_than_the_memory_is_read_batch_by_batch_and_let_go_of(tmp_
         "first, before = next(stream), peak()\n"
         "batches = list(itertools.islice(stream, 3))\n"
         "print(len(batches), np.min(batches), np.max(batches), peak() - before)\n"
-        # Python ends while TensorFlow still reads ahead: it must not wait for ever.
+        # Python exits while TensorFlow is still prefetching: it must not wait forever.
     )
     path = tmp_path / "rows.npy"
     try:
@@ -299,7 +299,7 @@ def test_a_folder_is_split_by_the_seed_and_read_once(load, folder, tmp_path, mon
     assert validation.summary is train.summary
     for arrays in (train, validation):
         for name, image in zip(arrays.names, arrays, strict=True):
-            # The square in the middle of 40 x 30.
+            # The central square of 40 x 30.
             square = Image.open(folder / name).crop((5, 0, 35, 30))
             expected = square.resize((16, 16), Image.Resampling.BICUBIC)
             np.testing.assert_array_equal(image, np.asarray(expected))
@@ -327,7 +327,7 @@ def test_fingerprints_follow_content_size_and_selection(load, folder):
         for changes in ({}, {"size": 8}, {"split_seed": 1}, {"train_images": 30}, {"flip": True})
         for arrays in load(**changes)
     }
-    # With train_images=30 validation is what it was.
+    # With train_images=30 the validation images stay the same.
     assert len(prints) == 9
     before = load()
     name = before[0].names[3]
@@ -376,7 +376,7 @@ def test_every_kind_of_picture_becomes_the_same_rgb():
         (encoded(picture.quantize(256), "PNG"), 6),
         (encoded(picture.quantize(256), "GIF"), 6),
     ):
-        # A mistaken inversion or order of channels makes differences of dozens.
+        # A wrong inversion or order of channels makes differences of dozens.
         assert np.abs(prepared(content)[0] - expected).mean() <= tolerance
 
     gray = picture.convert("L")
@@ -425,7 +425,7 @@ def test_exif_orientation_is_obeyed(orientation):
 
 
 def test_large_pictures_are_not_aliased_and_small_ones_enlarged(load, folder):
-    # Stripes of one pixel: what only looks at single pixels sees black or white.
+    # Stripes of one pixel: a filter that samples single pixels gives black or white.
     stripes = Image.fromarray(np.tile([0, 255], (512, 256)).astype(np.uint8))
     result, _ = prepared(encoded(stripes, "PNG"))
     assert np.abs(result - 127.5).max() < 3
@@ -459,7 +459,7 @@ def test_broken_files_are_skipped_counted_and_named(load, folder):
         assert "floating-point" in reasons["floats.tif"]
         assert "link to nothing" in reasons["link.png"]
         assert "5 broken (" in str(train.summary)
-    # A file that breaks moves no other from one side to the other.
+    # A broken file does not move other files between training and validation.
     name = train.names[0]
     (folder / name).write_bytes(b"")
     train, validation = load(validation=0.3)
@@ -508,7 +508,7 @@ def test_damaged_cache_files_are_made_anew_with_a_warning(load, tmp_path):
         (described, json.dumps(description | {"train": 40}).encode()),
     ]
     for file, content in damages:
-        # Not in place: `good` maps the old file.
+        # Replaced, not overwritten: `good` maps the old file.
         file.unlink()
         file.write_bytes(content)
         with pytest.warns(UserWarning, match="cannot be read .*preparing the data anew"):
@@ -640,7 +640,7 @@ def test_imagenette_from_its_unpacked_folders(tmp_path, below):
     assert (len(train), len(validation)) == (12, 6)
     assert {name.split("/")[0] for name in train.names} == {"train"}
     assert {name.split("/")[0] for name in validation.names} == {"val"}
-    # Not one class after the other.
+    # The classes are mixed.
     assert list(train.names) != sorted(train.names)
     assert train.summary.source == "Imagenette" and not train.flip
     few = load_images("imagenette", tmp_path / "data", train_images=4, **arguments)
@@ -711,7 +711,7 @@ def test_celebahq_as_tensorflow_datasets_keeps_it(tfds, tmp_path):
     builder = tfds.builder("celeb_a_hq/256", data_dir=tmp_path / "tfds")
     config = tfds.download.DownloadConfig(manual_dir=tmp_path)
     builder.download_and_prepare(download_config=config)
-    # What lies about in its folder is no folder of images.
+    # Stray images in its folder do not make it a folder of images.
     write_images(tmp_path / "tfds" / "downloads" / "extracted", 3)
 
     arguments = {"cache_dir": tmp_path / "cache", "size": 256, "progress": False}
@@ -724,7 +724,7 @@ def test_celebahq_as_tensorflow_datasets_keeps_it(tfds, tmp_path):
         for name, image in zip(arrays.names, arrays, strict=True):
             np.testing.assert_array_equal(image, np.asarray(originals[name]))
     assert str(parts[0].summary) == "CelebA-HQ: 7 of 12 images read, 7 kept, 0 broken"
-    # Another seed begins elsewhere; all of them are there.
+    # Another seed begins at another image; all images are present.
     chosen = {
         load_images("celebahq", tmp_path / "tfds", split_seed=seed, **arguments, **counts)[0].names
         for seed in range(6)
@@ -737,7 +737,7 @@ def test_celebahq_as_tensorflow_datasets_keeps_it(tfds, tmp_path):
 
 
 def test_imagenette_is_downloaded_only_on_request(tfds, tmp_path, monkeypatch):
-    # What the archive of fast.ai holds, small.
+    # A small version of fast.ai's archive.
     for part, count in (("train", 4), ("val", 2)):
         for label in ("n01440764", "n03888257"):
             write_images(tmp_path / "imagenette2-320" / part / label, count, suffix=".JPEG")

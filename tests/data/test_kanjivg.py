@@ -41,7 +41,7 @@ def length(stroke) -> float:
 
 @pytest.fixture(scope="module")
 def source_files():
-    """60 kanji spread over the set."""
+    """Return 60 kanji spread over the set."""
     files = select_characters(sorted(SOURCE.glob("*.svg")))
     return files[:: len(files) // 60][:60]
 
@@ -95,7 +95,7 @@ def test_water_has_four_strokes_that_start_where_the_file_says():
     sketch = read_svg(SOURCE / "06c34.svg")
     starts = [stroke[0, :2].tolist() for stroke in sketch]
     assert starts == [[52.77, 15.08], [17.5, 45.75], [81.22, 27.5], [57, 46]]
-    # The last stroke's end: 57 + 8.82... summed by hand over "c19.23 ... 92.5,77".
+    # The last stroke's end: 57 + 8.82..., summed by hand over "c19.23 ... 92.5,77".
     np.testing.assert_allclose(sketch.strokes[3][-1, :2], [92.5, 77.0])
 
 
@@ -107,7 +107,7 @@ def test_every_stroke_path_is_a_stroke_of_the_right_length(source_files):
         sketch = read_svg(file)
         assert len(sketch) == len(data)
         for stroke, d in zip(sketch, data, strict=True):
-            # The library's own arc length, by another method (adaptive bisection).
+            # The library's own arc length uses another method (adaptive bisection).
             assert length(stroke) == pytest.approx(parse_path(d).length(error=1e-4), rel=1e-3)
 
 
@@ -123,7 +123,7 @@ def test_kinds_of_curves_have_their_known_lengths(tmp_path):
     lengths = [length(s) for s in read_svg(file)]
     expected = [5, 12, 50 * np.pi, 4 * np.sqrt(2), 6 * np.sqrt(2)]
     np.testing.assert_allclose(lengths, expected, rtol=1e-4)
-    # y^2 = x as a quadratic curve from (1, -1) over (-1, 0) to (1, 1).
+    # y^2 = x as a quadratic curve from (1, -1) by way of (-1, 0) to (1, 1).
     (parabola,) = read_svg(write_svg(tmp_path / "parabola.svg", "M1,-1 Q-1,0 1,1"))
     np.testing.assert_allclose(parabola[:, 1] ** 2, parabola[:, 0], atol=1e-12)
 
@@ -261,7 +261,7 @@ def test_loaded_sketches_are_the_prepared_files(load, source_files):
         for name, points in zip(arrays.names, arrays, strict=True):
             expected = to_absolute(prepare_sketch(read_svg(SOURCE / f"{name}.svg")))
             np.testing.assert_array_equal(points, expected)
-            # As many pen lifts as the file has strokes.
+            # The pen lifts once for each stroke of the file.
             text = (SOURCE / f"{name}.svg").read_text(encoding="utf-8")
             assert points[:, 2].sum() == text.count("<path ")
     summary = train.summary
@@ -366,7 +366,7 @@ def test_a_script_without_main_guard_prepares_in_processes_once(folder, tmp_path
 
 
 def test_workers_do_not_import_tensorflow():
-    # Built-in functions as the work: a worker may be unable to import this test module.
+    # The work is a built-in function: a worker may be unable to import this test module.
     prepare_one = (
         "(lambda sets, kanji, path: sets._prepare_chunk([sets.Item('04e00', path)], kanji.read_svg,"
         " {'representation': 'absolute', 'spacing': 0.05, 'scale': 10.0})[0][4])("
@@ -440,7 +440,7 @@ def test_a_missing_package_is_answered_with_the_command(monkeypatch):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Counts how often files are prepared."""
+    """Return a list that grows with each preparation of files."""
     calls = []
     prepare_files = preparation._prepare_drawings
 
@@ -522,7 +522,7 @@ def test_a_damaged_byte_anywhere_never_gives_other_data(load, tmp_path):
     (file,) = (tmp_path / "cache").iterdir()
     whole = file.read_bytes()
     rng = np.random.default_rng(0)
-    # Headers and directory are where a zip is tender.
+    # A zip file is most sensitive in its headers and directory.
     tail = rng.integers(len(whole) - 400, len(whole), 15)
     positions = np.concatenate([rng.integers(0, 300, 15), rng.integers(0, len(whole), 10), tail])
     for position in positions:
@@ -595,7 +595,7 @@ def test_leftovers_of_killed_runs_are_cleared(load, tmp_path):
 
 @pytest.mark.filterwarnings("error")
 def test_two_at_once_both_get_the_data(load, tmp_path, counted, monkeypatch):
-    # Both find no cache and prepare; the barrier makes the race certain.
+    # The barrier makes sure that both find no cache and prepare.
     barrier = threading.Barrier(2, timeout=30)
     read_cache = preparation._read_cache
 

@@ -13,7 +13,7 @@ def sketch(*strokes):
 
 
 def exact(drawing, size, line_width, box, fine=8):
-    """The same picture by geometry: the share of each pixel that the buffered lines cover."""
+    """Return the same picture by geometry: the covered share of each pixel."""
     left, top, right, bottom = box
     scale = size / max(right - left, bottom - top)
     lines = [
@@ -42,7 +42,7 @@ def test_polylines_with_sharp_corners_cover_what_geometry_says(seed, size, line_
     expected = exact(drawing, size, line_width, BOX)
     difference = rasterize(drawing, size, line_width, BOX) - expected
     ink = (255 - expected).mean()
-    # Half a subpixel off at each edge at most, on average nothing.
+    # At most half a subpixel off at each edge, and on average exact.
     assert np.abs(difference).max() < 90
     assert abs(difference.mean()) < 0.05 * ink
     assert np.abs(difference).mean() < 0.12 * ink
@@ -65,7 +65,7 @@ def test_form_values_and_sameness():
     picture = rasterize(drawing, np.int64(40))
     assert (picture.dtype, picture.shape) == (np.uint8, (40, 40))
     assert picture.max() == 255 and picture.min() == 0
-    # Smooth edges: many greys.
+    # Smooth edges have many levels of grey.
     assert len(np.unique(picture)) > 20
     assert picture.tobytes() == rasterize(random_sketch(0), 40).tobytes()
     assert rasterize(drawing, 1).shape == (1, 1)
@@ -75,7 +75,7 @@ def test_y_grows_downwards_and_x_to_the_right():
     picture = rasterize(sketch([[1, 2], [9, 2]]), 100, 4, BOX)
     rows, columns = np.nonzero(picture < 128)
     assert 17 <= rows.min() <= 18 and 21 <= rows.max() <= 22
-    # Round caps reach half a width beyond the ends.
+    # Round caps extend half a width beyond the ends.
     assert 7 <= columns.min() <= 9 and 90 <= columns.max() <= 92
     assert picture[20, 8] < 128 and picture[18, 8] > 128
 

@@ -29,7 +29,7 @@ coordinates = st.floats(-100, 100, allow_subnormal=False)
 
 @st.composite
 def sketches(draw, min_points=1, max_strokes=5):
-    """Sketches of some size, with at least one stroke of two points, and times that grow."""
+    """Draw sketches with at least one stroke of two points, and increasing times."""
     lengths = draw(st.lists(st.integers(min_points, 8), min_size=1, max_size=max_strokes))
     lengths[draw(st.integers(0, len(lengths) - 1))] = draw(st.integers(2, 8))
     positions = draw(
@@ -131,7 +131,7 @@ def test_resample_agrees_with_shapely(sketch, spacing):
     for before, after in zip(sketch, resample(sketch, spacing), strict=True):
         line = shapely.LineString(before[:, :2])
         count = max(2, int(line.length / spacing))
-        # The count may differ by one where the length lies a rounding error from a multiple.
+        # The count may differ by one if the length is within a rounding error of a multiple.
         if abs(line.length / spacing - round(line.length / spacing)) > 1e-9:
             assert len(after) == count
         distances = np.linspace(0, line.length, len(after))
@@ -170,7 +170,7 @@ def test_prepared_sketches_have_the_promised_shape(sketch):
     assert np.linalg.norm(points[:, :2], axis=1).max() == pytest.approx(10)
     assert (np.diff(points[:, 2]) >= 0).all()
     # n = int(l / 0.05) points leave n - 1 gaps of less than 0.05 (n + 1) / (n - 1) of the unit
-    # circle: 0.15 for two points, the worst case. The last scaling undoes what resampling cut off.
+    # circle: 0.15 for two points, the worst case. The last scaling undoes the cut corners.
     shrink = max(
         np.linalg.norm(s[:, :2], axis=1).max()
         for s in scale_to_circle(move_to_origin(drop_short_strokes(sketch)), 1)
@@ -186,7 +186,7 @@ def test_prepared_sketches_have_the_promised_shape(sketch):
 @given(sketches(), coordinates, coordinates, st.sampled_from([0.125, 0.5, 4.0, 64.0]))
 @settings(max_examples=50, deadline=None)
 def test_prepare_does_not_depend_on_place_and_size(sketch, dx, dy, factor):
-    # Powers of two scale without rounding, so that no point count flips at a multiple.
+    # Powers of two scale without rounding, so no point count changes at a multiple.
     scaled = Sketch(tuple(s * [factor, factor, 1] for s in sketch), "scaled")
     for a, b in zip(prepare_sketch(sketch), prepare_sketch(scaled), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-9)
@@ -198,7 +198,7 @@ def test_prepare_does_not_depend_on_place_and_size(sketch, dx, dy, factor):
 
 def test_prepare_follows_the_original_step_by_step():
     # First stroke from (3, 4): 5 + 8 long; second 12 long; origin-centred reach is
-    # |(0, 12) - (3, 4)| = sqrt(73). The one-point stroke goes.
+    # |(0, 12) - (3, 4)| = sqrt(73). The one-point stroke is dropped.
     prepared = prepare_sketch(zigzag(), spacing=0.05, scale=10)
     unit = np.sqrt(73)
     counts = [int(13 / unit / 0.05), int(12 / unit / 0.05)]
@@ -246,7 +246,7 @@ def test_steps_refuse_what_they_cannot_do():
 
 
 def small():
-    """Two strokes, of two points and of three, from the origin."""
+    """Return a sketch from the origin with two strokes, of two points and of three."""
     return Sketch(([[0, 0, 0], [1, 2, 1]], [[3, 3, 2], [4, 5, 3], [4, 7, 4]]), "small")
 
 
@@ -258,7 +258,7 @@ def test_absolute_by_hand():
 
 
 def test_delta_by_hand():
-    # The original's counter: 0 1 | 1 1 2 over the five points.
+    # The original's counter over the five points is 0 1 | 1 1 2.
     expected = [[1, 2, 1], [2, 1, 0], [1, 2, 0], [0, 2, 1]]
     points = to_delta(small())
     assert points.dtype == np.float32

@@ -1,4 +1,4 @@
-"""`sparse-dm convert-sketches`: targets, options, what is refused and what is left behind."""
+"""`sparse-dm convert-sketches`: targets, options, refused input and leftover files."""
 
 import json
 import subprocess
@@ -135,7 +135,7 @@ def test_many_broken_sketches_leave_nothing(convert, source, tmp_path, target):
     assert "3 of 40 sketches" in err and "more than 5%; nothing was written" in err
     assert "cat.ndjson, line 1: " in err and "cat.ndjson, line 7: " in err
     assert names_in(tmp_path) == ["cat.ndjson"]
-    # What there was stays.
+    # The previous file stays.
     (tmp_path / "old.json").write_text("before")
     assert convert(source, tmp_path / "old.json", "--overwrite")[0] == 1
     assert (tmp_path / "old.json").read_text() == "before"

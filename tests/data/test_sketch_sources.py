@@ -34,7 +34,7 @@ def scribble(seed, points=12, strokes=2, label=""):
 
 
 def source(contents, groups=None, **changes):
-    """A source of sketches held in memory; an exception is a broken one, None one left out."""
+    """Return a source of sketches in memory; an exception is a broken one, None one left out."""
     groups = groups or [""] * len(contents)
 
     def items(complete):
@@ -85,7 +85,7 @@ def test_the_first_of_each_group_are_taken_and_no_more_is_read():
                 if group in complete:
                     break
                 taken.append(group)
-                # Broken ones and those left out do not count.
+                # Broken sketches and those left out do not count.
                 content = scribble(i) if i % 2 else (ValueError("bad") if i == 0 else None)
                 yield Item(f"{group}{i}", content, group)
 
@@ -94,7 +94,7 @@ def test_the_first_of_each_group_are_taken_and_no_more_is_read():
     assert len(train) + len(validation) == 60
     assert train.summary.labels == {"a": 30, "b": 30}
     assert {*train.names, *validation.names} == {f"s{i}" for i in range(1, 60, 2)}
-    # The two broken ones, and those of even numbers from 2 up to before the last one taken.
+    # The two broken ones, and the even numbers from 2 to below the last one taken.
     assert (train.summary.left_out, len(train.summary.broken), train.summary.read) == (58, 2, 120)
     assert taken.count("a") < 150 and taken.count("b") < 150
 
@@ -182,7 +182,7 @@ def test_workers_give_what_one_process_gives(monkeypatch, tmp_path):
         assert a.points.tobytes() == b.points.tobytes() and a.names == b.names
 
 
-# Files of one's own
+# The user's own files
 
 
 def test_own_files_of_several_formats(tmp_path):
@@ -233,7 +233,7 @@ def test_a_changed_file_of_ones_own_is_read_anew(tmp_path):
     assert load_sketches(file, progress=False)[0].summary.read == 5
 
 
-# KanjiVG of sketch-rnn
+# sketch-rnn's KanjiVG
 
 
 def write_sketch_rnn(path, seeds, **others):

@@ -19,13 +19,13 @@ SIZE = 28
 
 
 def picture(*lines, width=3.0, size=SIZE):
-    """What a round pen leaves that follows the lines, `(n, 2)` each, bright on dark."""
+    """Return the picture of a round pen that follows the lines, `(n, 2)` each, bright on dark."""
     sketch = Sketch([np.column_stack([line, np.arange(len(line))]) for line in lines])
     return 255 - rasterize(sketch, size, line_width=width, box=(0, 0, size, size))
 
 
 def arc(x, y, radius, start=0.0, end=360.0):
-    """Points of a circle, in degrees, 0 to the right, 90 down."""
+    """Return points of a circle; angles in degrees, 0 to the right, 90 downwards."""
     angle = np.radians(np.linspace(start, end, 60))
     return np.column_stack([x + radius * np.cos(angle), y + radius * np.sin(angle)])
 
@@ -35,7 +35,7 @@ def lines_of(sketch):
 
 
 def gaps(points, lines):
-    """Distance of each point to the nearest of the lines."""
+    """Return the distance of each point to the nearest line."""
     return shapely.distance(shapely.points(points), shapely.MultiLineString(list(lines)))
 
 
@@ -44,14 +44,14 @@ def every_half_pixel(lines):
 
 
 def assert_follows(sketch, *lines, off=0.75, short=1.6):
-    """The sketch keeps to the lines, and leaves out nothing but a bit at free ends."""
+    """Check that the sketch follows the lines and omits only a bit at free ends."""
     traced = [s[:, :2] for s in sketch]
     assert gaps(np.concatenate(traced), lines).max() <= off
     assert gaps(every_half_pixel(lines), traced).max() <= short
 
 
 def coverage(image, sketch):
-    """Share of the skeleton's pixels within a pixel of a stroke."""
+    """Return the share of the skeleton's pixels within a pixel of a stroke."""
     rows, columns = np.nonzero(skeletonize(ink_of(image)))
     strokes = [s[:, :2] if len(s) > 1 else np.repeat(s[:, :2], 2, axis=0) for s in sketch]
     return np.mean(gaps(np.column_stack([columns, rows]) + 0.5, strokes) <= 1)
@@ -62,7 +62,7 @@ def is_closed(stroke):
 
 
 def turns_left(stroke):
-    """Whether a closed stroke runs counter-clockwise as seen, y downwards."""
+    """Return whether a closed stroke runs counter-clockwise as seen, with y downwards."""
     x, y = stroke[:, 0], stroke[:, 1]
     return np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]) < 0
 
@@ -82,7 +82,7 @@ def turns_left(stroke):
     ],
 )
 def test_a_line_is_one_stroke_from_the_top_or_the_left(start, end, width):
-    # Whichever way it was drawn.
+    # The direction of drawing does not matter.
     for line in ([start, end], [end, start]):
         sketch = trace(picture(np.array(line, float), width=width))
         assert len(sketch) == 1
@@ -137,7 +137,7 @@ def test_crossing_lines_go_straight_on(angle, tilt):
         lines.append(np.array([14 - step, 14 + step]))
     sketch = trace(picture(*lines))
     assert len(sketch) == 2
-    # Each stroke is one of the lines, from end to end.
+    # Each stroke follows one of the lines from end to end.
     for stroke in sketch:
         offs = [gaps(stroke[:, :2], [line]).max() for line in lines]
         assert min(offs) <= 1.6
@@ -160,7 +160,7 @@ def test_a_figure_eight_is_one_closed_stroke():
     assert is_closed(stroke)
     assert_follows(sketch, line, off=1)
     assert stroke[0, 1] < 5
-    # As one writes it: from the top to the left first, through the middle, back up on the right.
+    # In the order of writing: from the top to the left, through the middle, back up on the right.
     assert stroke[5, 0] < 13
     middle = stroke[np.abs(stroke[:, 1] - 14) < 1.5]
     assert len(middle) >= 4 and np.abs(middle[:, 0] - 14).max() < 3
@@ -252,8 +252,8 @@ def test_straight_lines_have_few_points_and_curves_keep_theirs():
     assert straight.num_points <= 4
     (circle,) = trace(picture(arc(14, 14, 8)))
     chords = np.hypot(*np.diff(circle[:, :2], axis=0).T)
-    # A chord that lies within 0.05 of an arc of radius 8 is at most 1.8 long; the traced line is
-    # no perfect circle.
+    # A chord within 0.05 of an arc of radius 8 is at most 1.8 long; the traced line is not a
+    # perfect circle.
     assert len(circle) > 15 and chords.max() < 4
 
 
@@ -301,7 +301,7 @@ LEAST_COVERAGE = 0.6
 
 @st.composite
 def drawings(draw):
-    """Pictures of a few lines with corners, at random, by a pen of random width."""
+    """Draw random pictures of a few lines with corners, by a pen of random width."""
     coordinate = st.floats(3, 25, allow_subnormal=False)
     lines = draw(
         st.lists(
@@ -315,7 +315,7 @@ def drawings(draw):
 
 @st.composite
 def blobs(draw):
-    """Ink of random shape, perhaps with holes, perhaps up to the picture's edge."""
+    """Draw ink of random shape, possibly with holes or touching the picture's edge."""
     shape = draw(st.tuples(st.integers(8, 40), st.integers(8, 40)))
     noise = np.random.default_rng(draw(st.integers(0, 2**32))).random(shape)
     smooth = gaussian_filter(noise, draw(st.floats(1, 4)), mode="wrap")
@@ -360,7 +360,7 @@ def test_a_turned_picture_is_covered_as_well(image, turns):
 
 
 def test_the_strokes_of_kanjivgs_digits_are_found():
-    """Their true strokes are known: what is traced keeps to them."""
+    """The true strokes are known, and the traced ones follow them."""
     from keras_sparse_dm.data import kanjivg_folder, read_svg
 
     for digit in range(10):
