@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from skimage.morphology import skeletonize
 
-from keras_sparse_dm.data import Sketch, prepare_sketch, rasterize
+from keras_sparse_dm.data import Sketch, kanjivg_folder, prepare_sketch, rasterize, read_svg
 from keras_sparse_dm.data.sketches.digits import load_digits
 from keras_sparse_dm.data.sketches.tracing import ink_of, trace
 
@@ -28,10 +28,6 @@ def arc(x, y, radius, start=0.0, end=360.0):
     """Return points of a circle; angles in degrees, 0 to the right, 90 downwards."""
     angle = np.radians(np.linspace(start, end, 60))
     return np.column_stack([x + radius * np.cos(angle), y + radius * np.sin(angle)])
-
-
-def lines_of(sketch):
-    return shapely.MultiLineString([s[:, :2] for s in sketch])
 
 
 def gaps(points, lines):
@@ -234,7 +230,7 @@ def test_separate_pieces_are_strokes_the_longest_first_then_downwards():
 def test_brightness_only_matters_in_proportion():
     image = picture(arc(14, 14, 8, 0, 250)) // 5 * 5
     assert len(trace(image)) == len(trace(image // 5)) == 1
-    assert_follows(trace(image // 5), lines_of(trace(image)).geoms[0].coords, off=0.3)
+    assert_follows(trace(image // 5), trace(image).strokes[0][:, :2], off=0.3)
 
 
 def test_times_are_shares_of_the_way_at_constant_speed():
@@ -361,8 +357,6 @@ def test_a_turned_picture_is_covered_as_well(image, turns):
 
 def test_the_strokes_of_kanjivgs_digits_are_found():
     """The true strokes are known, and the traced ones follow them."""
-    from keras_sparse_dm.data import kanjivg_folder, read_svg
-
     for digit in range(10):
         true = read_svg(kanjivg_folder() / f"{ord(str(digit)):05x}.svg")
         lines = [s[:, :2] * SIZE / 109 for s in true]
@@ -398,9 +392,7 @@ def test_mnists_digits_become_few_strokes_that_cover_them(mnist):
 
 
 def test_scikit_learns_digits_become_strokes(monkeypatch):
-    monkeypatch.setattr(
-        "keras_sparse_dm.data.sketches.digits._read_tfds", lambda data_dir, part: None
-    )
+    monkeypatch.setattr("keras_sparse_dm.data.sketches.digits._read_tfds", lambda *_: None)
     digits = load_digits()
     sketches = [assert_sound(image, 0.75) for image in digits.images[:200]]
     assert np.mean([len(s) for s in sketches]) < 1.3
