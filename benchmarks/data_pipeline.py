@@ -18,9 +18,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+import shapely
 import tyro
 from rich.console import Console
 from rich.table import Table
+from skimage.morphology import skeletonize
 
 import keras_sparse_dm as ksd
 from keras_sparse_dm.data import (
@@ -29,11 +31,12 @@ from keras_sparse_dm.data import (
     load_kanjivg,
     load_quickdraw,
     load_vmnist,
+    rasterize,
     read_svg,
     trace,
     train_batches,
 )
-from keras_sparse_dm.data.sketches.tracing import ink_overlap, skeleton_coverage
+from keras_sparse_dm.data.sketches.tracing import ink_of
 
 BATCH_SIZE = 128
 
@@ -54,6 +57,27 @@ def write_quickdraw(folder, sketches):
                 for s in read_svg(path)
             ]
             file.write(json.dumps({"word": "cat", "recognized": True, "drawing": strokes}) + "\n")
+
+
+def ink_overlap(image, sketch):
+    """Intersection over union of the ink and the strokes, drawn as wide as the ink on average."""
+    ink = ink_of(image)
+    # Strokes of length l and width w, with round ends, cover about l w + pi w^2 / 4.
+    length = sum(np.hypot(*np.diff(s[:, :2], axis=0).T).sum() for s in sketch)
+    ends = np.pi * len(sketch)
+    width = 2 * (np.sqrt(length**2 + ends * ink.sum()) - length) / ends
+    size = max(ink.shape)
+    drawn = rasterize(sketch, size, line_width=width, box=(0, 0, size, size)) < 128
+    drawn = drawn[: ink.shape[0], : ink.shape[1]]
+    return (drawn & ink).sum() / (drawn | ink).sum()
+
+
+def skeleton_coverage(image, sketch):
+    """Share of the skeleton's pixels whose middle lies within a pixel of a stroke."""
+    rows, columns = np.nonzero(skeletonize(ink_of(image)))
+    strokes = [s[:, :2] if len(s) > 1 else np.repeat(s[:, :2], 2, axis=0) for s in sketch]
+    points = shapely.points(columns + 0.5, rows + 0.5)
+    return (shapely.distance(points, shapely.MultiLineString(strokes)) <= 1).mean()
 
 
 def fit_of_strokes(images):

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import operator
 
 
 class UsageError(ValueError):
@@ -45,3 +46,19 @@ def in_range(name, value, low, high, closed_low=True, closed_high=True, error=Va
         share = low == 0 and high == 1 and 5 <= value < 100
         meant = f" (did you mean {value / 100:g}?)" if share else ""
         raise error(f"{name} must be a number {wanted}; received {value:g}{meant}.")
+
+
+def check_whole(argument: str, value, low: int, high: int) -> None:
+    """Raise a ValueError that names the argument unless `value` is an integer in [low, high)."""
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{argument}={value!r} must be a whole number, {low} or more") from None
+    if not low <= whole < high:
+        raise ValueError(f"{argument}={value!r} must be from {low} to {high - 1}")
+
+
+def check_positive(argument: str, value) -> None:
+    """Raise a ValueError that names the argument unless `value` is a finite positive number."""
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{argument}={value!r} must be a positive number")

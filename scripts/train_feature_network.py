@@ -45,9 +45,9 @@ from keras_sparse_dm.data import (
     load_kanjivg,
     load_quickdraw,
     load_vmnist,
-    render,
+    rasterize,
 )
-from keras_sparse_dm.data.cache import map_chunks
+from keras_sparse_dm.data.worker_processes import map_chunks
 from keras_sparse_dm.metrics.features import embedded
 
 # Filters, width of the kernel, and stride of each convolution.
@@ -210,7 +210,7 @@ def damage(sketch, kind, others, rng):
 
 def draw_one(sketch, rng=None):
     if rng is None:
-        return render(sketch, embedded.SIZE)
+        return rasterize(sketch, embedded.SIZE)
     angle, shear = rng.normal(0, 0.06), rng.normal(0, 0.06)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     warp = turn @ np.array([[1, shear], [0, 1]]) @ np.diag(np.exp(rng.normal(0, 0.08, 2)))
@@ -222,7 +222,7 @@ def draw_one(sketch, rng=None):
     middle = (low + high) / 2
     room = (side - (high - low)) / 2
     middle = middle + rng.uniform(-1, 1, 2) * np.minimum(room, 0.08 * side)
-    return render(
+    return rasterize(
         Sketch(strokes),
         embedded.SIZE,
         line_width=embedded.SIZE * 3 / 109 * np.exp(rng.normal(0, 0.2)),

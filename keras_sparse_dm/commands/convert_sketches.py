@@ -134,7 +134,7 @@ def _checked(sketches, settings, counts):
     """The sketches under a progress bar, counted; at the end an error where many are broken."""
     from tqdm import tqdm
 
-    from keras_sparse_dm.data.cache import MAX_BROKEN
+    from keras_sparse_dm.data.summary import MAX_BROKEN
 
     with tqdm(desc="Converting", unit=" sketches", total=settings.max_sketches) as bar:
         for sketch in itertools.islice(sketches, settings.max_sketches):

@@ -1,4 +1,4 @@
-"""Sketches, images, latents: reading, preparing, batching. Everything loads when first used."""
+"""Sketches, images and latents: reading, preparation, batches. Everything loads on first use."""
 
 import lazy_loader as _lazy
 
@@ -9,17 +9,20 @@ _own_attribute, __dir__, __all__ = _lazy.attach(
     submodules=[
         "batches",
         "cache",
-        "drawing",
         "formats",
         "images",
+        "pictures",
+        "rasterization",
         "reading",
-        "rendering",
+        "representations",
         "sketch",
+        "sketch_arrays",
+        "sketch_preparation",
         "sketches",
+        "summary",
     ],
     submod_attrs={
         "batches": [
-            "SketchArrays",
             "eval_batches",
             "jitter_points",
             "padding_waste",
@@ -27,8 +30,6 @@ _own_attribute, __dir__, __all__ = _lazy.attach(
             "steps_per_epoch",
             "train_batches",
         ],
-        "cache": ["PreparationSummary"],
-        "drawing": ["animate", "draw", "draw_images"],
         "images": [
             "ImageArrays",
             "LatentArrays",
@@ -39,6 +40,8 @@ _own_attribute, __dir__, __all__ = _lazy.attach(
             "load_latents",
             "train_image_batches",
         ],
+        "pictures": ["animate", "draw", "draw_images"],
+        "rasterization": ["rasterize"],
         "reading": [
             "read_chirodiff",
             "read_quickdraw",
@@ -49,23 +52,25 @@ _own_attribute, __dir__, __all__ = _lazy.attach(
             "write_sketch_json",
             "write_svg",
         ],
-        "rendering": ["render"],
-        "sketch": [
-            "Sketch",
-            "drop_short_strokes",
+        "representations": [
             "from_absolute",
             "from_delta",
             "from_points",
-            "keep_strokes",
-            "move_to_origin",
-            "normalize_time",
-            "prepare",
-            "resample",
-            "scale_to_circle",
-            "simplify",
             "to_absolute",
             "to_delta",
             "to_points",
+        ],
+        "sketch": ["Sketch"],
+        "sketch_arrays": ["SketchArrays"],
+        "sketch_preparation": [
+            "drop_short_strokes",
+            "keep_strokes",
+            "move_to_origin",
+            "normalize_time",
+            "prepare_sketch",
+            "resample",
+            "scale_to_circle",
+            "simplify",
         ],
         "sketches": [
             "SketchSource",
@@ -81,6 +86,7 @@ _own_attribute, __dir__, __all__ = _lazy.attach(
             "select_characters",
             "trace",
         ],
+        "summary": ["PreparationSummary"],
     },
 )
 
@@ -89,10 +95,14 @@ __getattr__ = _also_old_names(
     {
         "batching": "data.batches",
         "digits": "data.sketches.digits",
+        "drawing": "data.pictures",
         "kanjivg": "data.sketches.kanjivg",
         "latents": "data.images.latents",
         "preparation": "data.cache",
+        "prepare": "data.sketch_preparation:prepare_sketch",
         "quickdraw": "data.sketches.quickdraw",
+        "render": "data.rasterization:rasterize",
+        "rendering": "data.rasterization",
         "sketch_sets": "data.sketches.source",
         "tracing": "data.sketches.tracing",
         "vmnist": "data.sketches.vmnist",

@@ -1,4 +1,4 @@
-"""Sketch files of any known format: `read_sketches`, and each format's own reader and writer."""
+"""Readers and writers of sketch files: `read_sketches` for any format, and one per format."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from keras_sparse_dm.data.formats.broken_input import OnBroken, named, report
 from keras_sparse_dm.data.formats.chirodiff import is_packed, read_chirodiff
-from keras_sparse_dm.data.formats.common import OnBroken, named, report
 from keras_sparse_dm.data.formats.ndjson import (
     Drawing,
     check_max_strokes,
@@ -65,7 +65,7 @@ def _read_npz(path, on_broken, options) -> Iterator[Sketch]:
     else:
         reason = (
             "holds neither 'train', 'valid' or 'test', as sketch-rnn's files do, nor 'attr0', as "
-            f"ChiroDiff's; it holds {', '.join(map(repr, names[:10])) or 'no array'}"
+            f"ChiroDiff's do; it holds {', '.join(map(repr, names[:10])) or 'no array'}"
         )
         report(on_broken, path.name, named(path.name, reason))
 
@@ -78,7 +78,7 @@ def _read_json(path, on_broken, options) -> Iterator[Sketch]:
     return read_sketch_json(path, on_broken)
 
 
-# By the ending of the file's name.
+# Readers by the ending of the file's name.
 READERS: dict[str, Callable[[Path, OnBroken | None, dict], Iterator[Sketch]]] = {
     ".svg": _read_one_svg,
     ".ndjson": _read_ndjson,
@@ -94,7 +94,7 @@ _UNPACKED = re.compile(r"sketch_\d+")
 
 
 def _kind(path: Path) -> str | None:
-    """The key of `READERS` for a file, None if its format is unknown."""
+    """Return the key of `READERS` for a file, or None if its format is unknown."""
     name = path.name.lower()
     if _UNPACKED.fullmatch(name):
         return "sketch_0"
@@ -102,12 +102,12 @@ def _kind(path: Path) -> str | None:
 
 
 def is_ndjson(path: Path) -> bool:
-    """Whether a file is one of QuickDraw's, by its name."""
+    """Return whether a file is one of QuickDraw's, judging by its name."""
     return READERS.get(_kind(path)) is _read_ndjson
 
 
 def holds_several(path: Path) -> bool:
-    """Whether a file is of a format that can hold more than one sketch, by its name."""
+    """Return whether a file's format can hold several sketches, judging by its name."""
     return READERS.get(_kind(path)) not in (_read_one_svg, _read_pickle)
 
 
@@ -118,36 +118,35 @@ def read_sketches(
     max_strokes: int | None = None,
     splits: Iterable[str] = SPLITS,
 ) -> Iterator[Sketch]:
-    """Iterates over the sketches of a file, of all sketch files of a folder, or of a pattern.
+    """Iterate over the sketches of a file, of all sketch files in a folder, or of a pattern.
 
-    Formats are told by the names of files: `.svg` (`read_svg`), QuickDraw's `.ndjson` and
-    `.ndjson.gz` (`read_quickdraw`), sketch-rnn's and ChiroDiff's packed `.npz`, by the names of
-    the arrays in it (`read_sketch_rnn`, `read_chirodiff`), ChiroDiff's unpacked `sketch_0`,
-    `sketch_1`, ... and such pickles that end in `.pkl` or `.pickle`, and `.json`
+    The name of a file determines its format: `.svg` (`read_svg`); QuickDraw's `.ndjson` and
+    `.ndjson.gz` (`read_quickdraw`); `.npz` of sketch-rnn or packed by ChiroDiff, depending on the
+    names of its arrays (`read_sketch_rnn`, `read_chirodiff`); ChiroDiff's unpacked `sketch_0`,
+    `sketch_1`, ... and pickles of that kind that end in `.pkl` or `.pickle`; and `.json`
     (`read_sketch_json`).
 
     Args:
-        path: a file of a known format; a folder of such files, of which subfolders and other
-            files are left out; or a pattern such as `"drawings/*.svg"` or `"**/*.npz"`. Files
-            are read in the order of their names.
-        on_broken: called as `on_broken(where, error)` for what cannot be read, which is then
-            skipped: `where` is a text such as `"cat.ndjson, line 17"`, or a file's name, `error`
-            a ValueError or OSError. By default the error is raised.
-        recognized: of QuickDraw's drawings, whether to leave out those that the game did not
-            recognize.
-        max_strokes: of QuickDraw's and ChiroDiff's unpacked drawings, the strokes that are kept,
-            the first ones; None for all.
-        splits: of sketch-rnn's files, which parts are read.
+        path: a file of a known format; a folder of such files, whose subfolders and other files
+            are ignored; or a pattern such as `"drawings/*.svg"` or `"**/*.npz"`. Files are read
+            in the order of their names.
+        on_broken: called as `on_broken(where, error)` for a sketch or file that cannot be read,
+            which is then skipped: `where` is a text such as `"cat.ndjson, line 17"`, or a file's
+            name, and `error` a ValueError or OSError. By default the error is raised.
+        recognized: for QuickDraw, whether to skip drawings that the game did not recognize.
+        max_strokes: for QuickDraw's and ChiroDiff's unpacked drawings, the number of strokes that
+            are kept, the first ones; None for all.
+        splits: for sketch-rnn's files, the splits to read.
 
     Returns:
-        Iterator of `Sketch`es; of most formats only one is in memory at a time, see their
+        Iterator of `Sketch`es. For most formats, memory holds one sketch at a time; see their
         readers.
 
     Raises:
-        FileNotFoundError: if `path` does not exist, or fits no file.
-        ValueError: if a file's format is unknown, a folder holds no sketch file, an argument is
-            out of its range; and, while iterating without an `on_broken`, for what cannot be
-            read: the message begins with what `where` would be.
+        FileNotFoundError: if `path` does not exist or matches no file.
+        ValueError: if a file's format is unknown, a folder holds no sketch file, or an argument is
+            out of its range; and, while iterating without `on_broken`, for a sketch or file that
+            cannot be read: the message begins with the `where` above.
     """
     check_max_strokes(max_strokes)
     options = {
@@ -155,12 +154,12 @@ def read_sketches(
         "max_strokes": max_strokes,
         "splits": check_splits(splits),
     }
-    # Checked here rather than at the first sketch, where a generator would raise.
+    # Checked here, because a generator would raise only at the first sketch.
     return _read_files(find_files(path), on_broken, options)
 
 
 def find_files(path) -> list[Path]:
-    """The files that `read_sketches` reads, in that order.
+    """Return the files that `read_sketches` reads, in that order.
 
     Args:
         path: a file, a folder, or a pattern.
@@ -169,8 +168,8 @@ def find_files(path) -> list[Path]:
         The paths, at least one.
 
     Raises:
-        FileNotFoundError: if `path` does not exist, or fits no file.
-        ValueError: if a file's format is unknown, or a folder or pattern holds no sketch file.
+        FileNotFoundError: if `path` does not exist or matches no sketch file.
+        ValueError: if a file's format is unknown or a folder holds no sketch file.
     """
     path = os.path.expanduser(path)
     if Path(path).is_dir():
@@ -180,8 +179,8 @@ def find_files(path) -> list[Path]:
         files = sorted(file for file in found if _kind(file) and file.is_file())
         if not files:
             raise FileNotFoundError(
-                f"path={str(path)!r} fits no sketch file ({_known_kinds()}), of "
-                f"{len(found):,} files and folders that it fits"
+                f"path={str(path)!r} matches {len(found):,} files and folders, but no sketch file "
+                f"({_known_kinds()})"
             )
         return files
     path = Path(path)
@@ -191,24 +190,24 @@ def find_files(path) -> list[Path]:
             "of them, or a pattern with *"
         )
     if _kind(path) is None:
-        raise ValueError(f"path={str(path)!r} has no known format; known are {_known_kinds()}")
+        raise ValueError(f"path={str(path)!r} has an unknown format; known are {_known_kinds()}")
     return [path]
 
 
 def list_files(folder, argument: str = "path", suffixes: Iterable[str] | None = None) -> list[Path]:
-    """The sketch files of a folder, sorted by name.
+    """Return the sketch files of a folder, sorted by name.
 
     Args:
         folder: an existing folder.
-        argument: what the caller calls the folder, for the messages.
-        suffixes: the formats to list, by their endings, for example `(".svg",)`; None for all.
+        argument: the caller's name for the folder in messages.
+        suffixes: endings of the formats to list, for example `(".svg",)`; None for all.
 
     Returns:
         The paths, at least one.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if it cannot be listed, or holds no sketch file.
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if it cannot be listed or holds no sketch file.
     """
     folder = Path(folder)
     wanted = tuple(READERS if suffixes is None else suffixes)

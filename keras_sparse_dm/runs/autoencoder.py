@@ -12,13 +12,13 @@ import numpy as np
 import keras_sparse_dm
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.data.cache import cache_folder, fingerprint_of
-from keras_sparse_dm.data.drawing import draw_images
-from keras_sparse_dm.data.images.images import (
+from keras_sparse_dm.data.images import (
     eval_image_batches,
     image_steps_per_epoch,
     load_images,
     train_image_batches,
 )
+from keras_sparse_dm.data.pictures import draw_images
 from keras_sparse_dm.models import VQAutoencoder
 from keras_sparse_dm.runs.callbacks import (
     Checkpoint,

@@ -8,13 +8,13 @@ import tensorflow as tf
 
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.convert import load_pytorch
-from keras_sparse_dm.data.drawing import draw_images
-from keras_sparse_dm.data.images.images import (
+from keras_sparse_dm.data.images import (
+    cache_latents,
     eval_image_batches,
     image_steps_per_epoch,
     train_image_batches,
 )
-from keras_sparse_dm.data.images.latents import cache_latents
+from keras_sparse_dm.data.pictures import draw_images
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.metrics import FewSamplesWarning, frechet_distance
 from keras_sparse_dm.models import LatentDiffusion, UNet, VQAutoencoder

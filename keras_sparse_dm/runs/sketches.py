@@ -16,7 +16,7 @@ from keras_sparse_dm.data import (
     train_batches,
     write_sketch_json,
 )
-from keras_sparse_dm.data.drawing import draw
+from keras_sparse_dm.data.pictures import draw
 from keras_sparse_dm.diffusion import DiffusionModel
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.metrics import render_sketches

@@ -12,7 +12,7 @@ from keras_sparse_dm.data.sketches.digits import DigitImages, load_digits
 
 
 def idx(array, magic=None):
-    """The bytes of an IDX file of a uint8 array."""
+    """Return the content of an IDX file of a uint8 array."""
     magic = 0x800 + array.ndim if magic is None else magic
     return struct.pack(f">{1 + array.ndim}I", magic, *array.shape) + array.tobytes()
 
@@ -24,7 +24,7 @@ def some_digits(n, seed=0, size=5):
 
 
 def write(folder, start="t10k-", dash="-", suffix=".gz", n=7, seed=0, size=5):
-    """Writes a set of `some_digits`; returns the file of images."""
+    """Write a set of `some_digits` and return the file of images."""
     folder.mkdir(parents=True, exist_ok=True)
     for kind, array in zip(("images", "labels"), some_digits(n, seed, size), strict=True):
         content = idx(array)
@@ -98,7 +98,7 @@ def test_part_chooses_among_the_sets_of_a_folder(tmp_path):
     both = load_digits(tmp_path, "all")
     assert_is(both, train, test)
     assert len(both.files) == 4
-    # A file itself is taken for what it is.
+    # A file that is given directly overrides `part`.
     assert_is(load_digits(tmp_path / "train-images-idx3-ubyte.gz"), train)
 
 
@@ -200,7 +200,7 @@ def test_the_real_mnist_is_read():
     digits = load_digits(folder)
     assert digits.images.shape == (10_000, 28, 28)
     assert digits.source == "MNIST (t10k-images-idx3-ubyte.gz)"
-    # As published: the first labels, and how often there is each.
+    # Published facts: the first labels, and the number of each.
     assert digits.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert np.bincount(digits.labels).tolist() == counts
@@ -216,7 +216,7 @@ def tfds():
 
 @pytest.fixture(scope="module")
 def prepared(tfds, tmp_path_factory):
-    """A folder in which tensorflow-datasets has prepared a small mnist from IDX files."""
+    """Return a folder in which tensorflow-datasets has prepared a small mnist from IDX files."""
     root = tmp_path_factory.mktemp("tfds")
     sets = {"train": some_digits(60, 1, 28), "t10k": some_digits(20, 2, 28)}
     sets = {name: (images[..., :28], labels) for name, (images, labels) in sets.items()}
@@ -238,7 +238,7 @@ def prepared(tfds, tmp_path_factory):
 
 
 def in_order(images, labels):
-    """Rows of pixels and label, sorted: tensorflow-datasets keeps another order."""
+    """Return sorted rows of pixels and label, because tensorflow-datasets uses another order."""
     rows = np.column_stack([images.reshape(len(images), -1), labels])
     return rows[np.lexsort(rows.T[::-1])]
 
@@ -297,8 +297,8 @@ def test_the_last_resort_is_scikit_learns_digits_enlarged(no_tfds):
     assert digits.images.shape == (1797, 28, 28) and digits.files == ()
     assert "scikit-learn" in digits.source and "28 x 28" in digits.source
     np.testing.assert_array_equal(digits.labels, original().target)
-    # Made small again they are the originals, up to the contrast that was added. The border is
-    # one of their pixels wide, 2.8 of these.
+    # Reduced again, they equal the originals except for the added contrast. The border is one of
+    # the original pixels wide, 2.8 of the new ones.
     small = np.zeros((1797, 10, 10))
     at = np.minimum(np.arange(28 * 5) // 14, 9)
     fine = np.repeat(np.repeat(digits.images, 5, 1), 5, 2)

@@ -1,4 +1,4 @@
-"""Damaged files of every format: whatever is in them, a ValueError, little memory, no crash."""
+"""Damaged files of every format raise a ValueError, use little memory and never crash."""
 
 import gzip
 import json
@@ -49,7 +49,7 @@ def objects(*elements):
 
 
 def valid_files(folder):
-    """One whole file of each format."""
+    """Write one intact file of each format."""
     line = json.dumps(RECORD).encode() + b"\n"
     (folder / "a.ndjson").write_bytes(line * 3)
     (folder / "a.ndjson.gz").write_bytes(gzip.compress(line * 3, mtime=0))
@@ -92,7 +92,7 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Content of a whole file of each format, by name."""
+    """Return the content of an intact file of each format, by name."""
     folder = tmp_path_factory.mktemp("whole")
     valid_files(folder)
     assert sorted(file.name for file in folder.iterdir()) == sorted(NAMES)
@@ -132,7 +132,7 @@ TOKENS = [
 
 
 def damaged(content: bytes, seed: int) -> bytes:
-    """The content after one to four random accidents."""
+    """Return the content after one to four random changes."""
     rng = random.Random(seed)
     data = bytearray(content)
     for _ in range(rng.randint(1, 4)):
@@ -156,13 +156,14 @@ def damaged(content: bytes, seed: int) -> bytes:
 
 
 def read(path, **options):
-    """Reads a file twice, telling and raising: the same sketches until the first that is broken.
+    """Read a file with and without `on_broken`, and check that both agree up to the first error.
 
-    Returns the numbers of sketches and of broken ones.
+    Returns:
+        The numbers of sketches and of broken ones.
     """
     told = []
     with warnings.catch_warnings():
-        # NumPy's, of old headers; a warning is not what is asked for here.
+        # NumPy warns of old headers, which does not matter here.
         warnings.simplefilter("ignore")
         sketches = list(read_sketches(path, lambda *broken: told.append(broken), **options))
         for where, error in told:
@@ -195,7 +196,7 @@ def test_damage_gives_value_errors_and_takes_little_memory(whole, tmp_path, name
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # The largest chords of an SVG, within its bounds, take the most.
+    # An SVG with the longest allowed chords takes the most memory.
     assert peak < (2**29 if name.endswith(".svg") else 2**24)
 
 
@@ -209,7 +210,7 @@ def test_a_file_cut_short_anywhere_is_told(whole, tmp_path, name):
         path.write_bytes(content[:end])
         count, broken = read(path)
         assert count <= good[0]
-        # Lines end where a file of lines may end.
+        # Files of lines may end after any line.
         if not name.endswith(".ndjson"):
             assert broken or count == good[0] or (name.endswith(".gz") and end == 0), end
 
@@ -226,7 +227,7 @@ values = st.recursive(
     ),
     max_leaves=12,
 )
-# What is nearly a drawing: lists of lists of lists of values.
+# Near drawings: lists of lists of lists of values.
 drawings = st.lists(
     st.lists(st.lists(st.floats(width=32) | st.integers(-5, 5) | values, max_size=3), max_size=4)
     | values,
@@ -305,7 +306,7 @@ def test_files_of_nothing_and_of_rubbish(tmp_path, name, content):
     path.write_bytes(content)
     count, broken = read(path)
     assert count == 0
-    # A file of no line, packed or not, holds no drawing and nothing that is broken.
+    # A file without lines, compressed or not, holds no drawing, and nothing in it is broken.
     blank = not content.strip() and ".ndjson" in name
     assert broken == 0 if blank and not (name.endswith("gz") and content) else broken >= 1
 

@@ -1,48 +1,32 @@
+"""Images of a folder and of KanjiVG."""
+
 import io
-import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
-import tarfile
 import warnings
 
 import numpy as np
 import pytest
+from image_files import assert_same, encoded, smooth, write_images
 from PIL import Image
 
 from keras_sparse_dm.data import (
-    ImageArrays,
-    eval_image_batches,
-    image_steps_per_epoch,
     kanjivg_folder,
     load_images,
     load_kanjivg,
+    rasterize,
     read_svg,
-    render,
-    train_image_batches,
 )
-from keras_sparse_dm.data.images.images import images
+from keras_sparse_dm.data.images import folder as folders
+from keras_sparse_dm.data.images import loading
+from keras_sparse_dm.data.images import prepared as cached
+from keras_sparse_dm.data.images.decoding import decode_image
 
 
 @pytest.fixture(autouse=True)
 def no_user_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "from-environment"))
-
-
-def smooth(width, height, seed=0):
-    """A picture without fine detail: any good filter agrees on a smaller or larger one."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (3, 3, 3)).astype(np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def write_images(folder, count, width=40, height=30, suffix=".png"):
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        smooth(width, height, i).save(folder / f"{i:03d}{suffix}")
-    return folder
 
 
 @pytest.fixture
@@ -59,229 +43,6 @@ def load(folder, tmp_path):
     return load
 
 
-def numbered(n, size=8, flip=False):
-    """Images whose left half holds their number and whose right half is white."""
-    rows = np.full((n, size, size, 3), 255, np.uint8)
-    rows[:, :, : size // 2] = np.arange(n, dtype=np.uint8)[:, None, None, None]
-    return ImageArrays(rows, flip=flip)
-
-
-def numbers_and_flips(batch):
-    """What `numbered` images a batch holds, and which of them are mirrored."""
-    pixels = np.rint((batch + 1) * 127.5).astype(int)
-    return pixels.min(axis=(1, 2, 3)), pixels[:, 0, 0, 0] == 255
-
-
-def batches_of(dataset):
-    return list(dataset.as_numpy_iterator())
-
-
-def assert_same_batches(a, b):
-    assert len(a) == len(b)
-    for x, y in zip(a, b, strict=True):
-        assert x.shape == y.shape and x.tobytes() == y.tobytes()
-
-
-def assert_same(a, b):
-    np.testing.assert_array_equal(np.stack(list(a)), np.stack(list(b)))
-    assert (a.names, a.flip, a.summary, a.fingerprint) == (
-        b.names,
-        b.flip,
-        b.summary,
-        b.fingerprint,
-    )
-
-
-# ImageArrays
-
-
-def test_arrays_give_back_images_and_subsets_copy_nothing():
-    rows = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
-    arrays = ImageArrays(rows, tuple("abcdef"), flip=True)
-    assert (len(arrays), arrays.size) == (6, 8)
-    assert repr(arrays) == "ImageArrays(6 images of 8 x 8, flip=True)"
-    np.testing.assert_array_equal(arrays[-1], rows[5])
-    assert [image.shape for image in arrays] == [(8, 8, 3)] * 6
-    with pytest.raises(IndexError, match="number 6 of 6"):
-        arrays[6]
-    part = arrays.subset(range(1, 4))
-    assert np.shares_memory(part.images, rows) and part.images.shape == (3, 8, 8, 3)
-    picked = arrays.subset([5, 0, 5, 3])
-    assert picked.images is arrays.images
-    assert (picked.names, picked.flip) == (("f", "a", "f", "d"), True)
-    np.testing.assert_array_equal(np.stack(list(picked)), rows[[5, 0, 5, 3]])
-    again = picked.subset(np.array([3, 0]))
-    assert again.names == ("d", "f")
-    np.testing.assert_array_equal(np.stack(list(again)), rows[[3, 5]])
-    assert len(arrays.subset([])) == 0
-    assert arrays.subset(range(6)) is arrays
-    prints = [a.fingerprint for a in (arrays, part, picked, again, arrays.subset([5, 0]))]
-    assert len(set(prints)) == 5
-    assert arrays.subset([5, 0]).fingerprint == prints[-1]
-
-
-def test_fingerprints_of_plain_arrays_follow_all_that_matters():
-    rows = np.zeros((3, 8, 8, 3), np.uint8)
-    other = rows.copy()
-    other[2, 7, 7, 2] = 1
-    variants = [
-        ImageArrays(rows),
-        ImageArrays(other),
-        ImageArrays(rows, ("a", "b", "c")),
-        ImageArrays(rows, flip=True),
-        ImageArrays(rows, indices=[0, 1, 1]),
-    ]
-    assert len({a.fingerprint for a in variants}) == 5
-    assert ImageArrays(rows.copy()).fingerprint == variants[0].fingerprint
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"images": np.zeros((2, 8, 8, 3))}, r"type float64; it must be uint8"),
-        ({"images": np.zeros((2, 8, 9, 3), np.uint8)}, r"shape \(2, 8, 9, 3\)"),
-        ({"images": np.zeros((2, 8, 8, 1), np.uint8)}, r"shape \(2, 8, 8, 1\)"),
-        ({"images": [[1]]}, "type None"),
-        ({"names": ("a",)}, "names holds 1 names for 2 images"),
-        ({"indices": [2]}, "indices must be"),
-        ({"indices": [[0]]}, "indices must be"),
-    ],
-)
-def test_arrays_refuse_what_does_not_fit(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        ImageArrays(**{"images": np.zeros((2, 8, 8, 3), np.uint8)} | arguments)
-
-
-def test_subsets_refuse_numbers_out_of_range():
-    arrays = numbered(4)
-    for wrong in ([4], [-1], [0.5], [True, False, True, False], [[0]]):
-        with pytest.raises(ValueError, match="indices"):
-            arrays.subset(wrong)
-
-
-# Batches
-
-
-def test_an_epoch_holds_every_image_once_the_last_batch_being_smaller():
-    arrays = numbered(23)
-    batches = batches_of(train_image_batches(arrays, 5, seed=3, epochs=1))
-    assert [len(b) for b in batches] == [5, 5, 5, 5, 3]
-    assert image_steps_per_epoch(arrays, 5) == 5
-    for batch in batches:
-        assert batch.dtype == np.float32 and batch.shape[1:] == (8, 8, 3)
-    found = np.concatenate([numbers_and_flips(b)[0] for b in batches])
-    assert sorted(found) == list(range(23)) != list(found)
-    assert not np.concatenate([numbers_and_flips(b)[1] for b in batches]).any()
-
-
-def test_values_run_from_minus_one_to_one():
-    rows = np.arange(256, dtype=np.uint8).repeat(3 * 4).reshape(-1, 8, 8, 3)
-    (batch,) = batches_of(eval_image_batches(ImageArrays(rows), 100))
-    assert (batch.min(), batch.max()) == (-1, 1)
-    np.testing.assert_array_equal(batch, rows.astype(np.float32) / np.float32(127.5) - 1)
-
-
-@pytest.mark.parametrize("flip", [False, True])
-def test_a_stream_begun_later_gives_the_same_bits(flip):
-    arrays = numbered(23, flip=flip)
-    endless = train_image_batches(arrays, 5, 7).as_numpy_iterator()
-    unbroken = list(itertools.islice(endless, 4 * 5))
-    resumed = batches_of(train_image_batches(arrays, 5, 7, initial_epoch=2, epochs=2))
-    assert_same_batches(unbroken[10:], resumed)
-    assert_same_batches(unbroken, batches_of(train_image_batches(arrays, 5, 7, epochs=4)))
-    other = batches_of(train_image_batches(arrays, 5, 8, epochs=1))
-    assert any(a.tobytes() != b.tobytes() for a, b in zip(unbroken, other, strict=False))
-
-
-def test_half_of_the_images_are_flipped_anew_in_each_epoch():
-    arrays = numbered(200, flip=True)
-    flips = np.zeros((10, 200), bool)
-    for i, batch in enumerate(batches_of(train_image_batches(arrays, 64, 0, epochs=10))):
-        found, flipped = numbers_and_flips(batch)
-        flips[i // 4, found] = flipped
-    # 2,000 fair coins: 0.5 with a deviation of 0.011.
-    assert flips.mean() == pytest.approx(0.5, abs=0.045)
-    # Neither the epoch nor the image decides alone.
-    assert np.abs(flips.mean(axis=1) - 0.5).max() < 0.15
-    assert flips.mean(axis=0).std() == pytest.approx(np.sqrt(0.25 / 10), rel=0.2)
-    assert not numbers_and_flips(next(iter(eval_image_batches(arrays, 200))).numpy())[1].any()
-
-
-def test_evaluation_keeps_the_order_and_knows_its_length():
-    import tensorflow as tf
-
-    arrays = numbered(23, flip=True).subset(range(22, -1, -1))
-    dataset = eval_image_batches(arrays, 5)
-    spec = tf.TensorSpec((None, 8, 8, 3), tf.float32)
-    assert dataset.cardinality() == 5 and dataset.element_spec == spec
-    found = np.concatenate([numbers_and_flips(b)[0] for b in batches_of(dataset)])
-    assert list(found) == list(range(22, -1, -1))
-    endless = train_image_batches(arrays, 5, 0)
-    assert endless.cardinality() == tf.data.INFINITE_CARDINALITY
-    assert endless.element_spec == spec
-    assert train_image_batches(arrays, 5, 0, epochs=3).cardinality() == 15
-
-
-def test_the_papers_steps_per_epoch():
-    one = np.zeros((1, 8, 8, 3), np.uint8)
-    steps = [
-        image_steps_per_epoch(ImageArrays(one, indices=np.zeros(n, int), fingerprint="-"), 12)
-        for n in (12_500, 10_598, 9_469)
-    ]
-    assert steps == [1042, 884, 790]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"batch_size": 2.5}, "batch_size=2.5"),
-        ({"seed": -1}, "seed=-1"),
-        ({"initial_epoch": -1}, "initial_epoch=-1"),
-        ({"epochs": 0}, "epochs=0"),
-        ({"arrays": numbered(4).subset([])}, "arrays is empty"),
-    ],
-)
-def test_bad_batch_arguments_are_named(arguments, message):
-    good = {"arrays": numbered(4), "batch_size": 2, "seed": 0}
-    with pytest.raises(ValueError, match=message):
-        train_image_batches(**good | arguments)
-
-
-def test_a_file_larger_than_the_memory_is_read_batch_by_batch_and_let_go_of(tmp_path):
-    # 59 GB of nothing: a sparse file, of which a page exists once it is read.
-    script = (
-        "import sys, resource, itertools, numpy as np\n"
-        "from keras_sparse_dm.data import ImageArrays, train_image_batches\n"
-        "np.lib.format.open_memmap(sys.argv[1], 'w+', np.uint8, (300_000, 256, 256, 3))\n"
-        "rows = np.load(sys.argv[1], mmap_mode='r')\n"
-        "arrays = ImageArrays(rows, flip=True, fingerprint='-')\n"
-        "arrays = arrays.subset(np.random.default_rng(0).permutation(len(arrays)))\n"
-        "stream = train_image_batches(arrays, 12, 0).as_numpy_iterator()\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
-        "first, before = next(stream), peak()\n"
-        "batches = list(itertools.islice(stream, 3))\n"
-        "print(len(batches), np.min(batches), np.max(batches), peak() - before)\n"
-        # Python ends while TensorFlow still reads ahead: it must not wait for ever.
-    )
-    path = tmp_path / "rows.npy"
-    try:
-        with open(path, "wb") as file:
-            file.truncate(6 * 10**10)
-    except OSError:
-        pytest.skip("no sparse file of 60 GB can be made here")
-    try:
-        out = subprocess.run(
-            [sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=120
-        )
-    finally:
-        path.unlink()
-    assert out.returncode == 0, out.stderr
-    count, low, high, megabytes = map(float, out.stdout.split())
-    assert (count, low, high) == (3, -1, -1)
-    assert megabytes < 1000
-
-
 # Loading a folder
 
 
@@ -296,12 +57,12 @@ def test_a_folder_is_split_by_the_seed_and_read_once(load, folder, tmp_path, mon
     assert validation.summary is train.summary
     for arrays in (train, validation):
         for name, image in zip(arrays.names, arrays, strict=True):
-            # The square in the middle of 40 x 30.
+            # The central square of 40 x 30.
             square = Image.open(folder / name).crop((5, 0, 35, 30))
             expected = square.resize((16, 16), Image.Resampling.BICUBIC)
             np.testing.assert_array_equal(image, np.asarray(expected))
 
-    monkeypatch.setattr(images, "_prepare", None)  # the cache is used
+    monkeypatch.setattr(loading, "write_images", None)  # the cache is used
     for a, b in zip(load(), (train, validation), strict=True):
         assert_same(a, b)
     assert load(flip=True)[0].flip and not load(flip=True)[1].flip
@@ -324,7 +85,7 @@ def test_fingerprints_follow_content_size_and_selection(load, folder):
         for changes in ({}, {"size": 8}, {"split_seed": 1}, {"train_images": 30}, {"flip": True})
         for arrays in load(**changes)
     }
-    # With train_images=30 validation is what it was.
+    # With train_images=30 the validation images stay the same.
     assert len(prints) == 9
     before = load()
     name = before[0].names[3]
@@ -347,14 +108,8 @@ def test_subfolders_count_and_hidden_files_do_not(load, folder):
     assert "deeper/still/001.JPG" in train.names + validation.names
 
 
-def encoded(image, format, **options):
-    stream = io.BytesIO()
-    image.save(stream, format, **options)
-    return stream.getvalue()
-
-
 def prepared(content, size=16):
-    image, enlarged = images._prepare_image(content, size)
+    image, enlarged = decode_image(content, size)
     assert image.shape == (size, size, 3) and image.dtype == np.uint8
     return image.astype(int), enlarged
 
@@ -373,7 +128,7 @@ def test_every_kind_of_picture_becomes_the_same_rgb():
         (encoded(picture.quantize(256), "PNG"), 6),
         (encoded(picture.quantize(256), "GIF"), 6),
     ):
-        # A mistaken inversion or order of channels makes differences of dozens.
+        # A wrong inversion or order of channels makes differences of dozens.
         assert np.abs(prepared(content)[0] - expected).mean() <= tolerance
 
     gray = picture.convert("L")
@@ -422,7 +177,7 @@ def test_exif_orientation_is_obeyed(orientation):
 
 
 def test_large_pictures_are_not_aliased_and_small_ones_enlarged(load, folder):
-    # Stripes of one pixel: what only looks at single pixels sees black or white.
+    # Stripes of one pixel: a filter that samples single pixels gives black or white.
     stripes = Image.fromarray(np.tile([0, 255], (512, 256)).astype(np.uint8))
     result, _ = prepared(encoded(stripes, "PNG"))
     assert np.abs(result - 127.5).max() < 3
@@ -456,7 +211,7 @@ def test_broken_files_are_skipped_counted_and_named(load, folder):
         assert "floating-point" in reasons["floats.tif"]
         assert "link to nothing" in reasons["link.png"]
         assert "5 broken (" in str(train.summary)
-    # A file that breaks moves no other from one side to the other.
+    # A broken file does not move other files between training and validation.
     name = train.names[0]
     (folder / name).write_bytes(b"")
     train, validation = load(validation=0.3)
@@ -474,18 +229,18 @@ def test_many_broken_files_stop_and_leave_nothing(load, folder, tmp_path):
 
 def test_processes_give_what_one_process_gives(load, tmp_path, monkeypatch):
     alone = load(workers=1)
-    monkeypatch.setattr(images, "_SERIAL_IMAGES", 0)
-    monkeypatch.setattr(images, "_CHUNK_IMAGES", 7)
+    monkeypatch.setattr(cached, "_SERIAL_IMAGES", 0)
+    monkeypatch.setattr(cached, "_CHUNK_IMAGES", 7)
     for a, b in zip(alone, load(workers=2, cache_dir=tmp_path / "other"), strict=True):
         assert_same(a, b)
 
 
 def test_workers_do_not_import_tensorflow():
-    from keras_sparse_dm.data.cache import map_in_processes
+    from keras_sparse_dm.data.worker_processes import map_in_processes
 
     content = encoded(smooth(20, 20), "PNG")
     prepare_one = (
-        "__import__('keras_sparse_dm.data.images.images', fromlist=['_'])._prepare_images("
+        "__import__('keras_sparse_dm.data.images.decoding', fromlist=['_']).decode_images("
         f"[('a', {content!r})], 8)[0][3]"
     )
     imported = "[m for m in ('tensorflow', 'keras') if m in __import__('sys').modules]"
@@ -505,7 +260,7 @@ def test_damaged_cache_files_are_made_anew_with_a_warning(load, tmp_path):
         (described, json.dumps(description | {"train": 40}).encode()),
     ]
     for file, content in damages:
-        # Not in place: `good` maps the old file.
+        # Replaced, not overwritten: `good` maps the old file.
         file.unlink()
         file.write_bytes(content)
         with pytest.warns(UserWarning, match="cannot be read .*preparing the data anew"):
@@ -520,7 +275,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_that_says_so(load, tmp_path,
     with pytest.raises(OSError, match="cannot be written to .*KERAS_SPARSE_DM_CACHE sets another"):
         load(cache_dir=tmp_path / "file" / "cache")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6}))
-    monkeypatch.setattr(images, "_prepare_images", None)  # said before the work
+    monkeypatch.setattr(folders, "decode_images", None)  # raised before the work
     with pytest.raises(OSError, match=r"0.00 GB free, but 0.02 GB are needed"):
         load(size=400)
     assert not list((tmp_path / "cache").glob("*"))
@@ -576,7 +331,7 @@ def test_kanjivg_is_split_as_its_sketches_are_and_drawn(tmp_path):
     assert [a.names for a in pictures] == [a.names for a in sketches]
     assert pictures[0].summary.source == "KanjiVG" and not pictures[0].flip
     for name, picture in zip(pictures[1].names, pictures[1], strict=True):
-        expected = render(read_svg(svg / f"{name}.svg"), 24, box=(0, 0, 109, 109))
+        expected = rasterize(read_svg(svg / f"{name}.svg"), 24, box=(0, 0, 109, 109))
         for channel in range(3):
             np.testing.assert_array_equal(picture[:, :, channel], expected)
     few = load_images("kanjivg", svg, size=24, train_images=5, **arguments)
@@ -587,174 +342,3 @@ def test_kanjivg_is_split_as_its_sketches_are_and_drawn(tmp_path):
         load_images("kanjivg", svg, train_images=61, **arguments)
     with pytest.raises(ValueError, match="characters='kana'"):
         load_images("kanjivg", svg, characters="kana", **arguments)
-
-
-# Published data sets: folders of files
-
-
-@pytest.mark.parametrize(
-    ("dataset", "counts", "flip"),
-    [("celebahq", (12_500, 500), False), ("lsun_bedrooms", (10_598, 2_500), True)],
-)
-def test_the_papers_counts_and_a_fixed_choice(tmp_path, monkeypatch, dataset, counts, flip):
-    plans = []
-
-    class Planned(Exception):
-        pass
-
-    def planned(plan, *args):
-        plans.append(plan)
-        raise Planned
-
-    monkeypatch.setattr(images, "_prepare", planned)
-    monkeypatch.setattr(
-        images, "_list_images", lambda *args: [tmp_path / f"{i:05d}.jpg" for i in range(30_000)]
-    )
-    monkeypatch.setattr(images, "state_of", lambda files, root: [(f.name, 0, 0) for f in files])
-    for changes in ({}, {"split_seed": 1}, {"train_images": 100, "validation_images": 29_900}):
-        with pytest.raises(Planned):
-            load_images(dataset, tmp_path, tmp_path / "cache", **changes)
-    names = [[name for name, _ in plan.items] for plan in plans]
-    for plan, chosen in zip(plans[:2], names[:2], strict=True):
-        assert (plan.train, plan.validation) == counts
-        assert len(chosen) == len(set(chosen)) == sum(counts)
-        assert plan.flip == flip and plan.available == 30_000
-    order = np.random.default_rng(4321).permutation(30_000)[: sum(counts)]
-    assert names[0] == [f"{i:05d}.jpg" for i in order] != names[1]
-    assert (plans[2].train, plans[2].validation, plans[2].available) == (100, 29_900, None)
-    with pytest.raises(ValueError, match="holds 30,000 images, but 30,000 for training and"):
-        load_images(dataset, tmp_path, train_images=30_000)
-
-
-@pytest.mark.parametrize("below", [False, True])
-def test_imagenette_from_its_unpacked_folders(tmp_path, below):
-    root = tmp_path / "data" / ("imagenette2-320" if below else "")
-    for part, count in (("train", 6), ("val", 3)):
-        for label in ("n01440764", "n03888257"):
-            write_images(root / part / label, count, suffix=".JPEG")
-    arguments = {"cache_dir": tmp_path / "cache", "size": 8, "progress": False}
-    train, validation = load_images("imagenette", tmp_path / "data", **arguments)
-    assert (len(train), len(validation)) == (12, 6)
-    assert {name.split("/")[0] for name in train.names} == {"train"}
-    assert {name.split("/")[0] for name in validation.names} == {"val"}
-    # Not one class after the other.
-    assert list(train.names) != sorted(train.names)
-    assert train.summary.source == "Imagenette" and not train.flip
-    few = load_images("imagenette", tmp_path / "data", train_images=4, **arguments)
-    assert [len(a) for a in few] == [4, 6] and few[0].summary.available == 18
-    with pytest.raises(ValueError, match="'.*val' holds 6 images, but validation_images=7"):
-        load_images("imagenette", tmp_path / "data", validation_images=7, **arguments)
-    shutil.rmtree(root / "val")
-    with pytest.raises(ValueError, match="not the folders 'train' and 'val' of Imagenette; down"):
-        load_images("imagenette", tmp_path / "data", **arguments)
-
-
-# Published data sets: tensorflow-datasets
-
-
-@pytest.fixture(scope="module")
-def tfds():
-    return pytest.importorskip("tensorflow_datasets")
-
-
-@pytest.mark.parametrize("dataset", ["celebahq", "lsun_bedrooms", "imagenette"])
-def test_every_published_set_is_read_through_tensorflow_datasets(tfds, tmp_path, dataset):
-    arguments = {"cache_dir": tmp_path, "size": 8, "progress": False}
-    counts = {"train_images": 5, "validation_images": 3}
-    with tfds.testing.mock_data(num_examples=8):
-        train, validation = load_images(dataset, **arguments, **counts)
-        again = load_images(dataset, **arguments, **counts)
-        if dataset == "imagenette":
-            whole = load_images(dataset, **arguments)
-            assert [len(a) for a in whole] == [8, 8]
-        else:
-            with pytest.raises(ValueError, match="holds 8 images, but 6 for training and 3 for"):
-                load_images(dataset, **arguments, train_images=6, validation_images=3)
-    assert (len(train), len(validation)) == (5, 3)
-    assert train.images.shape == (5, 8, 8, 3) and np.std(train.images) > 1
-    assert (train.flip, validation.flip) == (dataset == "lsun_bedrooms", False)
-    assert_same(again[0], train)
-
-
-@pytest.mark.parametrize(
-    ("dataset", "phrases"),
-    [
-        ("celebahq", ["tkarras/progressive_growing_of_gans", "tfds build celeb_a_hq/256"]),
-        ("lsun_bedrooms", ["43 GB", "bedroom_train_lmdb.zip", "tfds build lsun/bedroom"]),
-        ("imagenette", ["imagenette2-320.tgz", "tfds build imagenette/320px-v2", "download=True"]),
-    ],
-)
-def test_a_missing_set_is_answered_with_where_to_get_it(tfds, tmp_path, dataset, phrases):
-    (tmp_path / "empty").mkdir()
-    for data_dir, start in (
-        (tmp_path / "nowhere", "data_dir='.*nowhere' does not exist; for "),
-        (tmp_path / "empty", "is not there: data_dir='.*empty' holds no image file, and tensor"),
-    ):
-        with pytest.raises(FileNotFoundError, match=start) as caught:
-            load_images(dataset, data_dir)
-        for phrase in (*phrases, "data_dir"):
-            assert phrase in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-
-def test_celebahq_as_tensorflow_datasets_keeps_it(tfds, tmp_path):
-    originals = {f"{i:05d}.png": smooth(256, 256, i) for i in range(12)}
-    with tarfile.open(tmp_path / "data256x256.tar", "w") as tar:
-        for name, picture in originals.items():
-            content = encoded(picture, "PNG")
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    builder = tfds.builder("celeb_a_hq/256", data_dir=tmp_path / "tfds")
-    config = tfds.download.DownloadConfig(manual_dir=tmp_path)
-    builder.download_and_prepare(download_config=config)
-    # What lies about in its folder is no folder of images.
-    write_images(tmp_path / "tfds" / "downloads" / "extracted", 3)
-
-    arguments = {"cache_dir": tmp_path / "cache", "size": 256, "progress": False}
-    counts = {"train_images": 5, "validation_images": 2}
-    parts = load_images("celebahq", tmp_path / "tfds", **arguments, **counts)
-    names = parts[0].names + parts[1].names
-    assert [len(a) for a in parts] == [5, 2]
-    assert len(set(names)) == 7
-    for arrays in parts:
-        for name, image in zip(arrays.names, arrays, strict=True):
-            np.testing.assert_array_equal(image, np.asarray(originals[name]))
-    assert str(parts[0].summary) == "CelebA-HQ: 7 of 12 images read, 7 kept, 0 broken"
-    # Another seed begins elsewhere; all of them are there.
-    chosen = {
-        load_images("celebahq", tmp_path / "tfds", split_seed=seed, **arguments, **counts)[0].names
-        for seed in range(6)
-    }
-    assert len(chosen) > 1
-    every = load_images(
-        "celebahq", tmp_path / "tfds", train_images=10, validation_images=2, **arguments
-    )
-    assert {*every[0].names, *every[1].names} == set(originals)
-
-
-def test_imagenette_is_downloaded_only_on_request(tfds, tmp_path, monkeypatch):
-    # What the archive of fast.ai holds, small.
-    for part, count in (("train", 4), ("val", 2)):
-        for label in ("n01440764", "n03888257"):
-            write_images(tmp_path / "imagenette2-320" / part / label, count, suffix=".JPEG")
-            for file in (tmp_path / "imagenette2-320" / part / label).iterdir():
-                file.rename(file.with_name(f"{label}_{part}_{file.name}"))
-    urls = []
-
-    def download(self, url):
-        urls.append(url)
-        return str(tmp_path)
-
-    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", download)
-    arguments = {"cache_dir": tmp_path / "cache", "size": 8, "progress": False}
-    with pytest.raises(FileNotFoundError):
-        load_images("imagenette", tmp_path / "tfds", **arguments)
-    assert not urls
-    train, validation = load_images("imagenette", tmp_path / "tfds", download=True, **arguments)
-    assert urls == ["https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz"]
-    assert (len(train), len(validation)) == (8, 4)
-    assert len(set(train.names + validation.names)) == 12
-    again = load_images("imagenette", tmp_path / "tfds", **arguments)
-    assert len(urls) == 1
-    assert_same(again[0], train)

@@ -29,7 +29,7 @@ def images():
 
 
 def encode(batch):
-    """Every fourth pixel, so that any latent tells its image and whether it was flipped."""
+    """Return every fourth pixel, so that latents identify their image and its flip."""
     assert batch.dtype == np.float32 and -1 <= batch.min() and batch.max() <= 1
     return batch[:, ::4, ::4]
 
@@ -237,7 +237,7 @@ def batches_of(dataset):
 
 
 def test_batches_are_those_of_the_images(cache, images):
-    """The same order and the same flips: training on latents is training on the images."""
+    """Check that batches of latents have the order and flips of batches of images."""
     flipping = ImageArrays(images.images, images.names, flip=True)
     latents = cache(encode, flipping)
     assert image_steps_per_epoch(latents, 4) == 3
@@ -252,7 +252,7 @@ def test_batches_are_those_of_the_images(cache, images):
     resumed = batches_of(train_image_batches(latents, 4, 5, initial_epoch=3, epochs=1))
     for a, b in zip(found[9:], resumed, strict=True):
         assert a.tobytes() == b.tobytes()
-    # Some of each kind, or the comparison says little.
+    # The comparison is meaningful only with some of each kind.
     upright = [(row == latents.latents[:, 0]).all(axis=(1, 2, 3)).any() for b in found for row in b]
     assert 10 < sum(upright) < 34
 

@@ -18,7 +18,7 @@ def drawing(seed, word="cat", recognized=True, times=True):
     strokes, t = [], 0
     for _ in range(2):
         n = int(rng.integers(3, 8))
-        # Short enough that none is too long.
+        # Short enough to be kept.
         stroke = rng.integers(0, 99, (2, n)).cumsum(axis=1).tolist()
         if times:
             stroke.append([t := t + 20 for _ in range(n)])
@@ -96,7 +96,7 @@ def test_pickles_and_npz_files_of_a_category(folder):
     assert train.summary.labels == {"bus": 8, "fish": 10}
     with pytest.raises(ValueError, match="recognized=True needs .ndjson files.*; bus does not"):
         load(folder, ["bus"], recognized=True)
-    # A text of the category is preferred.
+    # An .ndjson file of the category is preferred.
     (folder / "bus.ndjson").write_bytes(lines(range(9), "bus"))
     assert load(folder, "bus")[0].summary.read == 9
 

@@ -1,4 +1,4 @@
-"""`read_sketches`: formats told apart, folders, patterns, and the real files."""
+"""`read_sketches`: detection of formats, folders, patterns, and real files."""
 
 import gzip
 import itertools
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_sparse_dm.data import kanjivg_folder, render
+from keras_sparse_dm.data import kanjivg_folder, rasterize
+from keras_sparse_dm.data.rasterization import KANJIVG_BOX
 from keras_sparse_dm.data.reading import (
     find_files,
     list_files,
@@ -22,7 +23,6 @@ from keras_sparse_dm.data.reading import (
     write_sketch_json,
     write_svg,
 )
-from keras_sparse_dm.data.rendering import KANJIVG_BOX
 from keras_sparse_dm.data.sketch import Sketch
 
 LINE = {"word": "cat", "key_id": "7", "recognized": True, "drawing": [[[0, 3], [0, 4], [0, 9]]]}
@@ -31,7 +31,7 @@ ROWS = np.array([[1, 2, 0], [3, 4, 1]], np.float32)
 
 @pytest.fixture
 def real_data():
-    """The folder of real files beside the repository; skips without it, and in CI fails."""
+    """Return the folder of real files beside the repository; without it, skip, or fail in CI."""
     folder = Path(__file__).resolve().parents[3] / "shared" / "data"
     if not folder.is_dir():
         message = "no folder shared/data with real sketch files beside the repository"
@@ -43,7 +43,7 @@ def real_data():
 
 @pytest.fixture
 def folder(tmp_path):
-    """One file of each format, each of one sketch."""
+    """Write one file of one sketch in each format."""
     folder = tmp_path / "sketches"
     folder.mkdir()
     line = json.dumps(LINE).encode()
@@ -79,10 +79,12 @@ def test_patterns_fit_files_of_known_formats(folder, monkeypatch):
     assert [s.name for s in read_sketches(folder / "*")] == NAMES
     monkeypatch.chdir(folder.parent)
     assert [s.name for s in read_sketches("**/[ab].*")] == ["7", "7"]
-    # A file of that very name comes first.
+    # A file of exactly that name wins over the pattern.
     write_svg(folder / "[g].svg", Sketch([[[0, 0, 0], [1, 1, 1]]]))
     assert [s.name for s in read_sketches(folder / "[g].svg")] == ["[g]"]
-    with pytest.raises(FileNotFoundError, match=r"path='\*\.txt' fits no sketch file .*of 0 files"):
+    with pytest.raises(
+        FileNotFoundError, match=r"path='\*\.txt' matches 0 files .* no sketch file"
+    ):
         read_sketches("*.txt")
 
 
@@ -107,7 +109,7 @@ def test_formats_are_restricted_by_their_suffixes(folder):
 def test_arguments_are_checked_before_the_first_sketch(folder):
     with pytest.raises(FileNotFoundError, match="path='.*nowhere' does not exist"):
         read_sketches(folder / "nowhere")
-    with pytest.raises(ValueError, match="notes.txt' has no known format; known are .svg, .ndj"):
+    with pytest.raises(ValueError, match="notes.txt' has an unknown format; known are .svg, .ndj"):
         read_sketches(folder / "notes.txt")
     with pytest.raises(ValueError, match="inside' holds no sketch file"):
         read_sketches(folder / "inside")
@@ -189,7 +191,7 @@ def test_the_real_kanji_file_is_read_wholly(real_data):
         counts[split] += 1
         lifts[split] += len(sketch)
     assert counts == {"train": 10358, "valid": 600, "test": 500}
-    # NumPy's own reader as the other opinion; the file is known to hold nothing bad.
+    # NumPy's own reader is the reference; the file is known to be harmless.
     with np.load(path, allow_pickle=True, encoding="latin1") as arrays:
         for split in ("valid", "test"):
             assert lifts[split] == sum(int(rows[:, 2].sum()) for rows in arrays[split])
@@ -213,14 +215,14 @@ def test_a_kanji_as_stroke3_draws_the_same_picture(tmp_path, name):
     np.savez(tmp_path / "kanji.npz", test=rows)
     back = next(read_sketches(tmp_path / "kanji.npz"))
     assert [len(s) for s in back] == [len(s) for s in source]
-    pictures = [render(s, 109, box=KANJIVG_BOX).astype(int) for s in (source, back)]
+    pictures = [rasterize(s, 109, box=KANJIVG_BOX).astype(int) for s in (source, back)]
     assert np.abs(pictures[0] - pictures[1]).max() <= 8
-    # The format's times and those of an SVG are both the distance travelled.
+    # In both formats, time is the distance travelled.
     for a, b in zip(source, back, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-9)
 
 
-# Found by the nearest starts of strokes, among all of KanjiVG, after scale and offset.
+# Found in all of KanjiVG by the nearest starts of strokes, after scaling and shifting.
 PAIRS = {
     0: "06a8e",
     2: "070ae",
@@ -245,14 +247,14 @@ def test_real_stroke3_sketches_lie_on_the_strokes_of_their_source(real_data):
         source = read_svg(kanjivg_folder() / f"{PAIRS[i]}.svg")
         assert len(sketch) == len(source)
         starts = [np.array([s[0, :2] for s in drawing]) for drawing in (sketch, source)]
-        # One scale for x and y, and an offset, by least squares.
+        # One scale for x and y, and a shift, by least squares.
         flat = [points - points.mean(axis=0) for points in starts]
         scale = (flat[0] * flat[1]).sum() / (flat[0] ** 2).sum()
         offset = starts[1].mean(axis=0) - scale * starts[0].mean(axis=0)
         assert scale == pytest.approx(1, abs=0.01)
         for a, b in zip(sketch, source, strict=True):
             line = LineString(b[:, :2])
-            # Of a square of 109 x 109. The file was rounded: 0.3 is the farthest found.
+            # In a square of 109 x 109. The file was rounded: the greatest distance is 0.3.
             assert max(line.distance(Point(p)) for p in a[:, :2] * scale + offset) < 0.5
         checked += 1
     assert checked == len(PAIRS) > 0

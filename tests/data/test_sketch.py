@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from keras_sparse_dm.data.sketch import (
+from keras_sparse_dm.data import (
     Sketch,
     drop_short_strokes,
     from_absolute,
@@ -16,7 +16,7 @@ from keras_sparse_dm.data.sketch import (
     from_points,
     move_to_origin,
     normalize_time,
-    prepare,
+    prepare_sketch,
     resample,
     scale_to_circle,
     to_absolute,
@@ -29,7 +29,7 @@ coordinates = st.floats(-100, 100, allow_subnormal=False)
 
 @st.composite
 def sketches(draw, min_points=1, max_strokes=5):
-    """Sketches of some size, with at least one stroke of two points, and times that grow."""
+    """Draw sketches with at least one stroke of two points, and increasing times."""
     lengths = draw(st.lists(st.integers(min_points, 8), min_size=1, max_size=max_strokes))
     lengths[draw(st.integers(0, len(lengths) - 1))] = draw(st.integers(2, 8))
     positions = draw(
@@ -131,7 +131,7 @@ def test_resample_agrees_with_shapely(sketch, spacing):
     for before, after in zip(sketch, resample(sketch, spacing), strict=True):
         line = shapely.LineString(before[:, :2])
         count = max(2, int(line.length / spacing))
-        # The count may differ by one where the length lies a rounding error from a multiple.
+        # The count may differ by one if the length is within a rounding error of a multiple.
         if abs(line.length / spacing - round(line.length / spacing)) > 1e-9:
             assert len(after) == count
         distances = np.linspace(0, line.length, len(after))
@@ -162,7 +162,7 @@ def test_normalize_time_by_hand():
 @given(sketches())
 @settings(max_examples=50, deadline=None)
 def test_prepared_sketches_have_the_promised_shape(sketch):
-    prepared = prepare(sketch, spacing=0.05, scale=10)
+    prepared = prepare_sketch(sketch, spacing=0.05, scale=10)
     assert len(prepared) == sum(len(s) > 1 for s in sketch)
     np.testing.assert_array_equal(prepared.strokes[0][0], 0)
     assert prepared.strokes[-1][-1, 2] == 1
@@ -170,7 +170,7 @@ def test_prepared_sketches_have_the_promised_shape(sketch):
     assert np.linalg.norm(points[:, :2], axis=1).max() == pytest.approx(10)
     assert (np.diff(points[:, 2]) >= 0).all()
     # n = int(l / 0.05) points leave n - 1 gaps of less than 0.05 (n + 1) / (n - 1) of the unit
-    # circle: 0.15 for two points, the worst case. The last scaling undoes what resampling cut off.
+    # circle: 0.15 for two points, the worst case. The last scaling undoes the cut corners.
     shrink = max(
         np.linalg.norm(s[:, :2], axis=1).max()
         for s in scale_to_circle(move_to_origin(drop_short_strokes(sketch)), 1)
@@ -186,20 +186,20 @@ def test_prepared_sketches_have_the_promised_shape(sketch):
 @given(sketches(), coordinates, coordinates, st.sampled_from([0.125, 0.5, 4.0, 64.0]))
 @settings(max_examples=50, deadline=None)
 def test_prepare_does_not_depend_on_place_and_size(sketch, dx, dy, factor):
-    # Powers of two scale without rounding, so that no point count flips at a multiple.
+    # Powers of two scale without rounding, so no point count changes at a multiple.
     scaled = Sketch(tuple(s * [factor, factor, 1] for s in sketch), "scaled")
-    for a, b in zip(prepare(sketch), prepare(scaled), strict=True):
+    for a, b in zip(prepare_sketch(sketch), prepare_sketch(scaled), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-9)
     moved = Sketch(tuple(s + [dx, dy, 7] for s in sketch), "moved")
-    for a, b in zip(prepare(sketch), prepare(moved), strict=True):
+    for a, b in zip(prepare_sketch(sketch), prepare_sketch(moved), strict=True):
         assert abs(len(a) - len(b)) <= 1
         np.testing.assert_allclose(a[[0, -1]], b[[0, -1]], atol=0.2)
 
 
 def test_prepare_follows_the_original_step_by_step():
     # First stroke from (3, 4): 5 + 8 long; second 12 long; origin-centred reach is
-    # |(0, 12) - (3, 4)| = sqrt(73). The one-point stroke goes.
-    prepared = prepare(zigzag(), spacing=0.05, scale=10)
+    # |(0, 12) - (3, 4)| = sqrt(73). The one-point stroke is dropped.
+    prepared = prepare_sketch(zigzag(), spacing=0.05, scale=10)
     unit = np.sqrt(73)
     counts = [int(13 / unit / 0.05), int(12 / unit / 0.05)]
     assert [len(s) for s in prepared] == counts
@@ -223,7 +223,7 @@ def test_prepare_follows_the_original_step_by_step():
 )
 def test_prepare_refuses_degenerate_sketches_by_name(strokes, reason):
     with pytest.raises(ValueError, match=f"sketch 'dot': {reason}"):
-        prepare(Sketch(strokes, "dot"))
+        prepare_sketch(Sketch(strokes, "dot"))
 
 
 @pytest.mark.parametrize("value", [0, -1, np.nan, np.inf])
@@ -246,7 +246,7 @@ def test_steps_refuse_what_they_cannot_do():
 
 
 def small():
-    """Two strokes, of two points and of three, from the origin."""
+    """Return a sketch from the origin with two strokes, of two points and of three."""
     return Sketch(([[0, 0, 0], [1, 2, 1]], [[3, 3, 2], [4, 5, 3], [4, 7, 4]]), "small")
 
 
@@ -258,7 +258,7 @@ def test_absolute_by_hand():
 
 
 def test_delta_by_hand():
-    # The original's counter: 0 1 | 1 1 2 over the five points.
+    # The original's counter over the five points is 0 1 | 1 1 2.
     expected = [[1, 2, 1], [2, 1, 0], [1, 2, 0], [0, 2, 1]]
     points = to_delta(small())
     assert points.dtype == np.float32
@@ -268,7 +268,7 @@ def test_delta_by_hand():
 @given(sketches())
 @settings(max_examples=50, deadline=None)
 def test_representations_agree_with_a_loop_over_the_definition(sketch):
-    sketch = prepare(sketch)
+    sketch = prepare_sketch(sketch)
     absolute, counter = [], []
     for i, stroke in enumerate(sketch):
         for j, (x, y, _) in enumerate(stroke):
@@ -283,7 +283,7 @@ def test_representations_agree_with_a_loop_over_the_definition(sketch):
 @given(sketches(), st.sampled_from(["absolute", "delta"]), st.sampled_from([1.0, 10.0, 1e6]))
 @settings(deadline=None)
 def test_round_trip_of_representations(sketch, representation, scale):
-    sketch = prepare(sketch, scale=scale)
+    sketch = prepare_sketch(sketch, scale=scale)
     back = from_points(to_points(sketch, representation), representation, name=sketch.name)
     assert back.name == sketch.name
     assert [len(s) for s in back] == [len(s) for s in sketch]
@@ -356,7 +356,7 @@ def test_importing_the_data_package_is_light():
         "import sys, keras_sparse_dm.data as data\n"
         "heavy = {'tensorflow', 'keras', 'shapely', 'tqdm', 'svg', 'loky', 'platformdirs'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
-        "data.Sketch, data.prepare, data.load_kanjivg, data.train_batches, data.read_svg\n"
+        "data.Sketch, data.prepare_sketch, data.load_kanjivg, data.train_batches, data.read_svg\n"
         "print(sorted(heavy & set(sys.modules)))\n"
         "missing = [name for name in data.__all__ if not hasattr(data, name)]\n"
         "print(missing)\n"

@@ -1,4 +1,4 @@
-"""`sparse-dm convert-sketches`: targets, options, what is refused and what is left behind."""
+"""`sparse-dm convert-sketches`: targets, options, refused input and leftover files."""
 
 import json
 import subprocess
@@ -135,7 +135,7 @@ def test_many_broken_sketches_leave_nothing(convert, source, tmp_path, target):
     assert "3 of 40 sketches" in err and "more than 5%; nothing was written" in err
     assert "cat.ndjson, line 1: " in err and "cat.ndjson, line 7: " in err
     assert names_in(tmp_path) == ["cat.ndjson"]
-    # What there was stays.
+    # The previous file stays.
     (tmp_path / "old.json").write_text("before")
     assert convert(source, tmp_path / "old.json", "--overwrite")[0] == 1
     assert (tmp_path / "old.json").read_text() == "before"
@@ -166,7 +166,7 @@ def test_failures_leave_nothing(convert, source, tmp_path, monkeypatch):
 def test_wrong_options_and_paths_are_usage_errors(convert, source, tmp_path):
     cases = [
         ((tmp_path / "none", "a.json"), "SOURCE .*none' does not exist"),
-        ((f"{tmp_path}/*.svg", tmp_path / "a.json"), "fits no sketch file"),
+        ((f"{tmp_path}/*.svg", tmp_path / "a.json"), "no sketch file"),
         ((source, tmp_path / "a.png"), "must be a .json file, an .svg file or a folder"),
         ((source, tmp_path / "no" / "a.json"), "folder of TARGET must exist"),
         ((source, tmp_path / "a.json", "--max-sketches", 0), "--max-sketches must be 1 or more"),

@@ -9,33 +9,29 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
+from skimage.morphology import skeletonize
 
-from keras_sparse_dm.data.rendering import render
-from keras_sparse_dm.data.sketch import Sketch, prepare
+from keras_sparse_dm.data import Sketch, kanjivg_folder, prepare_sketch, rasterize, read_svg
 from keras_sparse_dm.data.sketches.digits import load_digits
-from keras_sparse_dm.data.sketches.tracing import ink_overlap, skeleton_coverage, trace
+from keras_sparse_dm.data.sketches.tracing import ink_of, trace
 
 SIZE = 28
 
 
 def picture(*lines, width=3.0, size=SIZE):
-    """What a round pen leaves that follows the lines, `(n, 2)` each, bright on dark."""
+    """Return the picture of a round pen that follows the lines, `(n, 2)` each, bright on dark."""
     sketch = Sketch([np.column_stack([line, np.arange(len(line))]) for line in lines])
-    return 255 - render(sketch, size, line_width=width, box=(0, 0, size, size))
+    return 255 - rasterize(sketch, size, line_width=width, box=(0, 0, size, size))
 
 
 def arc(x, y, radius, start=0.0, end=360.0):
-    """Points of a circle, in degrees, 0 to the right, 90 down."""
+    """Return points of a circle; angles in degrees, 0 to the right, 90 downwards."""
     angle = np.radians(np.linspace(start, end, 60))
     return np.column_stack([x + radius * np.cos(angle), y + radius * np.sin(angle)])
 
 
-def lines_of(sketch):
-    return shapely.MultiLineString([s[:, :2] for s in sketch])
-
-
 def gaps(points, lines):
-    """Distance of each point to the nearest of the lines."""
+    """Return the distance of each point to the nearest line."""
     return shapely.distance(shapely.points(points), shapely.MultiLineString(list(lines)))
 
 
@@ -44,10 +40,17 @@ def every_half_pixel(lines):
 
 
 def assert_follows(sketch, *lines, off=0.75, short=1.6):
-    """The sketch keeps to the lines, and leaves out nothing but a bit at free ends."""
+    """Check that the sketch follows the lines and omits only a bit at free ends."""
     traced = [s[:, :2] for s in sketch]
     assert gaps(np.concatenate(traced), lines).max() <= off
     assert gaps(every_half_pixel(lines), traced).max() <= short
+
+
+def coverage(image, sketch):
+    """Return the share of the skeleton's pixels within a pixel of a stroke."""
+    rows, columns = np.nonzero(skeletonize(ink_of(image)))
+    strokes = [s[:, :2] if len(s) > 1 else np.repeat(s[:, :2], 2, axis=0) for s in sketch]
+    return np.mean(gaps(np.column_stack([columns, rows]) + 0.5, strokes) <= 1)
 
 
 def is_closed(stroke):
@@ -55,7 +58,7 @@ def is_closed(stroke):
 
 
 def turns_left(stroke):
-    """Whether a closed stroke runs counter-clockwise as seen, y downwards."""
+    """Return whether a closed stroke runs counter-clockwise as seen, with y downwards."""
     x, y = stroke[:, 0], stroke[:, 1]
     return np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]) < 0
 
@@ -75,7 +78,7 @@ def turns_left(stroke):
     ],
 )
 def test_a_line_is_one_stroke_from_the_top_or_the_left(start, end, width):
-    # Whichever way it was drawn.
+    # The direction of drawing does not matter.
     for line in ([start, end], [end, start]):
         sketch = trace(picture(np.array(line, float), width=width))
         assert len(sketch) == 1
@@ -130,7 +133,7 @@ def test_crossing_lines_go_straight_on(angle, tilt):
         lines.append(np.array([14 - step, 14 + step]))
     sketch = trace(picture(*lines))
     assert len(sketch) == 2
-    # Each stroke is one of the lines, from end to end.
+    # Each stroke follows one of the lines from end to end.
     for stroke in sketch:
         offs = [gaps(stroke[:, :2], [line]).max() for line in lines]
         assert min(offs) <= 1.6
@@ -153,7 +156,7 @@ def test_a_figure_eight_is_one_closed_stroke():
     assert is_closed(stroke)
     assert_follows(sketch, line, off=1)
     assert stroke[0, 1] < 5
-    # As one writes it: from the top to the left first, through the middle, back up on the right.
+    # In the order of writing: from the top to the left, through the middle, back up on the right.
     assert stroke[5, 0] < 13
     middle = stroke[np.abs(stroke[:, 1] - 14) < 1.5]
     assert len(middle) >= 4 and np.abs(middle[:, 0] - 14).max() < 3
@@ -227,7 +230,7 @@ def test_separate_pieces_are_strokes_the_longest_first_then_downwards():
 def test_brightness_only_matters_in_proportion():
     image = picture(arc(14, 14, 8, 0, 250)) // 5 * 5
     assert len(trace(image)) == len(trace(image // 5)) == 1
-    assert_follows(trace(image // 5), lines_of(trace(image)).geoms[0].coords, off=0.3)
+    assert_follows(trace(image // 5), trace(image).strokes[0][:, :2], off=0.3)
 
 
 def test_times_are_shares_of_the_way_at_constant_speed():
@@ -245,8 +248,8 @@ def test_straight_lines_have_few_points_and_curves_keep_theirs():
     assert straight.num_points <= 4
     (circle,) = trace(picture(arc(14, 14, 8)))
     chords = np.hypot(*np.diff(circle[:, :2], axis=0).T)
-    # A chord that lies within 0.05 of an arc of radius 8 is at most 1.8 long; the traced line is
-    # no perfect circle.
+    # A chord within 0.05 of an arc of radius 8 is at most 1.8 long; the traced line is not a
+    # perfect circle.
     assert len(circle) > 15 and chords.max() < 4
 
 
@@ -257,7 +260,7 @@ def test_pictures_of_nothing_but_ink_have_a_stroke(shape):
     assert len(sketch) == 1
     points = np.concatenate(sketch.strokes)[:, :2]
     assert (points >= 0).all() and (points <= shape[::-1]).all()
-    assert skeleton_coverage(image, sketch) == 1
+    assert coverage(image, sketch) == 1
 
 
 @pytest.mark.parametrize(
@@ -271,60 +274,30 @@ def test_pictures_of_nothing_but_ink_have_a_stroke(shape):
     ],
 )
 def test_what_is_no_picture_of_ink_is_refused(image, message):
-    sketch = Sketch([[[0, 0, 0]]])
-    for call in (trace, lambda x: ink_overlap(x, sketch), lambda x: skeleton_coverage(x, sketch)):
-        with pytest.raises(ValueError, match=message):
-            call(image)
+    with pytest.raises(ValueError, match=message):
+        trace(image)
 
 
 def test_tracing_needs_no_tensorflow():
     code = (
         "import sys, numpy as np\n"
-        "from keras_sparse_dm.data.sketches.tracing import ink_overlap, skeleton_coverage, trace\n"
+        "from keras_sparse_dm.data import trace\n"
         "image = np.zeros((28, 28), 'uint8'); image[4:20, 9:12] = 200\n"
-        "sketch = trace(image); ink_overlap(image, sketch); skeleton_coverage(image, sketch)\n"
+        "trace(image)\n"
         "assert not {'tensorflow', 'keras'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-# Measures
-
-
-def test_measures_tell_whole_half_and_no_strokes():
-    line = np.array([[14.5, 4.5], [14.5, 24.5]])
-    image = picture(line, width=3)
-    timed = np.column_stack([line, [0, 1]])
-    whole, half = Sketch([timed]), Sketch([(timed + timed[:1]) / 2])
-    assert ink_overlap(image, whole) > 0.9
-    assert skeleton_coverage(image, whole) == 1
-    # The same ink on half of the length is a pen twice as wide, of which half lies on the ink.
-    assert 0.2 < ink_overlap(image, half) < 0.6
-    assert skeleton_coverage(image, half, 0.1) == pytest.approx(0.5, abs=0.06)
-    assert skeleton_coverage(image, half, 40) == 1
-    far = Sketch([timed + (9, 0, 0)])
-    assert ink_overlap(image, far) == skeleton_coverage(image, far) == 0
-    assert ink_overlap(image, Sketch(())) == skeleton_coverage(image, Sketch(())) == 0
-    for distance in (-1, np.nan):
-        with pytest.raises(ValueError, match="distance=.* must be 0 or more pixels"):
-            skeleton_coverage(image, whole, distance)
-
-
-def test_a_dot_covers_its_ink():
-    y, x = np.mgrid[:40, :SIZE] + 0.5
-    image = ((np.hypot(x - 14, y - 30) <= 6) * 255).astype(np.uint8)
-    assert ink_overlap(image, Sketch([[[14, 30, 0]]])) > 0.95
-
-
 # Anything
 
-# On average 0.98, but of a small blob's few pixels a dropped spur may be a third.
-COVERAGE = 0.6
+# The average is 0.98, but a dropped spur may be a third of a small blob's few pixels.
+LEAST_COVERAGE = 0.6
 
 
 @st.composite
 def drawings(draw):
-    """Pictures of a few lines with corners, at random, by a pen of random width."""
+    """Draw random pictures of a few lines with corners, by a pen of random width."""
     coordinate = st.floats(3, 25, allow_subnormal=False)
     lines = draw(
         st.lists(
@@ -338,7 +311,7 @@ def drawings(draw):
 
 @st.composite
 def blobs(draw):
-    """Ink of random shape, perhaps with holes, perhaps up to the picture's edge."""
+    """Draw ink of random shape, possibly with holes or touching the picture's edge."""
     shape = draw(st.tuples(st.integers(8, 40), st.integers(8, 40)))
     noise = np.random.default_rng(draw(st.integers(0, 2**32))).random(shape)
     smooth = gaussian_filter(noise, draw(st.floats(1, 4)), mode="wrap")
@@ -346,13 +319,13 @@ def blobs(draw):
     return np.clip((smooth - level) / np.ptp(smooth) * 2000, 0, 255).astype(np.uint8)
 
 
-def assert_sound(image, coverage):
+def assert_sound(image, least):
     sketch = trace(image)
     points = np.concatenate(sketch.strokes)
     assert (points[:, :2] >= 0).all() and (points[:, :2] <= image.shape[::-1]).all()
     assert (np.diff(points[:, 2]) >= 0).all()
     assert points[0, 2] == 0 and points[-1, 2] in (0, 1)
-    assert skeleton_coverage(image, sketch) >= coverage
+    assert coverage(image, sketch) >= least
     again = trace(image.copy())
     assert all((a == b).all() for a, b in zip(sketch, again, strict=True))
     longest = max(
@@ -368,24 +341,22 @@ def assert_sound(image, coverage):
 def test_every_picture_gives_sound_strokes(image):
     if image.max() == 0:
         return
-    assert_sound(image, COVERAGE)
+    assert_sound(image, LEAST_COVERAGE)
 
 
 @given(drawings(), st.integers(1, 3))
 @settings(deadline=None, max_examples=60)
 def test_a_turned_picture_is_covered_as_well(image, turns):
     turned = np.ascontiguousarray(np.rot90(image, turns))
-    covered = [skeleton_coverage(x, trace(x)) for x in (image, turned)]
-    assert abs(covered[0] - covered[1]) < 0.2 and min(covered) > COVERAGE
+    covered = [coverage(x, trace(x)) for x in (image, turned)]
+    assert abs(covered[0] - covered[1]) < 0.2 and min(covered) > LEAST_COVERAGE
 
 
 # Digits
 
 
 def test_the_strokes_of_kanjivgs_digits_are_found():
-    """Their true strokes are known: what is traced keeps to them."""
-    from keras_sparse_dm.data import kanjivg_folder, read_svg
-
+    """The true strokes are known, and the traced ones follow them."""
     for digit in range(10):
         true = read_svg(kanjivg_folder() / f"{ord(str(digit)):05x}.svg")
         lines = [s[:, :2] * SIZE / 109 for s in true]
@@ -406,28 +377,22 @@ def mnist():
 def test_mnists_digits_become_few_strokes_that_cover_them(mnist):
     chosen = np.random.default_rng(7).choice(len(mnist), 300, replace=False)
     sketches = [assert_sound(mnist.images[i], 0.75) for i in chosen]
-    coverage = [
-        skeleton_coverage(mnist.images[i], s) for i, s in zip(chosen, sketches, strict=True)
-    ]
-    assert np.mean(coverage) > 0.985
+    covered = [coverage(mnist.images[i], s) for i, s in zip(chosen, sketches, strict=True)]
+    assert np.mean(covered) > 0.985
     # Of all 10,000, 0.5% lie below 0.9.
-    assert np.mean(np.array(coverage) < 0.9) <= 0.01
-    overlap = [ink_overlap(mnist.images[i], s) for i, s in zip(chosen, sketches, strict=True)]
-    assert np.mean(overlap) > 0.78
+    assert np.mean(np.array(covered) < 0.9) <= 0.01
     strokes = np.array([len(s) for s in sketches])
     assert np.mean(strokes) < 1.35 and np.mean(strokes <= 3) > 0.99
     labels = mnist.labels[chosen]
     for digit in (0, 1, 6, 8, 9):
         assert np.mean(strokes[labels == digit] == 1) > 0.7
     assert np.mean(strokes[labels == 4] == 2) > 0.7
-    points = [prepare(s).num_points for s in sketches]
+    points = [prepare_sketch(s).num_points for s in sketches]
     assert 35 < np.median(points) < 55 and max(points) < 200
 
 
 def test_scikit_learns_digits_become_strokes(monkeypatch):
-    monkeypatch.setattr(
-        "keras_sparse_dm.data.sketches.digits._read_tfds", lambda data_dir, part: None
-    )
+    monkeypatch.setattr("keras_sparse_dm.data.sketches.digits._read_tfds", lambda *_: None)
     digits = load_digits()
     sketches = [assert_sound(image, 0.75) for image in digits.images[:200]]
     assert np.mean([len(s) for s in sketches]) < 1.3

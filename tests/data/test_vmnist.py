@@ -3,7 +3,7 @@ import gzip
 import numpy as np
 import pytest
 
-from keras_sparse_dm.data import load_vmnist, prepare, to_points
+from keras_sparse_dm.data import load_vmnist, prepare_sketch, to_points
 from keras_sparse_dm.data.sketches.tracing import trace
 
 
@@ -13,7 +13,7 @@ def own_cache(monkeypatch, tmp_path):
 
 
 def digit(seed):
-    """A one, a cross or a ring, thick, on 28 x 28 pixels; and which of them."""
+    """Return a thick one, cross or ring of 28 x 28 pixels, and its label."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:28, :28] - 13.5 + rng.uniform(-1, 1)
     kind = seed % 3
@@ -51,7 +51,7 @@ def test_digits_become_prepared_strokes(folder):
         for name, label, points in zip(part.names, part.labels, part, strict=True):
             image, which = digit(int(name.split()[-1]))
             assert label == str(which)
-            np.testing.assert_array_equal(points, to_points(prepare(trace(image))))
+            np.testing.assert_array_equal(points, to_points(prepare_sketch(trace(image))))
     strokes = {
         label: (points[:, 2] > 0.5).sum() for label, points in zip(train.labels, train, strict=True)
     }
@@ -64,7 +64,7 @@ def test_the_first_digits_only_and_the_cache(folder):
     assert names == {f"digit {i}" for i in range(10)}
     again, _ = load_vmnist(folder, progress=False, max_sketches=10)
     assert again.points.tobytes() == train.points.tobytes()
-    # Other pictures are traced anew.
+    # Changed pictures are traced again.
     images, labels = zip(*map(digit, range(12)), strict=True)
     write_idx(folder, "t10k", np.array(images), np.array(labels, np.uint8))
     assert load_vmnist(folder, progress=False)[0].summary.read == 12

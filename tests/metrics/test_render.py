@@ -5,7 +5,14 @@ import time
 import numpy as np
 import pytest
 
-from keras_sparse_dm.data import Sketch, SketchArrays, from_points, prepare, render, to_points
+from keras_sparse_dm.data import (
+    Sketch,
+    SketchArrays,
+    from_points,
+    prepare_sketch,
+    rasterize,
+    to_points,
+)
 from keras_sparse_dm.metrics.features import render as module
 from keras_sparse_dm.metrics.features.render import render_sketches
 
@@ -19,7 +26,7 @@ def drawing(seed):
         corners = rng.uniform(0, 100, (3, 2))
         xy = corners[0] * (1 - t) ** 2 + 2 * corners[1] * t * (1 - t) + corners[2] * t**2
         strokes.append(np.column_stack([xy, i + t]))
-    return prepare(Sketch(strokes))
+    return prepare_sketch(Sketch(strokes))
 
 
 DRAWINGS = [drawing(seed) for seed in range(20)]
@@ -35,9 +42,9 @@ def test_pixels_are_those_of_the_rasterizer():
     pictures = render_sketches(DRAWINGS, 40, line_width=3, margin=0.1, progress=False)
     assert pictures.dtype == np.uint8 and pictures.shape == (20, 40, 40)
     for picture, one in zip(pictures, DRAWINGS, strict=True):
-        np.testing.assert_array_equal(picture, render(one, 40, 3, margin=0.1))
+        np.testing.assert_array_equal(picture, rasterize(one, 40, 3, margin=0.1))
     pictures = render_sketches(DRAWINGS, 40, box=(-5, -5, 5, 5), progress=False)
-    np.testing.assert_array_equal(pictures[7], render(DRAWINGS[7], 40, box=(-5, -5, 5, 5)))
+    np.testing.assert_array_equal(pictures[7], rasterize(DRAWINGS[7], 40, box=(-5, -5, 5, 5)))
     assert render_sketches(DRAWINGS[:1], progress=False).shape == (1, 128, 128)
 
 

@@ -1,1 +1,1 @@
-"""One module for each format of sketch files; `keras_sparse_dm.data.reading` gathers them."""
+"""One module per format of sketch files; `keras_sparse_dm.data.reading` combines them."""

@@ -1,20 +1,22 @@
-"""The files that the original ChiroDiff program makes of a data set, packed and unpacked.
+"""Files of the original ChiroDiff program, packed and unpacked.
 
-**Unpacked** (its ``data/unpack_ndjson.py``): a folder for each category, in it the files
-``sketch_0``, ``sketch_1``, ... without an ending. Each is a pickle of the dictionary that a line
-of QuickDraw's `.ndjson` holds: ``drawing`` is a list of strokes, each a list of xs, ys and times;
-``word``, ``key_id`` and ``recognized`` are there for QuickDraw. KanjiVG and VectorMNIST were
-published in the same layout.
+**Unpacked** (``data/unpack_ndjson.py``): a folder for each category with files ``sketch_0``,
+``sketch_1``, ... Each is a pickle of the dictionary on a line of QuickDraw's `.ndjson` files:
+``drawing`` is a list of strokes, each a list of xs, ys and times; QuickDraw also has ``word``,
+``key_id`` and ``recognized``. KanjiVG and VectorMNIST were published in the same layout.
 
-**Packed** (its ``data/qd.py``): an `.npz` file of arrays of objects, ``attr0``, or ``attr0`` and
-``attr1`` for the conditional models, whose last holds the sketches. Each is a prepared sketch,
-a float32 array of shape ``(points - 1, 4)``: x, y, pen bit, time of each point but the first, which
-is the origin at time 0 ("threeseqabs"); or the step in x and y and the difference of the pen bit
-from each point to the next, and the time of the point where the step begins, without that of the
-last point, which is 1 ("threeseqdel"). The pen bit is 1 at a stroke's last point. Where ``attr0``
-holds whole numbers, they are the sketches' classes; clouds of points and simplified sketches,
-which ``attr0`` holds for other models, are left out. The file does not say which of the two it
-is, but its times do: "threeseqdel" begins with time 0, "threeseqabs" ends with time 1.
+**Packed** (``data/qd.py``): an `.npz` file with an array of objects ``attr0`` and, for conditional
+models, ``attr1``; the last one holds the sketches. Each is a prepared sketch, a float32 array of
+shape ``(points - 1, 4)``, in one of two representations:
+
+- "threeseqabs": x, y, pen bit and time of each point but the first, which is the origin at time 0;
+- "threeseqdel": the step in x and y and the difference of the pen bit from each point to the next,
+  and the time at which the step begins. The time of the last point, 1, is omitted.
+
+The pen bit is 1 at a stroke's last point. If ``attr0`` holds integers, they are the classes of the
+sketches. For other models ``attr0`` holds point clouds or simplified sketches, which are ignored.
+The file does not name its representation, but its times reveal it: those of "threeseqdel" begin
+with 0, those of "threeseqabs" end with 1.
 """
 
 from __future__ import annotations
@@ -25,21 +27,21 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_sparse_dm.data.formats.common import (
-    MAX_COORDINATE,
-    OnBroken,
-    cut,
-    named,
-    read_bounded,
-    report,
-)
+from keras_sparse_dm.data.formats.bounded_files import read_bounded
+from keras_sparse_dm.data.formats.broken_input import OnBroken, named, report
 from keras_sparse_dm.data.formats.ndjson import check_max_strokes, parse_record
 from keras_sparse_dm.data.formats.npz import array_names, read_array
 from keras_sparse_dm.data.formats.restricted_pickle import unpickle
-from keras_sparse_dm.data.formats.sketch_rnn import numbers, pen_bits, stroke_lengths
+from keras_sparse_dm.data.formats.strokes import (
+    MAX_COORDINATE,
+    cut,
+    numbers,
+    pen_bits,
+    stroke_lengths,
+)
 from keras_sparse_dm.data.sketch import Sketch
 
-# One drawing has some 50 kB.
+# A drawing has about 50 kB.
 MAX_PICKLE_BYTES = 2**24
 
 _ATTRIBUTE = re.compile(r"attr\d")
@@ -52,37 +54,38 @@ def read_chirodiff(
     representation: str | None = None,
     max_strokes: int | None = None,
 ) -> Iterator[Sketch]:
-    """Iterates over the sketches of the original ChiroDiff program's files.
+    """Iterate over the sketches in files of the original ChiroDiff program.
 
     Args:
         path: a packed `.npz` file; or an unpacked file, a folder of them, or a folder of such
-            folders, one for each category. Files are read in the order of their names, as texts.
-            Their pickles may hold plain values; nothing in them is run. See `read_array` for the
-            greatest size of an `.npz` file; an unpacked one has at most 16 MiB.
+            folders, one for each category. Files are read in lexicographic order of their names.
+            Only plain values in their pickles are read; nothing in them is run. `read_array`
+            describes the size limit of an `.npz` file; an unpacked file has at most 16 MiB.
         on_broken: called as `on_broken(where, error)` with a text such as
             `"cat_threeseqabs.npz, attr0[5]"`, or the file's name, and a ValueError or, for an
-            unpacked file, an OSError; what is broken is skipped. By default the error is raised.
-        representation: whether a packed file holds `"absolute"` positions ("threeseqabs") or
-            differences, `"delta"` ("threeseqdel"); None to tell by the times.
-        max_strokes: strokes of an unpacked drawing that are kept, the first ones; None for all.
+            unpacked file, an OSError; the broken sketch or file is skipped. By default the error
+            is raised.
+        representation: representation of a packed file, `"absolute"` positions ("threeseqabs") or
+            differences, `"delta"` ("threeseqdel"); None to infer it from the times.
+        max_strokes: number of strokes kept of an unpacked drawing, the first ones; None for all.
 
     Returns:
-        Iterator of `Sketch`es. Packed: named `"cat_threeseqabs-5"` by file and number, prepared,
-        that is, they begin at the origin at time 0 and end at time 1; labelled with the number of
-        their class, if there is one. Unpacked: named by `key_id` or else the file, labelled with
-        `word` or else their category's folder.
+        Iterator of `Sketch`es. Packed ones are named `"cat_threeseqabs-5"` by file and number,
+        are prepared (from the origin at time 0 to time 1), and are labelled with the number of
+        their class, if any. Unpacked ones are named by `key_id`, or else by the file, and
+        labelled with `word`, or else with their category's folder.
 
     Raises:
-        FileNotFoundError: if there is no such file or folder.
+        FileNotFoundError: if the file or folder does not exist.
         ValueError: if an argument is out of its range or a folder holds no file; and, while
-            iterating without an `on_broken`, for a file or sketch that cannot be read. The
-            message begins with what `where` would be.
+            iterating without `on_broken`, for a file or sketch that cannot be read. The message
+            begins with the `where` above.
     """
     path = Path(path)
     if representation not in (None, *_REPRESENTATIONS):
         raise ValueError(
-            f"representation={representation!r} must be 'absolute', 'delta', or None to tell by "
-            "the times"
+            f"representation={representation!r} must be 'absolute', 'delta', or None to infer it "
+            "from the times"
         )
     check_max_strokes(max_strokes)
     if path.suffix.lower() == ".npz" and path.is_file():
@@ -94,7 +97,7 @@ def read_chirodiff(
 
 
 def _unpacked_files(path: Path) -> list[tuple[str, str, Path]]:
-    """What to call each file, its category where a folder tells, and its path."""
+    """Return the name for messages, the category (of its folder, or "") and the path of files."""
     if not path.exists():
         raise FileNotFoundError(f"path={str(path)!r} does not exist; give a file or a folder")
     if not path.is_dir():
@@ -136,9 +139,10 @@ def _unpacked(file: Path, where: str, category: str, max_strokes: int | None) ->
 
 
 def _listed(value, depth: int, done: dict):
-    """The value with arrays and tuples as lists, to this depth; others are left to be refused.
+    """Convert arrays and tuples to lists down to this depth; the parser refuses anything else.
 
-    What the pickle refers to several times is `done` once.
+    `done` holds the converted values, so that each value is converted once, however often the
+    pickle refers to it.
     """
     if id(value) not in done:
         listed = value
@@ -146,7 +150,7 @@ def _listed(value, depth: int, done: dict):
             listed = listed.tolist()
         if type(listed) in (list, tuple):
             listed = [_listed(v, depth - 1, done) for v in listed] if depth else list(listed)
-        # Kept with its value, so that no other can get its number.
+        # Keeping the value too ensures that no other value gets its identity.
         done[id(value)] = value, listed
     return done[id(value)][1]
 
@@ -155,7 +159,7 @@ def _listed(value, depth: int, done: dict):
 
 
 def is_packed(names: list[str]) -> bool:
-    """Whether an `.npz` file with arrays of these names is one of ChiroDiff's."""
+    """Return whether an `.npz` file with arrays of these names is one of ChiroDiff's."""
     return "attr0" in names
 
 
@@ -186,13 +190,13 @@ def _read_packed(path: Path, on_broken, representation) -> Iterator[Sketch]:
 
 
 def _labels(path: Path, attributes: list[str], count: int) -> list[str]:
-    """The classes' numbers, or empty texts where the file holds none."""
+    """Return the numbers of the classes, or empty texts if the file holds none."""
     if len(attributes) == 2:
         classes = read_array(path, attributes[0])
-        # Where a sketch was too long, the program packed its class without it: of another number,
-        # they tell nothing.
+        # The program packed the class of a sketch even if it dropped the sketch as too long. If
+        # the numbers differ, the classes cannot be matched.
         if classes.shape == (count,):
-            # Each an array of no dimension, of a whole number.
+            # Each is an array without dimensions that holds an integer.
             values = [v.item() if np.shape(v) == () and hasattr(v, "item") else v for v in classes]
             if all(type(value) is int and 0 <= value < 2**31 for value in values):
                 return list(map(str, values))
@@ -200,7 +204,7 @@ def _labels(path: Path, attributes: list[str], count: int) -> list[str]:
 
 
 def _representation(rows: np.ndarray) -> str:
-    """What the sketches' times say; those that cannot be read have no say."""
+    """Infer the representation from the times of the sketches that can be read."""
     begin = end = 0
     for row in rows:
         try:
@@ -211,7 +215,7 @@ def _representation(rows: np.ndarray) -> str:
         end += row[-1, 3] == 1
     if begin == end:
         raise ValueError(
-            "does not tell whether it holds positions or differences, for "
+            "may hold positions or differences: "
             f"{begin} of its sketches begin at time 0 and {end} end at time 1; give "
             "representation='absolute' or 'delta', or check that it is a packed file of ChiroDiff"
         )

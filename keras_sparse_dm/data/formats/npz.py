@@ -1,4 +1,4 @@
-"""The arrays of `.npz` files, which are zip archives, without running or swelling anything."""
+"""Arrays of `.npz` files, read with bounded memory and without running anything in them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_sparse_dm.data.formats.common import UNPACKED_RATIO, unpacked_limit
+from keras_sparse_dm.data.formats.bounded_files import UNPACKED_RATIO, unpacked_limit
 from keras_sparse_dm.data.formats.restricted_pickle import unpickle
 
-# What one array, and all of a file, may unpack to.
+# Greatest unpacked size of one array, and of all arrays of a file.
 MAX_ARRAY_BYTES = 2**30
 MAX_FILE_BYTES = 2**31
 
@@ -20,7 +20,7 @@ _ENDING = ".npy"
 
 
 def array_names(path: Path) -> list[str]:
-    """Names of the arrays of an `.npz` file, in its order.
+    """Return the names of the arrays of an `.npz` file, in the file's order.
 
     Raises:
         ValueError: if it is no zip archive.
@@ -32,15 +32,15 @@ def array_names(path: Path) -> list[str]:
 
 
 def read_array(path: Path, name: str) -> np.ndarray:
-    """One array of an `.npz` file: of numbers, or of objects, which `unpickle` reads.
+    """Return one array of an `.npz` file: of numbers, or of objects, which `unpickle` reads.
 
     Args:
-        path: the file. All it holds may unpack to 2 GiB, one array to 1 GiB, and neither to more
-            than both 16 MiB and 100 times the file's size: more is taken for an attack.
+        path: the file. All arrays together may unpack to 2 GiB and one array to 1 GiB. A file
+            that unpacks to more than both 16 MiB and 100 times its size is refused as an attack.
         name: one of `array_names`.
 
     Raises:
-        ValueError: if the file or the array is damaged, too large, or holds anything but plain
+        ValueError: if the file or the array is damaged or too large, or holds anything but plain
             values.
         OSError: if the file cannot be read.
     """
@@ -51,8 +51,8 @@ def read_array(path: Path, name: str) -> np.ndarray:
         limit = min(MAX_FILE_BYTES, unpacked_limit(size))
         if total > limit:
             raise ValueError(
-                f"unpacks to {total:,} bytes; {MAX_FILE_BYTES:,}, and {UNPACKED_RATIO} times the "
-                f"file's size of {size:,}, are the most"
+                f"unpacks to {total:,} bytes; the maximum is {MAX_FILE_BYTES:,}, and "
+                f"{UNPACKED_RATIO} times the file's size of {size:,}"
             )
         try:
             data = _member(archive, archive.getinfo(name + _ENDING))
@@ -75,18 +75,20 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"it is compressed by method {info.compress_type}; deflate is read")
     if info.file_size > MAX_ARRAY_BYTES:
-        raise ValueError(f"it has {info.file_size:,} bytes; {MAX_ARRAY_BYTES:,} are the most")
+        raise ValueError(f"it has {info.file_size:,} bytes; {MAX_ARRAY_BYTES:,} is the maximum")
     with archive.open(info) as member:
-        # Never more than what the archive says, which was bounded.
+        # At most the size that the archive states, which has been checked.
         data = member.read(info.file_size)
-        # At the end the checksum is compared.
+        # Reading at the end compares the checksum.
         if len(data) != info.file_size or member.read(1):
-            raise ValueError(f"it has not the {info.file_size:,} bytes that the archive says")
+            raise ValueError(
+                f"it does not have the {info.file_size:,} bytes that the archive states"
+            )
     return data
 
 
 def _parse(data: bytes) -> np.ndarray:
-    """The array that the content of an `.npy` file describes."""
+    """Return the array that the content of an `.npy` file describes."""
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)

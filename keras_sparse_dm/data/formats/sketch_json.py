@@ -1,14 +1,13 @@
-"""This project's own file of sketches: JSON, with all that a sketch holds.
+"""This project's own file format: JSON with all data of each sketch.
 
     {"format": "keras_sparse_dm sketches", "version": 1, "sketches": [
     {"name": "cat-1", "label": "cat", "strokes": [[[0.0, 1.5], [2.0, 2.5], [0.0, 0.25]], ...]},
     ...
     ]}
 
-A stroke is three lists of as many numbers: the x, the y (downwards) and the times of its points.
-`name` and `label` are texts and may be left out. As written here, a sketch on each line, a file
-of any size is read sketch by sketch; laid out in another way it is JSON all the same, and read
-where it has at most 16 MiB.
+A stroke is three lists of equal length: the x, the y (downwards) and the times of its points.
+`name` and `label` are optional texts. With one sketch per line, as above, a file of any size is
+read sketch by sketch. A file with another layout of the same JSON is read if it has at most 16 MiB.
 """
 
 from __future__ import annotations
@@ -18,22 +17,15 @@ import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from keras_sparse_dm.data.formats.common import (
-    MAX_POINTS,
-    OnBroken,
-    bounded_lines,
-    existing_file,
-    named,
-    read_bounded,
-    report,
-    strokes_from_columns,
-)
+from keras_sparse_dm.data.formats.bounded_files import bounded_lines, existing_file, read_bounded
+from keras_sparse_dm.data.formats.broken_input import OnBroken, named, report
+from keras_sparse_dm.data.formats.strokes import MAX_POINTS, strokes_from_columns
 from keras_sparse_dm.data.sketch import Sketch
 from keras_sparse_dm.files import whole_file
 
 FORMAT = "keras_sparse_dm sketches"
 VERSION = 1
-# A line may hold a sketch of as many points as any, of numbers of all their digits.
+# Enough for a sketch of MAX_POINTS points with all digits of their numbers.
 MAX_LINE = 2**27
 MAX_OTHER_LAYOUT = 2**24
 
@@ -42,17 +34,17 @@ _END = "]}"
 
 
 def write_sketch_json(path, sketches: Iterable[Sketch]) -> int:
-    """Writes sketches as JSON; nothing that they hold is lost.
+    """Write sketches as JSON, without any loss.
 
     Args:
-        path: the `.json` file to write; whole, or not at all.
-        sketches: any number of them, taken one after the other.
+        path: the `.json` file to write; after an error it is unchanged.
+        sketches: any number of sketches; memory holds one at a time.
 
     Returns:
-        How many there were.
+        The number of sketches.
 
     Raises:
-        ValueError: if a sketch has more points than are read again: 1,048,576.
+        ValueError: if a sketch has more than 1,048,576 points, which could not be read back.
         OSError: if the file cannot be written.
     """
     count = 0
@@ -62,9 +54,9 @@ def write_sketch_json(path, sketches: Iterable[Sketch]) -> int:
             if sketch.num_points > MAX_POINTS:
                 raise ValueError(
                     f"sketch {sketch.name[:100]!r} has {sketch.num_points:,} points; "
-                    f"{MAX_POINTS:,} are the most"
+                    f"{MAX_POINTS:,} is the maximum"
                 )
-            # Python writes the shortest text that reads back as the same float64.
+            # Python writes the shortest text that gives the same float64 when read.
             strokes = [stroke.T.tolist() for stroke in sketch]
             line = json.dumps({"name": sketch.name, "label": sketch.label, "strokes": strokes})
             file.write(",\n" if count else "\n")
@@ -75,22 +67,22 @@ def write_sketch_json(path, sketches: Iterable[Sketch]) -> int:
 
 
 def read_sketch_json(path, on_broken: OnBroken | None = None) -> Iterator[Sketch]:
-    """Iterates over the sketches of a file that `write_sketch_json` wrote, or one of its form.
+    """Iterate over the sketches of a file that `write_sketch_json` wrote, or of the same form.
 
     Args:
-        path: the `.json` file, in UTF-8; the module's beginning shows its form.
+        path: the `.json` file, in UTF-8; the module's docstring shows its form.
         on_broken: called as `on_broken(where, error)` with a text such as
             `"mine.json, line 17"` (`"mine.json, sketch 16"` in another layout), or the file's
-            name, and a ValueError; what is broken is skipped. By default the error is raised.
+            name, and a ValueError; the broken sketch is skipped. By default the error is raised.
 
     Returns:
-        Iterator of `Sketch`es, as they were written. One is in memory at a time where each has
-        a line of its own, of at most 128 MiB; else the file, of at most 16 MiB.
+        Iterator of `Sketch`es, as they were written. Memory holds one at a time if each has a
+        line of its own, of at most 128 MiB; else the whole file, of at most 16 MiB.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: while iterating without an `on_broken`, for a file or sketch that cannot be
-            read; the message begins with what `where` would be.
+        FileNotFoundError: if the file does not exist.
+        ValueError: while iterating without `on_broken`, for a file or sketch that cannot be read;
+            the message begins with the `where` above.
     """
     return _read(existing_file(path), on_broken)
 
@@ -112,7 +104,7 @@ def _read_lines(path: Path, on_broken) -> Iterator[Sketch]:
         where = f"{path.name}, line {number}"
         try:
             if ended:
-                raise ValueError("stands after the end of the sketches")
+                raise ValueError("follows the end of the sketches")
             if line == _END.encode():
                 ended = True
                 continue
@@ -122,7 +114,7 @@ def _read_lines(path: Path, on_broken) -> Iterator[Sketch]:
         else:
             yield sketch
     if not ended:
-        report(on_broken, path.name, named(path.name, f"is cut short: it has no line {_END!r}"))
+        report(on_broken, path.name, named(path.name, f"is cut short: it lacks the line {_END!r}"))
 
 
 def _read_whole(path: Path, on_broken) -> Iterator[Sketch]:
@@ -149,16 +141,16 @@ def _read_whole(path: Path, on_broken) -> Iterator[Sketch]:
 
 def _sketch(record) -> Sketch:
     if type(record) is not dict or "strokes" not in record:
-        raise ValueError('is no sketch: a dictionary with the key "strokes" is wanted')
+        raise ValueError('is no sketch, which is a dictionary with the key "strokes"')
     texts = [record.get(key, "") for key in ("name", "label")]
     if set(map(type, texts)) != {str}:
-        raise ValueError('has a "name" or "label" that is no text')
+        raise ValueError('has a "name" or "label" that is not a text')
     strokes = record["strokes"]
     if strokes == []:
         return Sketch((), *texts)
     if type(strokes) is list and any(type(s) is list and len(s) == 2 for s in strokes):
         raise ValueError("has a stroke without times; it must be lists of x, y and times")
-    # Any sketch can be written, whatever its size and times.
+    # `write_sketch_json` writes sketches of any size and with any times.
     return Sketch(
         tuple(
             strokes_from_columns(

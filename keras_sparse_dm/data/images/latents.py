@@ -1,4 +1,4 @@
-"""Latents of a data set's images: encoded once, kept on disk, read batch by batch."""
+"""Latents of a data set's images: encoded once, cached on disk, read batch by batch."""
 
 from __future__ import annotations
 
@@ -9,46 +9,43 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from keras_sparse_dm.data.batches import check_whole
+from keras_sparse_dm.checks import check_whole
 from keras_sparse_dm.data.cache import (
-    Rows,
     cache_folder,
     check_free_space,
-    content_checksum,
     fingerprint_of,
     new_cache_file,
-    read_rows,
     warn_of_damage,
-    write_description,
 )
-from keras_sparse_dm.data.images.images import ImageArrays, StoredArrays
+from keras_sparse_dm.data.images.arrays import ImageArrays, StoredArrays
+from keras_sparse_dm.data.row_files import Rows, content_checksum, read_rows, write_description
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# Part of the cache's file name: raise it with every change of the file's layout.
+# Part of the cache's file name. Increase it with every change of the file's layout.
 CACHE_VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
 class LatentArrays(StoredArrays):
-    """What an autoencoder's encoder makes of images, in memory or in a file read as it is used.
+    """Latents of images, in memory or in a file of which only the used rows are read.
 
-    `len(arrays)` is the number of images, `arrays[i]` the latents of image i, not flipped,
-    float32 `(height, width, channels)`.
+    `len(arrays)` is the number of images and `arrays[i]` holds the latents of image i, not
+    flipped, float32 `(height, width, channels)`.
 
     Args:
         latents: float32 array or read-only memory map of shape `(n, height, width, channels)`;
-            with `flip` `(n, 2, height, width, channels)`, each image's and its mirror image's.
-        names: the images' names, n strings; by default their numbers.
-        flip: whether training takes the mirror image's latents with probability 1/2.
+            with `flip`, `(n, 2, height, width, channels)` for each image and its mirror image.
+        names: names of the images, n strings; by default their numbers.
+        flip: whether training uses the mirror image's latents with probability 1/2.
         fingerprint: a string that changes with autoencoder and images; by default a hash of
             latents, names and `flip`, which reads them once.
-        indices: where only some of `latents` are meant, the numbers of their rows, in order; n
-            then counts these.
+        indices: row numbers of the selected latents, in order; n is then their number. By default
+            all rows.
 
     Raises:
-        ValueError: if type, shapes or numbers do not fit together.
+        ValueError: if type, shapes or numbers are inconsistent.
     """
 
     latents: np.ndarray
@@ -95,12 +92,12 @@ class LatentArrays(StoredArrays):
         return f"LatentArrays({len(self)} of {shape}{', flip=True' if self.flip else ''})"
 
     def read_batch(self, positions: np.ndarray, flips: np.ndarray) -> np.ndarray:
-        """Latents at `positions`, the mirror images' where `flips` is true: float32, a copy."""
+        """Return a copy of the latents at `positions`, mirror images where `flips` is true."""
         rows = self._row_numbers(positions)
         return np.array(self.latents[rows, flips.astype(int)] if self.flip else self.latents[rows])
 
     def model_batch(self, batch: tf.Tensor) -> dict[str, tf.Tensor]:
-        """What `read_batch` gave, as the batch that models see."""
+        """Convert the result of `read_batch` to the batch that models see."""
         import tensorflow as tf
 
         return {"latents": tf.ensure_shape(batch, (None, *self.shape))}
@@ -115,25 +112,25 @@ def cache_latents(
     batch_size: int = 16,
     progress: bool = True,
 ) -> LatentArrays:
-    """Encodes images once; later calls with the same autoencoder and images read the result.
+    """Encode images once; later calls with the same autoencoder and images read the result.
 
     Args:
-        encode: makes latents `(batch, height, width, channels)`, an array or tensor, of float32
-            images `(batch, size, size, 3)` in [-1, 1].
-        images: the images. Where their `flip` is true, their mirror images are encoded too.
-        cache_dir: folder for the cache; by default what the environment variable
-            `KERAS_SPARSE_DM_CACHE` names, else the user's cache folder.
-        fingerprint: a string that changes with `encode`, its weights above all.
-        batch_size: images that are encoded at once, at least 1.
+        encode: function from float32 images `(batch, size, size, 3)` in [-1, 1] to latents
+            `(batch, height, width, channels)`, an array or tensor.
+        images: the images. If their `flip` is true, their mirror images are encoded too.
+        cache_dir: folder for the cache; by default that of the environment variable
+            `KERAS_SPARSE_DM_CACHE`, or else the user's cache folder.
+        fingerprint: a string that changes with `encode`, above all with its weights.
+        batch_size: number of images encoded at once, at least 1.
         progress: whether to show a progress bar (on standard error) while encoding.
 
     Returns:
         The latents, in the images' order and with their names, mapped from the cache's file.
 
     Raises:
-        ValueError: if an argument is out of its range, or `encode` gives something else or a
+        ValueError: if an argument is out of its range, or `encode` returns another shape or a
             value that is not finite.
-        OSError: if the cache cannot be written, or its disk has too little space.
+        OSError: if the cache cannot be written or its disk has too little space.
     """
     check_whole("batch_size", batch_size, 1, 2**31)
     _check_fingerprint(fingerprint)
@@ -151,19 +148,19 @@ def cache_latents(
 
 
 def load_latents(path, fingerprint: str, images: ImageArrays | None = None) -> LatentArrays:
-    """Reads a file that `cache_latents` wrote.
+    """Read a file that `cache_latents` wrote.
 
     Args:
-        path: the `.npy` file; its `.json` file lies beside it.
-        fingerprint: that of the autoencoder, as given to `cache_latents`.
-        images: the images that the latents must be of; any if None.
+        path: the `.npy` file, with its `.json` file beside it.
+        fingerprint: fingerprint of the autoencoder, as passed to `cache_latents`.
+        images: images that the latents must belong to; None accepts any.
 
     Returns:
         The latents, mapped from the file.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it was made with another autoencoder or of other images, or is damaged.
+        FileNotFoundError: if one of the files does not exist.
+        ValueError: if it was made with another autoencoder or from other images, or is damaged.
     """
     path = Path(path).expanduser()
     _check_fingerprint(fingerprint)
@@ -190,9 +187,9 @@ def load_latents(path, fingerprint: str, images: ImageArrays | None = None) -> L
         )
     if images is not None and (made_of, flip) != (images.fingerprint, bool(images.flip)):
         raise ValueError(
-            f"path={str(path)!r} was made of other images (fingerprint {made_of!r}, flip={flip}, "
+            f"path={str(path)!r} was made from other images (fingerprint {made_of!r}, flip={flip}, "
             f"not {images.fingerprint!r}, flip={bool(images.flip)}); encode these images with "
-            "cache_latents, or load the images it was made of"
+            "cache_latents, or load the images it was made from"
         )
     return latents
 
@@ -227,8 +224,8 @@ def _encode_all(encode, images, cache: Path, fingerprint, batch_size: int, progr
                     rows = Rows(file, batch.shape[1:], np.float32)
                 if batch.shape[1:] != rows.shape:
                     raise ValueError(
-                        f"encode gave latents of shape {batch.shape[1:]} after ones of "
-                        f"{rows.shape}; all images must give the same shape"
+                        f"encode gave latents of shape {batch.shape[1:]} after {rows.shape}; all "
+                        "images must give the same shape"
                     )
                 rows.add(batch)
                 bar.update(len(positions))

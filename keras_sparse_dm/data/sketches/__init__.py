@@ -1,4 +1,4 @@
-"""Sources of sketches, one in a file."""
+"""Data sets of sketches, one source per file."""
 
 import lazy_loader as _lazy
 
@@ -8,7 +8,9 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "digits": ["load_digits"],
         "kanjivg": ["kanjivg_folder", "load_kanjivg", "select_characters"],
         "quickdraw": ["load_quickdraw", "quickdraw_categories", "quickdraw_folder"],
-        "source": ["SketchSource", "load_sketches", "prepare_source"],
+        "own_files": ["load_sketches"],
+        "preparation": ["prepare_source"],
+        "source": ["SketchSource"],
         "tracing": ["trace"],
         "vmnist": ["load_vmnist"],
     },

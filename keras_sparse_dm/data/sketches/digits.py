@@ -1,9 +1,9 @@
-"""Pictures of handwritten digits: MNIST where it is there, else what scikit-learn brings along.
+"""Pictures of handwritten digits: MNIST if available, else those that come with scikit-learn.
 
 Nothing is ever downloaded. MNIST (Yann LeCun, Corinna Cortes and Christopher Burges) is read from
-the files in which it is published, or from what tensorflow-datasets has prepared. Without it the
-1,797 digits that every scikit-learn holds (E. Alpaydin and C. Kaynak, "Optical Recognition of
-Handwritten Digits", CC BY 4.0), 8 x 8 pixels each, are enlarged to the size of MNIST's.
+its published files, or as tensorflow-datasets has prepared it. Without it, the 1,797 digits of
+8 x 8 pixels that scikit-learn includes (E. Alpaydin and C. Kaynak, "Optical Recognition of
+Handwritten Digits", CC BY 4.0) are enlarged to the size of MNIST's.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ import numpy as np
 
 PARTS = ("train", "test", "all")
 
-# Files that claim to hold more pixels are refused; MNIST has 47 million.
+# Greatest number of pixels that a file may announce; MNIST has 47 million.
 MAX_PIXELS = 2**29
 
 HOW_TO_GET = (
-    "for MNIST, run `tfds build mnist` and leave folder out; or put t10k-images-idx3-ubyte.gz "
-    "and t10k-labels-idx1-ubyte.gz (for the larger part train-...), from "
-    "https://storage.googleapis.com/cvdf-datasets/mnist/, into a folder and name it as folder"
+    "for MNIST, run `tfds build mnist` and leave folder out; or download t10k-images-idx3-ubyte.gz "
+    "and t10k-labels-idx1-ubyte.gz (for the larger part train-...) from "
+    "https://storage.googleapis.com/cvdf-datasets/mnist/ into a folder and pass it as folder"
 )
 
-# "t10k-images-idx3-ubyte", "t10k-images.idx3-ubyte", each perhaps with ".gz".
+# "t10k-images-idx3-ubyte" or "t10k-images.idx3-ubyte", optionally with ".gz".
 _IMAGES_NAME = re.compile(r"(.*)images([-.])idx3([-.])ubyte(\.gz)?")
 _IMAGES_MAGIC, _LABELS_MAGIC = 2051, 2049
 
-# MNIST's.
+# Size of MNIST's pictures.
 _SIZE = 28
-# Enlarged edges are wide: less than this share of full brightness becomes dark. Of the digits of
-# scikit-learn the most then keep their loops and are of one piece when they are traced.
+# Enlarged edges are wide, so pixels below this share of full brightness become dark. With this
+# value, the most digits of scikit-learn keep their loops and stay in one piece when traced.
 _DARK = 1 / 6
 
 
 @dataclass(frozen=True, eq=False)
 class DigitImages:
-    """Pictures of digits and what they show.
+    """Pictures of digits with labels.
 
     Args:
         images: uint8 array of shape `(n, height, width)`, ink bright on 0.
         labels: uint8 array of shape `(n,)`, from 0 to 9.
-        source: where they come from, for messages.
-        files: the files they were read from; empty for digits that come with a package.
+        source: origin of the pictures, for messages.
+        files: files from which they were read; empty for digits that come with a package.
 
     Raises:
-        ValueError: if type, shapes or labels do not fit.
+        ValueError: if types, shapes or labels are inconsistent.
     """
 
     images: np.ndarray
@@ -71,8 +71,8 @@ class DigitImages:
                 )
         if len(self.images) != len(self.labels):
             raise ValueError(
-                f"{self.source}: {len(self.images)} images but {len(self.labels)} labels; there "
-                "must be as many"
+                f"{self.source}: {len(self.images)} images but {len(self.labels)} labels; the "
+                "numbers must be equal"
             )
         if (self.labels > 9).any():
             i = int(np.argmax(self.labels > 9))
@@ -85,29 +85,29 @@ class DigitImages:
 
 
 def load_digits(folder=None, part: str = "test") -> DigitImages:
-    """Pictures of handwritten digits from where they are; nothing is downloaded.
+    """Load pictures of handwritten digits; nothing is downloaded.
 
     Args:
         folder: one of
 
-            - a folder with MNIST's IDX files, as they are published or unpacked:
-              `*images-idx3-ubyte` or `*images.idx3-ubyte`, the labels beside them;
-            - one such file of images, whichever part it holds;
+            - a folder with MNIST's IDX files, compressed or not: `*images-idx3-ubyte` or
+              `*images.idx3-ubyte`, with the labels beside them;
+            - one such file of images, of any part;
             - a folder in which tensorflow-datasets has prepared `mnist`;
-            - None for tensorflow-datasets' usual folder, and, where that has no `mnist`, for the
-              digits of scikit-learn, smoothly enlarged to 28 x 28 pixels. `source` says which.
+            - None for tensorflow-datasets' usual folder, or, if it has no `mnist`, for the digits
+              of scikit-learn, smoothly enlarged to 28 x 28 pixels. `source` names the origin.
 
-        part: `"test"` for MNIST's 10,000 digits for testing, `"train"` for the 60,000 others,
-            `"all"` for both, those for training first. The digits of scikit-learn have no parts:
-            it is always all 1,797.
+        part: `"test"` for MNIST's 10,000 test digits, `"train"` for the 60,000 others, `"all"` for
+            both, starting with those for training. The digits of scikit-learn have no parts; all
+            1,797 are loaded.
 
     Returns:
         Images and labels in the source's order.
 
     Raises:
         FileNotFoundError: if `folder` does not exist or does not hold MNIST or that part of
-            it; the message says how to get it.
-        ValueError: if `part` is unknown, or a file is broken; the message names it.
+            it; the message explains how to get it.
+        ValueError: if `part` is unknown or a file is broken; the message names it.
     """
     if part not in PARTS:
         raise ValueError(
@@ -122,7 +122,7 @@ def load_digits(folder=None, part: str = "test") -> DigitImages:
         match = _IMAGES_NAME.fullmatch(path.name)
         if match is None:
             raise ValueError(
-                f"folder={str(path)!r} is a file, but not named as MNIST's images are "
+                f"folder={str(path)!r} is a file, but its name is not like those of MNIST's images "
                 "(t10k-images-idx3-ubyte.gz); give such a file or its folder"
             )
         return _read_idx([path])
@@ -135,7 +135,7 @@ def load_digits(folder=None, part: str = "test") -> DigitImages:
     if digits is None:
         raise FileNotFoundError(
             f"folder={str(path)!r} holds neither IDX files of images (t10k-images-idx3-ubyte.gz) "
-            f"nor a mnist that tensorflow-datasets has prepared; {HOW_TO_GET}"
+            f"nor mnist as prepared by tensorflow-datasets; {HOW_TO_GET}"
         )
     return digits
 
@@ -144,7 +144,7 @@ def load_digits(folder=None, part: str = "test") -> DigitImages:
 
 
 def _idx_files(folder: Path) -> dict[str, Path]:
-    """The files of images by what their names begin with; unpacked ones before packed."""
+    """Return the files of images by the first part of their names; uncompressed ones win."""
     found = {}
     for file in sorted(folder.iterdir(), key=lambda file: (file.suffix == ".gz", file.name)):
         match = _IMAGES_NAME.fullmatch(file.name)
@@ -154,7 +154,7 @@ def _idx_files(folder: Path) -> dict[str, Path]:
 
 
 def _select(sets: dict[str, Path], part: str, folder: Path) -> list[Path]:
-    """The file of images that holds a part, or of all parts."""
+    """Return the files of images that hold a part, or all parts."""
     by_part = {"train": [], "test": []}
     for start, file in sorted(sets.items()):
         if "train" in start:
@@ -186,14 +186,14 @@ def _read_idx(files: list[Path]) -> DigitImages:
         sources.append((file, _labels_file(file)))
         images.append(_read_array(file, _IMAGES_MAGIC, 3))
         labels.append(_read_array(sources[-1][1], _LABELS_MAGIC, 1))
-        # Checks each by itself, so that the message names the file.
+        # Check each file by itself, so that the message names it.
         DigitImages(images[-1], labels[-1], str(file))
     if len({array.shape[1:] for array in images}) > 1:
         sizes = " and ".join(
             f"{width} x {height} in {file.name}"
             for file, (_, height, width) in zip(files, (a.shape for a in images), strict=True)
         )
-        raise ValueError(f"{files[0].parent}: images of one size are needed; received {sizes}")
+        raise ValueError(f"{files[0].parent}: images must have one size; received {sizes}")
     return DigitImages(
         np.concatenate(images),
         np.concatenate(labels),
@@ -213,12 +213,12 @@ def _labels_file(images: Path) -> Path:
         if images.with_name(name).is_file():
             return images.with_name(name)
     raise FileNotFoundError(
-        f"{images} has no file of labels beside it; there must be {images.with_name(names[0]).name}"
+        f"{images} has no file of labels beside it; {images.with_name(names[0]).name} is missing"
     )
 
 
 def _read_array(file: Path, magic: int, axes: int) -> np.ndarray:
-    """The uint8 array of an IDX file, of which no more is unpacked than its header announces."""
+    """Return the uint8 array of an IDX file; unpacks no more than its header announces."""
     what = {_IMAGES_MAGIC: "images", _LABELS_MAGIC: "labels"}
     try:
         with file.open("rb") as raw:
@@ -227,7 +227,7 @@ def _read_array(file: Path, magic: int, axes: int) -> np.ndarray:
             header = stream.read(4 + 4 * axes)
             found = int.from_bytes(header[:4], "big")
             if len(header) >= 4 and found != magic:
-                hint = f", that of {what[found]}" if found in what else ""
+                hint = f", as a file of {what[found]}" if found in what else ""
                 raise ValueError(
                     f"{file}: begins with the number {found}{hint}; an IDX file of {what[magic]} "
                     f"begins with {magic}"
@@ -259,7 +259,7 @@ def _read_array(file: Path, magic: int, axes: int) -> np.ndarray:
 
 
 def _read_tfds(folder: Path | None, part: str) -> DigitImages | None:
-    """What tensorflow-datasets has prepared, or None where it has nothing there."""
+    """Read the digits that tensorflow-datasets has prepared; None if there are none."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -270,7 +270,7 @@ def _read_tfds(folder: Path | None, part: str) -> DigitImages | None:
             shuffle_files=False,
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
         )
-    except AssertionError:  # what tensorflow-datasets raises for data that are not there
+    except AssertionError:  # raised by tensorflow-datasets if the data are missing
         return None
     folder = Path(builder.data_path)
     try:
@@ -296,7 +296,8 @@ def _embedded_digits() -> DigitImages:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    # Each pixel counts the ink of 4 x 4, from 0 to 16. With a border lines end as they do inside.
+    # Each pixel counts the ink of 4 x 4 pixels, from 0 to 16. The border lets lines at the edge end
+    # as they do inside.
     small = np.pad(digits.images / 16, ((0, 0), (1, 1), (1, 1)))
     factor = _SIZE / small.shape[1]
     large = zoom(small, (1, factor, factor), order=3, mode="grid-constant", grid_mode=True)

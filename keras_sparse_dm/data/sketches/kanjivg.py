@@ -1,14 +1,15 @@
 """KanjiVG: 6,422 kanji as brush strokes (Ulrich Apel, CC BY-SA 3.0), prepared once and cached.
 
-The default source is the PyPI package ``kanjivg``, whose SVG files lie in its folder ``kanji``.
-Of its 11,662 files the default takes one for each unified CJK ideograph, 6,422 in all. Left out
-are kana, letters, digits, punctuation and loose radicals (281 files), which are no kanji, and
-4,959 variants (`04e14-Kaisho.svg` and the like): most differ from the main file by a fraction
-of a stroke, and with them the validation set would hold near copies of training sketches. The
-version of KanjiVG that sketch-rnn made, on which the paper trained, does hold variants
-(11,458 sketches in all); ``characters="all"`` comes closest to it. It can be read too: the file
-``kanji.rdp25.npz``, or another of https://github.com/hardmaru/sketch-rnn-datasets/tree/master/kanji.
-Its part for training has 10,358 sketches, of which the paper's 85% make 68 batches of 128.
+The default source is the PyPI package ``kanjivg``, whose folder ``kanji`` holds 11,662 SVG files.
+By default one file is read for each unified CJK ideograph, 6,422 in all. Kana, letters, digits,
+punctuation and loose radicals (281 files) are no kanji and are skipped. So are 4,959 variants such
+as `04e14-Kaisho.svg`: most differ from the main file by a fraction of a stroke, so the validation
+set would hold near copies of training sketches.
+
+The paper trained on sketch-rnn's version of KanjiVG, which does hold variants (11,458 sketches in
+all); ``characters="all"`` comes closest to it. That version can be read too: ``kanji.rdp25.npz`` or
+another file of https://github.com/hardmaru/sketch-rnn-datasets/tree/master/kanji. Its training
+split has 10,358 sketches; the paper's 85% of them make 68 batches of 128.
 """
 
 from __future__ import annotations
@@ -19,16 +20,11 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from keras_sparse_dm.data.batches import SketchArrays
 from keras_sparse_dm.data.cache import state_of
 from keras_sparse_dm.data.reading import list_files, read_sketch_rnn, read_svg
-from keras_sparse_dm.data.sketches.source import (
-    Item,
-    SketchSource,
-    as_it_is,
-    items_of,
-    prepare_source,
-)
+from keras_sparse_dm.data.sketch_arrays import SketchArrays
+from keras_sparse_dm.data.sketches.preparation import prepare_source
+from keras_sparse_dm.data.sketches.source import Item, SketchSource, as_it_is, items_of
 
 CHARACTERS = ("kanji", "kanji+variants", "all")
 
@@ -36,13 +32,13 @@ _KANJIVG_NAME = re.compile(r"([0-9a-f]{5})(-\w+)?")
 
 
 def kanjivg_folder() -> Path:
-    """The folder of the SVG files that the PyPI package ``kanjivg`` installs.
+    """Return the folder of the SVG files that the PyPI package ``kanjivg`` installs.
 
     Returns:
         The path of the folder.
 
     Raises:
-        FileNotFoundError: if the package is not installed; the message says how to install it.
+        FileNotFoundError: if the package is not installed; the message explains how to install it.
     """
     try:
         folder = Path(importlib.metadata.distribution("kanjivg").locate_file("kanji"))
@@ -57,13 +53,13 @@ def kanjivg_folder() -> Path:
 
 
 def select_characters(files: Iterable[Path], characters: str = "kanji") -> list[Path]:
-    """Selects files by KanjiVG's naming: the character's code point in five hexadecimal digits.
+    """Select files by KanjiVG's names: the character's code point in five hexadecimal digits.
 
     Args:
         files: paths of SVG files.
-        characters: `"kanji"` for one file per unified CJK ideograph, `"kanji+variants"` for
-            their variant forms too (`04e14-Kaisho.svg`), `"all"` for every file. A file whose
-            name is not of KanjiVG's form is always selected.
+        characters: `"kanji"` for one file per unified CJK ideograph, `"kanji+variants"` to include
+            their variants (`04e14-Kaisho.svg`), `"all"` for every file. A file whose name does
+            not have KanjiVG's form is always selected.
 
     Returns:
         The selected paths, in the same order.
@@ -92,26 +88,26 @@ def select_characters(files: Iterable[Path], characters: str = "kanji") -> list[
 def load_kanjivg(
     folder=None, cache_dir=None, characters: str = "kanji", **preparation
 ) -> tuple[SketchArrays, SketchArrays]:
-    """KanjiVG, prepared as the original ChiroDiff does, split for training and validation.
+    """Load KanjiVG, prepared as the original ChiroDiff does, for training and validation.
 
     Args:
         folder: folder of `.svg` files, by default that of the installed PyPI package
-            ``kanjivg``; or one of sketch-rnn's `.npz` files of KanjiVG, of which the part for
-            training is read, as in the paper, or a folder that holds one.
-        cache_dir: as for `prepare_source`.
-        characters: which `.svg` files, see `select_characters`. A `.npz` file tells no names and
-            is read whole.
-        **preparation: sizes, split and more, as `prepare_source` takes.
+            ``kanjivg``; or one of sketch-rnn's `.npz` files of KanjiVG, whose training split is
+            read, as in the paper; or a folder that holds one.
+        cache_dir: folder for the cache, see `prepare_source`.
+        characters: selection of `.svg` files, see `select_characters`. A `.npz` file holds no
+            names and is read completely.
+        **preparation: sizes, split and other arguments of `prepare_source`.
 
     Returns:
-        `(train, validation)`. The `summary` of both counts what was read, kept and dropped, and
-        names the broken files, which are skipped.
+        `(train, validation)`. The `summary` of both counts the drawings that were read, kept and
+        dropped, and names the broken files, which are skipped.
 
     Raises:
         FileNotFoundError: if `folder` does not exist or the package is not installed.
         ValueError: if an argument is out of its range, the folder cannot be read or holds no
-            fitting file, more than 5% of the drawings are broken, or fewer than two sketches
-            are left.
+            matching file, more than 5% of the drawings are broken, or fewer than two sketches
+            remain.
     """
     if characters not in CHARACTERS:
         select_characters([], characters)

@@ -1,11 +1,10 @@
 """QuickDraw: drawings of 345 categories, 50 million in all (Google, CC BY 4.0).
 
-The files people have are found by their category's name, in one folder: the raw drawings with
-their times (``cat.ndjson``, which the original ChiroDiff uses), the simplified ones, either of
-them compressed (``cat.ndjson.gz``), sketch-rnn's (``cat.npz``, ``sketchrnn_cat.full.npz``), the
-original ChiroDiff's packed ones (``cat_threeseqabs.npz``), or a folder ``cat`` of the pickles that
-it unpacks. tensorflow-datasets' QuickDraw
-holds bitmaps only, no strokes, and is of no use here.
+One folder holds the files, which are found by their category's name: raw drawings with times
+(``cat.ndjson``, which the original ChiroDiff uses), simplified ones, either of them compressed
+(``cat.ndjson.gz``), sketch-rnn's files (``cat.npz``, ``sketchrnn_cat.full.npz``), files packed by
+the original ChiroDiff (``cat_threeseqabs.npz``), or a folder ``cat`` of the pickles that it
+unpacks. tensorflow-datasets' QuickDraw holds only bitmaps, no strokes, so it cannot be used.
 
 Raw drawings: https://storage.googleapis.com/quickdraw_dataset/full/raw/cat.ndjson
 """
@@ -20,23 +19,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from keras_sparse_dm.data.batches import SketchArrays
 from keras_sparse_dm.data.cache import cache_folder, state_of
 from keras_sparse_dm.data.reading import read_chirodiff, read_sketches
+from keras_sparse_dm.data.sketch_arrays import SketchArrays
+from keras_sparse_dm.data.sketches.preparation import prepare_source
 from keras_sparse_dm.data.sketches.source import (
     Item,
     SketchSource,
     items_of,
     line_items,
-    prepare_source,
     read_line_or_sketch,
 )
 
-# Those that the paper trains on, one after the other.
+# The categories of the paper, which trains one model on each.
 PAPER_CATEGORIES = ("cat", "crab", "mosquito")
 ADDRESS = "https://storage.googleapis.com/quickdraw_dataset/full/raw"
 
-# What is not the category in the names that the files go by.
+# The parts of file names that are not the category.
 _PREFIX = re.compile(r"^(full[ _/])?(raw|simplified|sketchrnn)[ _/]")
 _SUFFIX = re.compile(r"(\.full|_threeseqabs|_threeseqdel)$")
 _ENDINGS = (".ndjson", ".ndjson.gz", ".npz")
@@ -44,10 +43,10 @@ _ENDINGS = (".ndjson", ".ndjson.gz", ".npz")
 
 @functools.cache
 def quickdraw_categories() -> tuple[str, ...]:
-    """The names of QuickDraw's 345 categories, in alphabetical order.
+    """Return the names of QuickDraw's 345 categories, in alphabetical order.
 
     Returns:
-        The names, as tensorflow-datasets lists them; empty where that package is not installed.
+        The names that tensorflow-datasets lists; empty if that package is not installed.
     """
     package = importlib.util.find_spec("tensorflow_datasets")
     if package is None or package.origin is None:
@@ -60,10 +59,10 @@ def quickdraw_categories() -> tuple[str, ...]:
 
 
 def quickdraw_folder(cache_dir=None) -> Path:
-    """Where QuickDraw's files are looked for by default: ``quickdraw`` in the cache's folder.
+    """Return the default folder of QuickDraw's files: ``quickdraw`` in the cache's folder.
 
     Args:
-        cache_dir: as for `prepare_source`.
+        cache_dir: folder for the cache, see `prepare_source`.
 
     Returns:
         The folder, which need not exist.
@@ -78,19 +77,19 @@ def load_quickdraw(
     cache_dir=None,
     **preparation,
 ) -> tuple[SketchArrays, SketchArrays]:
-    """QuickDraw, prepared as the original ChiroDiff does, split for training and validation.
+    """Load QuickDraw, prepared as the original ChiroDiff does, for training and validation.
 
     Args:
-        folder: folder of QuickDraw's files, one or more of each category; `quickdraw_folder`'s
-            by default. Of several of one category, raw or simplified ones are preferred to
-            compressed ones, these to `.npz` files, these to unpacked pickles.
-        categories: names of categories, at least one. The paper trains a model of each of its
-            three; by default one model learns all three.
-        recognized: whether only drawings are read that the game recognized, which only
-            `.ndjson` files tell.
-        cache_dir: as for `prepare_source`.
-        **preparation: sizes, split and more, as `prepare_source` takes. `max_sketches` counts in
-            each category.
+        folder: folder of QuickDraw's files, one or more per category; by default
+            `quickdraw_folder()`. If a category has several, uncompressed `.ndjson` files are
+            preferred, then compressed ones, then `.npz` files, then unpacked pickles.
+        categories: names of categories, at least one. The paper trains a separate model on each
+            of its three; by default all three are loaded together.
+        recognized: whether to read only drawings that the game recognized; requires `.ndjson`
+            files, which alone hold this information.
+        cache_dir: folder for the cache, see `prepare_source`.
+        **preparation: sizes, split and other arguments of `prepare_source`. `max_sketches` counts
+            within each category.
 
     Returns:
         `(train, validation)`, whose `labels` are the categories.
@@ -98,19 +97,22 @@ def load_quickdraw(
     Raises:
         FileNotFoundError: if the folder, or a category's file in it, does not exist; the message
             says where to get it.
-        ValueError: if there is no such category, or as `prepare_source`.
+        ValueError: if a category is unknown, or `prepare_source` raises one.
     """
     categories = [categories] if isinstance(categories, str) else list(categories)
     if not categories:
-        raise ValueError("categories must name at least one, for example ('cat',); received none")
+        raise ValueError(
+            "categories must hold at least one name, for example ('cat',); received none"
+        )
     if len(set(categories)) < len(categories):
-        raise ValueError(f"categories={categories!r} names one twice")
+        raise ValueError(f"categories={categories!r} must not hold a name twice")
     folder = quickdraw_folder(cache_dir) if folder is None else Path(folder).expanduser()
     files = _find(folder, categories)
     silent = [file.name for file in files.values() if not _is_text(file)]
     if recognized and silent:
         raise ValueError(
-            f"recognized=True needs .ndjson files, which alone tell it; {silent[0]} does not"
+            f"recognized=True requires .ndjson files, which alone hold this information; received "
+            f"{silent[0]}"
         )
     source = SketchSource(
         title="QuickDraw",
@@ -124,7 +126,7 @@ def load_quickdraw(
 
 
 def _find(folder: Path, categories: list[str]) -> dict[str, Path]:
-    """`{category: its file or folder}`, in the order asked for."""
+    """Return `{category: its file or folder}`, in the order of `categories`."""
     for category in categories:
         if not isinstance(category, str) or not category.strip() or "/" in category:
             raise ValueError(f"categories holds {category!r}; it must hold names such as 'cat'")
@@ -152,12 +154,12 @@ def _find(folder: Path, categories: list[str]) -> dict[str, Path]:
         near = difflib.get_close_matches(category, known | set(found), 1)
         if near and category not in known:
             raise ValueError(
-                f"categories holds {category!r}, which is none of QuickDraw's; did you mean "
+                f"categories holds {category!r}, which is not one of QuickDraw's; did you mean "
                 f"{near[0]!r}?"
             )
         if known and category not in known:
             raise ValueError(
-                f"categories holds {category!r}, which is none of QuickDraw's {len(known)}; the "
+                f"categories holds {category!r}, which is not one of QuickDraw's {len(known)}; the "
                 f"folder holds {', '.join(sorted(found)) or 'none'}"
             )
         raise FileNotFoundError(
@@ -169,7 +171,7 @@ def _find(folder: Path, categories: list[str]) -> dict[str, Path]:
 
 
 def _category(path: Path) -> tuple[str | None, int]:
-    """The category that a file or folder holds, or None, and which are preferred: lowest first."""
+    """Return the category of a file or folder, or None, and its rank: lower ones are preferred."""
     name = unquote(path.name)
     if path.is_dir():
         return name, len(_ENDINGS)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_sparse_dm.data.batches import check_whole
+from keras_sparse_dm.checks import check_whole
 from keras_sparse_dm.data.cache import fingerprint_of
 
 WEIGHTS = Path(__file__).parent / "weights" / "fd_kanji.npz"

@@ -13,10 +13,12 @@ from functools import partial
 
 import numpy as np
 
-from keras_sparse_dm.data.batches import SketchArrays, check_whole
-from keras_sparse_dm.data.cache import map_chunks
-from keras_sparse_dm.data.rendering import render
-from keras_sparse_dm.data.sketch import Sketch, check_representation, from_points
+from keras_sparse_dm.checks import check_whole
+from keras_sparse_dm.data.rasterization import rasterize
+from keras_sparse_dm.data.representations import check_representation, from_points
+from keras_sparse_dm.data.sketch import Sketch
+from keras_sparse_dm.data.sketch_arrays import SketchArrays
+from keras_sparse_dm.data.worker_processes import map_chunks
 
 # Below this number of sketches starting processes costs more time than it saves.
 _SERIAL = 2000
@@ -76,7 +78,7 @@ def render_sketches(
         check_whole("workers", workers, 1, 2**31)
     settings = {"size": size, "line_width": line_width, "box": box, "margin": margin}
     # Refuses settings that are out of range before any worker starts.
-    render(Sketch([[[0.0, 0.0, 0.0]]]), **settings)
+    rasterize(Sketch([[[0.0, 0.0, 0.0]]]), **settings)
 
     sketches = list(sketches)
     pictures = np.empty((len(sketches), size, size), np.uint8)
@@ -109,7 +111,7 @@ def _render_one(number: int, sketch, representation: str, settings: dict) -> np.
     try:
         if not isinstance(sketch, Sketch):
             sketch = from_points(sketch, representation)
-        return render(sketch, **settings)
+        return rasterize(sketch, **settings)
     except (TypeError, ValueError) as error:
         return (
             f"sketches[{number}] cannot be drawn: {error}; give Sketches, SketchArrays, or arrays "

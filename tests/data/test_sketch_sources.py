@@ -3,17 +3,20 @@ import json
 import numpy as np
 import pytest
 
-from keras_sparse_dm.data import load_kanjivg, load_sketches, prepare, to_points
-from keras_sparse_dm.data.reading import write_sketch_json, write_svg
-from keras_sparse_dm.data.sketch import Sketch, keep_strokes, simplify
-from keras_sparse_dm.data.sketches import source as sketch_sets
-from keras_sparse_dm.data.sketches.source import (
-    Item,
-    SketchSource,
-    as_it_is,
-    items_of,
+from keras_sparse_dm.data import (
+    Sketch,
+    keep_strokes,
+    load_kanjivg,
+    load_sketches,
+    prepare_sketch,
     prepare_source,
+    simplify,
+    to_points,
+    write_sketch_json,
+    write_svg,
 )
+from keras_sparse_dm.data.sketches import preparation
+from keras_sparse_dm.data.sketches.source import Item, SketchSource, as_it_is, items_of
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +34,7 @@ def scribble(seed, points=12, strokes=2, label=""):
 
 
 def source(contents, groups=None, **changes):
-    """A source of sketches held in memory; an exception is a broken one, None one left out."""
+    """Return a source of sketches in memory; an exception is a broken one, None one left out."""
     groups = groups or [""] * len(contents)
 
     def items(complete):
@@ -56,7 +59,7 @@ def test_every_sketch_is_prepared_and_in_one_part():
         for name, label, points in zip(part.names, part.labels, part, strict=True):
             sketch = by_name.pop(name)
             assert label == sketch.label
-            np.testing.assert_array_equal(points, to_points(prepare(sketch)))
+            np.testing.assert_array_equal(points, to_points(prepare_sketch(sketch)))
     assert not by_name
     assert train.summary.labels == {"0": 7, "1": 7, "2": 6}
     assert "20 kept (0 7, 1 7, 2 6)" in str(train.summary)
@@ -67,7 +70,7 @@ def test_options_of_preparation_reach_every_sketch():
     train, _ = load(sketches, spacing=0.1, scale=5.0, tolerance=0.2, max_strokes=2)
     by_name = {s.name: s for s in sketches}
     for name, points in zip(train.names, train, strict=True):
-        expected = prepare(by_name[name], 0.1, 5.0, 0.2, 2)
+        expected = prepare_sketch(by_name[name], 0.1, 5.0, 0.2, 2)
         assert len(expected) == 2
         np.testing.assert_array_equal(points, to_points(expected))
     assert sum(map(len, train)) < sum(map(len, load(sketches)[0]))
@@ -82,7 +85,7 @@ def test_the_first_of_each_group_are_taken_and_no_more_is_read():
                 if group in complete:
                     break
                 taken.append(group)
-                # Broken ones and those left out do not count.
+                # Broken sketches and those left out do not count.
                 content = scribble(i) if i % 2 else (ValueError("bad") if i == 0 else None)
                 yield Item(f"{group}{i}", content, group)
 
@@ -91,7 +94,7 @@ def test_the_first_of_each_group_are_taken_and_no_more_is_read():
     assert len(train) + len(validation) == 60
     assert train.summary.labels == {"a": 30, "b": 30}
     assert {*train.names, *validation.names} == {f"s{i}" for i in range(1, 60, 2)}
-    # The two broken ones, and those of even numbers from 2 up to before the last one taken.
+    # The two broken ones, and the even numbers from 2 to below the last one taken.
     assert (train.summary.left_out, len(train.summary.broken), train.summary.read) == (58, 2, 120)
     assert taken.count("a") < 150 and taken.count("b") < 150
 
@@ -127,7 +130,7 @@ def test_nothing_left_is_told():
     with pytest.raises(ValueError, match="leaves 0 for training and 1 for validation"):
         load([scribble(0)])
     sketches = [scribble(0), scribble(1)]
-    shortest = min(len(to_points(prepare(sketch))) for sketch in sketches) + 1
+    shortest = min(len(to_points(prepare_sketch(sketch))) for sketch in sketches) + 1
     message = f"max_points=5 leaves no sketch: the shortest has {shortest} points"
     with pytest.raises(ValueError, match=f"{message}.*2 too long"):
         load(sketches, max_points=5)
@@ -169,7 +172,7 @@ def test_a_reader_that_gives_up_on_a_file_still_gives_what_it_read():
 
 
 def test_workers_give_what_one_process_gives(monkeypatch, tmp_path):
-    monkeypatch.setattr(sketch_sets, "_CHUNK", 5)
+    monkeypatch.setattr(preparation, "_CHUNK", 5)
     sketches = [scribble(i) for i in range(40)]
     alone = load(sketches)
     pooled = prepare_source(
@@ -179,7 +182,7 @@ def test_workers_give_what_one_process_gives(monkeypatch, tmp_path):
         assert a.points.tobytes() == b.points.tobytes() and a.names == b.names
 
 
-# Files of one's own
+# The user's own files
 
 
 def test_own_files_of_several_formats(tmp_path):
@@ -230,7 +233,7 @@ def test_a_changed_file_of_ones_own_is_read_anew(tmp_path):
     assert load_sketches(file, progress=False)[0].summary.read == 5
 
 
-# KanjiVG of sketch-rnn
+# sketch-rnn's KanjiVG
 
 
 def write_sketch_rnn(path, seeds, **others):
@@ -315,7 +318,7 @@ def test_a_stroke_that_would_fill_the_memory_is_refused():
     rng = np.random.default_rng(0)
     wild = Sketch((np.column_stack([rng.normal(size=(3000, 2)), np.arange(3000)]),), "wild")
     with pytest.raises(ValueError, match="'wild'.* points; 1,000,000 is the most"):
-        prepare(wild, spacing=1e-4)
+        prepare_sketch(wild, spacing=1e-4)
 
 
 def test_summaries_are_plain_values(tmp_path):

@@ -1,4 +1,4 @@
-"""Pictures of sketches as arrays of pixels, for image models and for the Frechet distance."""
+"""Sketches as arrays of pixels, for image models and for the Fréchet distance."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ import numpy as np
 
 from keras_sparse_dm.data.sketch import Sketch
 
-# KanjiVG's own: a pen 3 wide on a canvas of 109 x 109.
+# KanjiVG's pen is 3 wide on a canvas of 109 x 109.
 LINE_SHARE = 3 / 109
 KANJIVG_BOX = (0.0, 0.0, 109.0, 109.0)
 
-# Each pixel is the mean of this many squared: 65 levels of grey along an edge.
+# Each pixel is the mean of this many subpixels squared: 65 levels of grey along an edge.
 _SUBPIXELS = 8
-# Sizes from here on have pixels enough: fewer subpixels, which would only cost time.
+# Pictures of this size or more have enough pixels, so they use fewer subpixels to save time.
 _LARGE = 192
-# Lines may lie off by this much, in pixels.
+# Greatest error of a simplified line, in pixels.
 _VISIBLE = 0.02
-# A turn by more than this, in radians, is a corner and stays where it is.
+# A turn by more than this, in radians, is a corner, which simplification keeps.
 _CORNER = 0.3
-# As far off, in pixels, as a point may lie: where a line to it crosses the picture is still
-# known to a fraction of a pixel.
+# Greatest distance of a point, in pixels, at which a line to it still crosses the picture within a
+# fraction of a pixel of the right place.
 _FAR = 1e9
 
 
-def render(
+def rasterize(
     sketch: Sketch,
     size: int,
     line_width: float | None = None,
     box: tuple[float, float, float, float] | None = None,
     margin: float = 0.05,
 ) -> np.ndarray:
-    """Draws a sketch with a round pen, black on white, with smooth edges.
+    """Draw a sketch with a round pen, black on white, with smooth edges.
 
     Equal sketches give equal pixels.
 
     Args:
-        sketch: any sketch. A stroke of one point is a dot, no stroke a white picture.
+        sketch: any sketch. A stroke of one point is a dot; a sketch without strokes is white.
         size: width and height of the picture in pixels, at least 1.
         line_width: width of the pen in pixels; by default KanjiVG's, 3/109 of the picture.
-        box: `(left, top, right, bottom)`, in the sketch's unit, of what the picture shows: for
-            KanjiVG `KANJIVG_BOX`, its canvas of 109 x 109. Shown whole and in the middle where
-            it is no square; what lies outside is cut off. By default the sketch's own bounds.
+        box: visible area `(left, top, right, bottom)` in the sketch's unit, for KanjiVG
+            `KANJIVG_BOX`, its canvas of 109 x 109. An area that is not square is shown completely
+            and centred; lines outside the picture are cut off. By default the sketch's bounds.
         margin: without a `box`, the free space on each side of the lines, as a share of the
             picture, from 0 to below 0.5.
 
@@ -85,7 +85,7 @@ def _check_size(size) -> int:
 
 
 def _placement(points, size, line_width, box, margin) -> tuple[float, np.ndarray]:
-    """Scale and shift from the sketch's unit to pixels."""
+    """Return scale and shift from the sketch's unit to pixels."""
     if box is None:
         low, high = points.min(axis=0), points.max(axis=0)
         room = size * (1 - 2 * margin) - line_width
@@ -103,10 +103,10 @@ def _placement(points, size, line_width, box, margin) -> tuple[float, np.ndarray
             )
         low, high = box[:2], box[2:]
         room = size
-    # Halves first: the sum of two large numbers might overflow.
+    # Halve first: the sum of two large numbers might overflow.
     middle = low / 2 + high / 2
     extent = (high / 2 - low / 2).max()
-    # All in one place: a dot in the middle, at any scale.
+    # If all points lie at one place, they are a dot in the middle at any scale.
     scale = room / extent / 2 if extent > 0 else 0.0
     if not np.isfinite(scale):
         scale = 0.0
@@ -114,12 +114,14 @@ def _placement(points, size, line_width, box, margin) -> tuple[float, np.ndarray
 
 
 def _simplify(points, lengths, tolerance) -> tuple[np.ndarray, np.ndarray]:
-    """Drops points that lie, about, within `tolerance` of the line through the others.
+    """Drop points that lie within about `tolerance` of the line through the others.
 
-    A chord of length s misses an arc of curvature k by k s^2 / 8: along the line the square root
-    of k / (8 tolerance) adds up to the number of chords that are needed.
+    A chord of length s misses an arc of curvature k by k s^2 / 8. So the number of chords needed
+    is the integral of the square root of k / (8 tolerance) along the line.
 
-    Returns the points and where each stroke starts among them. First and last points stay.
+    Returns:
+        The remaining points, with each stroke's first and last, and the index at which each stroke
+        starts, followed by the number of points.
     """
     ends = np.cumsum(lengths)
     steps, turns = _steps_and_turns(points)
@@ -132,7 +134,7 @@ def _simplify(points, lengths, tolerance) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _steps_and_turns(points) -> tuple[np.ndarray, np.ndarray]:
-    """Length of the step to each point, and the angle by which the line turns there."""
+    """Return the length of the step to each point, and the angle by which the line turns there."""
     steps = np.diff(points, axis=0, prepend=points[:1])
     direction = np.arctan2(steps[:, 1], steps[:, 0])
     turns = np.abs(np.diff(direction, append=direction[-1:]))
@@ -140,16 +142,16 @@ def _steps_and_turns(points) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_lines(draw, points, starts, width, side) -> None:
-    """Bars along the steps, discs at the ends and wherever two bars would leave a gap."""
-    # Between two bars that meet at an angle a wedge stays open on the outer side.
+    """Draw bars along the steps, and discs at the ends and wherever two bars would leave a gap."""
+    # Two bars that meet at an angle leave a wedge open on the outer side.
     discs = _steps_and_turns(points)[1] * width / 2 > 0.5
     discs[starts[:-1]] = True
     discs[starts[1:] - 1] = True
-    # What lies farther off the picture is not seen, and Pillow's integers may not hold it.
+    # Shapes farther outside the picture are invisible, and may overflow Pillow's integers.
     low, high = -width, side + width
     discs &= ((points >= low) & (points <= high)).all(axis=1)
-    # From here on a pixel lies where its middle is. Pillow fills the pixels on the outline too,
-    # which makes a slanted shape wider by about a quarter of a pixel on each side.
+    # From here on, integers are the middles of pixels. Pillow also fills the pixels on the outline,
+    # which widens a slanted shape by about a quarter of a pixel on each side.
     points = points - 0.5
     radius = max(width - 0.5, 0) / 2
     boxes = np.concatenate([points[discs] - radius, points[discs] + radius], axis=1)
@@ -157,7 +159,7 @@ def _draw_lines(draw, points, starts, width, side) -> None:
         draw.ellipse(box, fill=0)
 
     drawn = np.ones(len(points) - 1, bool)
-    drawn[starts[1:-1] - 1] = False  # the pen is up from one stroke to the next
+    drawn[starts[1:-1] - 1] = False  # the pen is lifted between strokes
     start, end = _cut(points[:-1][drawn], points[1:][drawn], low, high)
     along = end - start
     length = np.hypot(*along.T)
@@ -170,13 +172,13 @@ def _draw_lines(draw, points, starts, width, side) -> None:
 
 
 def _cut(start, end, low, high) -> tuple[np.ndarray, np.ndarray]:
-    """The parts of the lines from `start` to `end` where both coordinates are in [low, high]."""
+    """Return the parts of lines from `start` to `end` with both coordinates in [low, high]."""
     outside = ((start < low) | (start > high) | (end < low) | (end > high)).any(axis=1)
     if not outside.any():
         return start, end
     step = end - start
-    # Where along the line, from 0 to 1, it passes the bounds of each coordinate. A line along a
-    # bound divides by zero: infinitely far before and after, or nowhere, is right.
+    # Positions along the line, from 0 to 1, where it crosses the bounds of each coordinate. For a
+    # line parallel to the bounds, division by zero correctly gives infinity.
     with np.errstate(divide="ignore", invalid="ignore"):
         bounds = np.stack([(low - start) / step, (high - start) / step])
     bounds = np.nan_to_num(bounds, nan=0.0, posinf=np.inf, neginf=-np.inf)

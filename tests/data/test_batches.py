@@ -3,11 +3,10 @@ import itertools
 import numpy as np
 import pytest
 
+from keras_sparse_dm.data import PreparationSummary, SketchArrays
 from keras_sparse_dm.data import batches as batching
 from keras_sparse_dm.data.batches import (
     JITTER_SPACING,
-    PreparationSummary,
-    SketchArrays,
     eval_batches,
     jitter_points,
     padding_waste,
@@ -18,7 +17,7 @@ from keras_sparse_dm.data.batches import (
 
 
 def make_arrays(n=203, seed=0):
-    """Sketches of 16 to 160 points; column 0 holds the sketch's number, so it can be told."""
+    """Return sketches of 16 to 160 points; column 0 holds the sketch's number."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(16, 161, n)
     return SketchArrays.from_list(
@@ -140,7 +139,7 @@ def test_epochs_and_seeds_differ_in_order_and_in_company():
     runs = [companies(0, 0), companies(0, 1), companies(1, 0), companies(1, 1)]
     for a, b in itertools.combinations(runs, 2):
         assert len(set(a) & set(b)) < steps / 2
-    # Over some epochs every sketch gets its turn, those of the dropped remainder too.
+    # Over some epochs every sketch is used, including those of the dropped remainder.
     seen = set().union(*(s for e in range(8) for s in companies(0, e)))
     assert seen == set(range(203))
 
@@ -150,7 +149,7 @@ def test_batches_are_not_served_by_length(monkeypatch):
     batches = batches_of(train_batches(make_arrays(), 16, seed=0, epochs=1))
     longest = [lengths.max() for _, lengths in batches]
     assert longest != sorted(longest)
-    # With a single pool the batches, put in order, do partition the lengths.
+    # With a single pool, the sorted batches partition the lengths.
     batches.sort(key=lambda b: b[1].max())
     for (_, a), (_, b) in itertools.pairwise(batches):
         assert a.max() <= b.min()
@@ -183,7 +182,7 @@ def test_padding_waste_counts_the_zeros_of_real_batches():
     padding = sum((points[:, :, 0] == 0).sum() for points, _ in batches)
     assert padding_waste(arrays, 16, seed=2, epochs=2) == pytest.approx(padding / total)
     assert padding / total < 0.15
-    # Without pools the waste would be large: the figure measures something.
+    # Without pools the waste would be large, so the measure is meaningful.
     lengths = arrays.lengths[: 12 * 16].reshape(12, 16)
     assert 1 - lengths.sum() / (lengths.max(axis=1).sum() * 16) > 0.3
 
@@ -279,7 +278,7 @@ def test_jitter_moves_points_smoothly_and_nothing_else():
         assert not row[length:].any()
         assert (row[:length, :2] != before[:length, :2]).all()
     noise = (bent - points)[0, :, :2]
-    # Straight lines between the knots.
+    # The noise is linear between the knots.
     assert np.abs(np.diff(noise, 2, axis=0).reshape(-1, 2)[JITTER_SPACING:][:6]).max() < 1e-5
     np.testing.assert_array_equal(bent, jitter_points(points, lengths, 0.5, (1, 2)))
     assert (jitter_points(points, lengths, 0.5, (1, 3)).numpy() != bent).any()

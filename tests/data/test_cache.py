@@ -7,22 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_sparse_dm.data import cache as preparation
+from keras_sparse_dm.data import row_files
 from keras_sparse_dm.data.cache import (
-    PreparationSummary,
-    Rows,
     cache_folder,
-    check_broken,
     check_free_space,
     fingerprint_of,
-    map_chunks,
-    map_in_processes,
     new_cache_file,
-    read_rows,
-    read_rows_or_warn,
     state_of,
-    write_description,
 )
+from keras_sparse_dm.data.row_files import Rows, read_rows, read_rows_or_warn, write_description
+from keras_sparse_dm.data.summary import PreparationSummary, check_broken
+from keras_sparse_dm.data.worker_processes import map_chunks, map_in_processes
 
 # The summary
 
@@ -45,7 +40,7 @@ def test_more_than_a_twentieth_broken_is_an_error():
         check_broken(broken, 99, "here")
 
 
-# Worker processes. Built-in functions as the work: a worker may be unable to import this module.
+# Worker processes. They run built-in functions, because they may be unable to import this module.
 
 
 def test_processes_keep_the_order_and_take_no_more_than_they_need():
@@ -172,7 +167,7 @@ def test_rows_added_piece_by_piece_come_back_mapped(tmp_path):
     assert isinstance(rows, np.memmap) and not rows.flags.writeable
     np.testing.assert_array_equal(rows, np.concatenate(parts))
     assert description["names"] == ["a", "ü"]
-    # Whole for any other program too.
+    # Other programs can read the file too.
     np.testing.assert_array_equal(np.load(path), rows)
 
 
@@ -222,13 +217,13 @@ def test_checking_reads_in_pieces(tmp_path, monkeypatch):
         pieces.append(array.nbytes)
         return ascontiguousarray(array, *args)
 
-    monkeypatch.setattr(preparation.np, "ascontiguousarray", spy)
+    monkeypatch.setattr(row_files.np, "ascontiguousarray", spy)
     read_rows(path)
     assert sum(pieces) == 50_000_000 and max(pieces) <= 2**24
 
 
 def test_names_that_are_no_text_survive(tmp_path):
-    # A file's name may hold bytes that are no UTF-8; Python keeps them as surrogates.
+    # A file's name may hold bytes that are not UTF-8; Python represents them as surrogates.
     name = os.fsdecode(b"caf\xe9.png")
     write_rows(tmp_path / "rows.npy", [np.zeros((1, 2, 3), np.int16)], names=[name])
     assert read_rows(tmp_path / "rows.npy")[1]["names"] == [name]

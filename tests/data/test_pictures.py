@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_sparse_dm.data import Sketch
-from keras_sparse_dm.data.drawing import animate, draw, draw_images
+from keras_sparse_dm.data.pictures import animate, draw, draw_images
 
 
 def sketch(*strokes):
@@ -162,7 +162,7 @@ def test_an_animation_draws_every_sketch_to_its_end(tmp_path):
     ink = np.array(ink)
     assert (np.diff(ink, axis=0) >= -1).all()
     assert (ink[0] < ink[-1] / 2 + 1).all()
-    # The last picture is the whole sketch; there is nothing of the empty one.
+    # The last frame shows the complete sketch, and nothing of the empty one.
     assert ink[-1, 0, 0] > 0 and ink[-1, 0, 1] > 0
     assert not ink[:, 1].any()
 

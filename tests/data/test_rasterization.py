@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import shapely
 
-from keras_sparse_dm.data import Sketch, kanjivg_folder, read_svg, render
-from keras_sparse_dm.data.rendering import KANJIVG_BOX
+from keras_sparse_dm.data import Sketch, kanjivg_folder, rasterize, read_svg
+from keras_sparse_dm.data.rasterization import KANJIVG_BOX
 
 BOX = (0, 0, 10, 10)
 
@@ -13,7 +13,7 @@ def sketch(*strokes):
 
 
 def exact(drawing, size, line_width, box, fine=8):
-    """The same picture by geometry: the share of each pixel that the buffered lines cover."""
+    """Return the same picture by geometry: the covered share of each pixel."""
     left, top, right, bottom = box
     scale = size / max(right - left, bottom - top)
     lines = [
@@ -40,9 +40,9 @@ def random_sketch(seed):
 def test_polylines_with_sharp_corners_cover_what_geometry_says(seed, size, line_width):
     drawing = random_sketch(seed)
     expected = exact(drawing, size, line_width, BOX)
-    difference = render(drawing, size, line_width, BOX) - expected
+    difference = rasterize(drawing, size, line_width, BOX) - expected
     ink = (255 - expected).mean()
-    # Half a subpixel off at each edge at most, on average nothing.
+    # At most half a subpixel off at each edge, and on average exact.
     assert np.abs(difference).max() < 90
     assert abs(difference.mean()) < 0.05 * ink
     assert np.abs(difference).mean() < 0.12 * ink
@@ -52,7 +52,7 @@ def test_polylines_with_sharp_corners_cover_what_geometry_says(seed, size, line_
 def test_kanji_look_as_geometry_says(name):
     kanji = read_svg(kanjivg_folder() / f"{name}.svg")
     for size in (28, 64):
-        picture = render(kanji, size, box=KANJIVG_BOX)
+        picture = rasterize(kanji, size, box=KANJIVG_BOX)
         expected = exact(kanji, size, size * 3 / 109, KANJIVG_BOX)
         difference = picture - expected
         assert np.abs(difference).max() < 100
@@ -62,39 +62,39 @@ def test_kanji_look_as_geometry_says(name):
 
 def test_form_values_and_sameness():
     drawing = random_sketch(0)
-    picture = render(drawing, np.int64(40))
+    picture = rasterize(drawing, np.int64(40))
     assert (picture.dtype, picture.shape) == (np.uint8, (40, 40))
     assert picture.max() == 255 and picture.min() == 0
-    # Smooth edges: many greys.
+    # Smooth edges have many levels of grey.
     assert len(np.unique(picture)) > 20
-    assert picture.tobytes() == render(random_sketch(0), 40).tobytes()
-    assert render(drawing, 1).shape == (1, 1)
+    assert picture.tobytes() == rasterize(random_sketch(0), 40).tobytes()
+    assert rasterize(drawing, 1).shape == (1, 1)
 
 
 def test_y_grows_downwards_and_x_to_the_right():
-    picture = render(sketch([[1, 2], [9, 2]]), 100, 4, BOX)
+    picture = rasterize(sketch([[1, 2], [9, 2]]), 100, 4, BOX)
     rows, columns = np.nonzero(picture < 128)
     assert 17 <= rows.min() <= 18 and 21 <= rows.max() <= 22
-    # Round caps reach half a width beyond the ends.
+    # Round caps extend half a width beyond the ends.
     assert 7 <= columns.min() <= 9 and 90 <= columns.max() <= 92
     assert picture[20, 8] < 128 and picture[18, 8] > 128
 
 
 def test_without_a_box_the_lines_fill_the_picture_but_the_margin():
     for strokes in ([[5, 5], [5.4, 5.2]], [[-3e6, 0], [1e6, 9e5]], [[1e-9, 0], [3e-9, 2e-9]]):
-        picture = render(sketch(strokes), 100, 4, margin=0.1)
+        picture = rasterize(sketch(strokes), 100, 4, margin=0.1)
         rows, columns = np.nonzero(picture < 200)
         assert 9 <= columns.min() <= 11 and 88 <= columns.max() <= 90
         assert rows.min() + rows.max() == pytest.approx(99, abs=2)
         np.testing.assert_array_equal(
-            picture, render(sketch(np.multiply(strokes, 8)), 100, 4, margin=0.1)
+            picture, rasterize(sketch(np.multiply(strokes, 8)), 100, 4, margin=0.1)
         )
-    rows, columns = np.nonzero(render(sketch([[0, 0], [0, 1]]), 100, 4, margin=0) < 200)
+    rows, columns = np.nonzero(rasterize(sketch([[0, 0], [0, 1]]), 100, 4, margin=0) < 200)
     assert (rows.min(), rows.max()) == (0, 99)
 
 
 def test_a_box_that_is_no_square_is_shown_whole_and_in_the_middle():
-    picture = render(sketch([[0, 0], [20, 10]]), 100, 2, (0, 0, 20, 10))
+    picture = rasterize(sketch([[0, 0], [20, 10]]), 100, 2, (0, 0, 20, 10))
     rows, columns = np.nonzero(picture < 128)
     assert rows.min() == pytest.approx(25, abs=1) and rows.max() == pytest.approx(75, abs=1)
     assert columns.min() == pytest.approx(0, abs=1) and columns.max() == pytest.approx(99, abs=1)
@@ -102,7 +102,7 @@ def test_a_box_that_is_no_square_is_shown_whole_and_in_the_middle():
 
 def test_a_dot_is_a_disc_of_the_lines_width():
     for dot in (sketch([[3, 3]]), sketch([[3, 3], [3, 3]])):
-        picture = render(dot, 50, 10)
+        picture = rasterize(dot, 50, 10)
         ink = (255 - picture.astype(float)).sum() / 255
         assert ink == pytest.approx(np.pi * 25, rel=0.05)
         rows, columns = np.nonzero(picture < 128)
@@ -110,31 +110,31 @@ def test_a_dot_is_a_disc_of_the_lines_width():
 
 
 def test_nothing_to_draw_is_white():
-    assert (render(Sketch(()), 16) == 255).all()
-    assert (render(Sketch(()), 16, box=BOX) == 255).all()
-    assert (render(sketch([[20, 20], [30, 40]]), 16, box=BOX) == 255).all()
+    assert (rasterize(Sketch(()), 16) == 255).all()
+    assert (rasterize(Sketch(()), 16, box=BOX) == 255).all()
+    assert (rasterize(sketch([[20, 20], [30, 40]]), 16, box=BOX) == 255).all()
 
 
 def test_lines_that_leave_the_box_are_cut_off_not_bent():
-    inside = render(sketch([[5, 5], [25, 15]]), 64, 3, BOX)
+    inside = rasterize(sketch([[5, 5], [25, 15]]), 64, 3, BOX)
     for far in (1e2, 1e4, 1e6):
         np.testing.assert_array_equal(
-            render(sketch([[5, 5], [5 + 2 * far, 5 + far]]), 64, 3, BOX) < 128, inside < 128
+            rasterize(sketch([[5, 5], [5 + 2 * far, 5 + far]]), 64, 3, BOX) < 128, inside < 128
         )
     for far in (1e12, 1e300):
-        picture = render(sketch([[5, 5], [far, 5], [far, far], [5, far], [5, 6]]), 64, 3, BOX)
-        corner = render(sketch([[20, 5], [5, 5]], [[5, 20], [5, 6]]), 64, 3, BOX)
+        picture = rasterize(sketch([[5, 5], [far, 5], [far, far], [5, far], [5, 6]]), 64, 3, BOX)
+        corner = rasterize(sketch([[20, 5], [5, 5]], [[5, 20], [5, 6]]), 64, 3, BOX)
         np.testing.assert_array_equal(picture, corner)
-    render(sketch([[-1.7e308, 0], [1.7e308, 1.7e308]]), 64)
+    rasterize(sketch([[-1.7e308, 0], [1.7e308, 1.7e308]]), 64)
 
 
 def test_wide_and_thin_pens():
     line = sketch([[2, 5], [8, 5]])
     for width in (0.2, 1, 5, 30):
-        ink = (255.0 - render(line, 64, width, BOX)).sum() / 255
+        ink = (255.0 - rasterize(line, 64, width, BOX)).sum() / 255
         area = width * 0.6 * 64 + np.pi * width**2 / 4
         assert ink == pytest.approx(area, rel=0.6 if width < 1 else 0.12)
-    assert (render(line, 64, 500, BOX) == 0).all()
+    assert (rasterize(line, 64, 500, BOX) == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -154,4 +154,4 @@ def test_wide_and_thin_pens():
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        render(sketch([[0, 0], [1, 1]]), **{"size": 64} | arguments)
+        rasterize(sketch([[0, 0], [1, 1]]), **{"size": 64} | arguments)

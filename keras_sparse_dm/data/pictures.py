@@ -1,4 +1,4 @@
-"""Pictures of sketches, as strokes with pen lifts, and of images, side by side."""
+"""Pictures for people: grids of sketches or images, and animated sketches."""
 
 import io
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from keras_sparse_dm.data.rendering import render
+from keras_sparse_dm.data.rasterization import rasterize
 from keras_sparse_dm.data.sketch import Sketch
 from keras_sparse_dm.files import whole_file
 
 
 class _Picture(Figure):
-    """A figure that a notebook shows where it is a cell's value.
+    """Figure that a notebook shows as the value of a cell.
 
-    Notebooks know how to show figures of pyplot only, which keeps all that it has ever made.
+    By themselves, notebooks show only figures of pyplot, which keeps every figure in memory.
     """
 
     def _repr_png_(self):
@@ -24,25 +24,25 @@ class _Picture(Figure):
 
 
 def draw(sketches, path=None, columns=8, titles=(), cell=1.1, stacked=False):
-    """Draws sketches in a grid, each stroke a line, dark to light in the order of drawing.
+    """Draw sketches in a grid, with strokes from dark to light in the order of drawing.
 
     Args:
-        sketches: One list of `Sketch`, or what else gives some, such as `read_sketches`; or a
-            list of several such lists, which stand side by side with a gap between them.
-            Coordinates grow to the right and down.
-        path: Where to save the picture (the ending says the format: .png, .svg, .pdf), written
-            under a temporary name and renamed; None to save nothing.
-        columns: Sketches in a row, of each list, at least 1.
-        titles: A title for each list.
+        sketches: One iterable of `Sketch`es, such as a list or `read_sketches`; or a list of
+            several lists, drawn side by side with a gap between them. Coordinates grow to the
+            right and downwards.
+        path: File to save (.png, .svg or .pdf), which is replaced only when complete; None to
+            save nothing.
+        columns: Number of sketches per row in each list, at least 1.
+        titles: One title per list.
         cell: Width and height of a sketch in inches.
-        stacked: Whether the lists stand below each other and not side by side.
+        stacked: Whether to draw the lists below each other instead of side by side.
 
     Returns:
         The `matplotlib.figure.Figure`, which a notebook shows.
 
     Raises:
-        ValueError: if there is nothing to draw, something that is no sketch, or `columns` is out
-            of its range.
+        ValueError: if there is no sketch, a value is not a `Sketch`, or `columns` is out of its
+            range.
     """
     sketches = [sketches] if isinstance(sketches, Sketch) else list(sketches)
     several = bool(sketches) and isinstance(sketches[0], (list, tuple))
@@ -76,23 +76,23 @@ def draw(sketches, path=None, columns=8, titles=(), cell=1.1, stacked=False):
 
 
 def animate(sketches, path, columns=8, frames=60, seconds=4.0, size=96):
-    """Writes a GIF in which sketches are drawn point by point, each over the whole time.
+    """Write a GIF that draws sketches point by point, all at once over the whole time.
 
     Args:
-        sketches: `Sketch`es, as many as are to be seen at once, drawn in the order of their
-            points. Coordinates grow to the right and down.
-        path: The `.gif` file, written under a temporary name and renamed.
-        columns: Sketches in a row, at least 1.
-        frames: Number of pictures, at least 2.
-        seconds: How long the drawing takes; then it stands for a second and begins again.
+        sketches: `Sketch`es, which are all drawn at once, in the order of their points.
+            Coordinates grow to the right and downwards.
+        path: The `.gif` file, which is replaced only when complete.
+        columns: Number of sketches per row, at least 1.
+        frames: Number of frames, at least 2.
+        seconds: Duration of the drawing; the result stays for a second before the loop restarts.
         size: Width and height of a sketch in pixels.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: if there is nothing to draw, something that is no sketch, or an argument is
-            out of its range.
+        ValueError: if there is no sketch, a value is not a `Sketch`, or an argument is out of its
+            range.
     """
     from PIL import Image
 
@@ -114,7 +114,7 @@ def animate(sketches, path, columns=8, frames=60, seconds=4.0, size=96):
         sheet = Image.new("L", (columns * size, rows * size), 255)
         for i, sketch in enumerate(sketches):
             drawn = _first_points(sketch, round(sketch.num_points * frame / frames))
-            picture = render(drawn, size, line_width=size / 48, box=_bounds(sketch))
+            picture = rasterize(drawn, size, line_width=size / 48, box=_bounds(sketch))
             sheet.paste(Image.fromarray(picture), (i % columns * size, i // columns * size))
         pictures.append(sheet)
     duration = [round(1000 * seconds / frames)] * (frames - 1) + [1000]
@@ -126,13 +126,13 @@ def animate(sketches, path, columns=8, frames=60, seconds=4.0, size=96):
 
 
 def _list_of(sketches):
-    """The sketches given, as a list."""
+    """Return a list of the given sketches."""
     sketches = [sketches] if isinstance(sketches, Sketch) else list(sketches)
     for sketch in sketches:
         if not isinstance(sketch, Sketch):
             raise ValueError(
                 f"`sketches` must hold Sketch objects; received {type(sketch).__name__}. "
-                "ksd.data.from_points makes one of a model's points."
+                "ksd.data.from_points converts a model's points to a Sketch."
             )
     return sketches
 
@@ -143,7 +143,7 @@ def _check_columns(columns):
 
 
 def _first_points(sketch, n):
-    """The first `n` points of a sketch."""
+    """Return the sketch of the first `n` points."""
     strokes = []
     for stroke in sketch.strokes:
         if n > 0:
@@ -153,7 +153,7 @@ def _first_points(sketch, n):
 
 
 def _bounds(sketch):
-    """Left, top, right, bottom, with some space around, never empty."""
+    """Return left, top, right and bottom, with some space around, never empty."""
     if not sketch.strokes:
         return (0.0, 0.0, 1.0, 1.0)
     points = np.concatenate(sketch.strokes)[:, :2]
@@ -163,18 +163,18 @@ def _bounds(sketch):
 
 
 def draw_images(images, path=None, columns=8, titles=(), cell=1.1, stacked=False):
-    """Draws images in a grid.
+    """Draw images in a grid.
 
     Args:
-        images: One float array (n, height, width, 3) in [-1, 1], or a list of several, which
-            stand side by side with a gap between them.
+        images: One float array (n, height, width, 3) in [-1, 1], or a list of several, drawn side
+            by side with a gap between them.
         path, columns, titles, cell, stacked: As in `draw`.
 
     Returns:
         The `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: if there is nothing to draw, or `columns` is out of its range.
+        ValueError: if there is no image or `columns` is out of its range.
     """
     groups = images if isinstance(images, (list, tuple)) else [images]
     if not any(len(group) for group in groups):
@@ -199,7 +199,7 @@ def draw_images(images, path=None, columns=8, titles=(), cell=1.1, stacked=False
 
 
 def _grid(images, rows, columns):
-    """Lays images out in one: uint8 array, white where there is none and between them."""
+    """Arrange images in one uint8 array, white between them and in empty cells."""
     n, height, width, _ = images.shape
     gap = max(1, width // 16)
     grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, "uint8")
