@@ -4,11 +4,8 @@ import warnings
 
 import numpy as np
 
-from keras_sparse_dm.metrics.statistics import (
-    FeatureStatistics,
-    check_widths,
-    checked_features,
-)
+from keras_sparse_dm.metrics.features.checks import check_widths, checked_features
+from keras_sparse_dm.metrics.features.statistics import FeatureStatistics
 
 NAMES = ("features_a", "features_b")
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_sparse_dm.metrics.statistics import checked_integer, checked_pair
+from keras_sparse_dm.metrics.features.checks import checked_integer, checked_pair
 
 NAMES = ("features_a", "features_b")
 # Values of the kernel that are in memory at once: 64 MB.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_sparse_dm.metrics.statistics import checked_integer, checked_pair
+from keras_sparse_dm.metrics.features.checks import checked_integer, checked_pair
 
 NAMES = ("real", "generated")
 # Distances that are in memory at once, and values of the differences they are computed from.

@@ -22,7 +22,7 @@ from keras_sparse_dm.metrics.features.embedded import (
     read_weights,
     write_weights,
 )
-from keras_sparse_dm.metrics.features.render import render_sketches
+from keras_sparse_dm.metrics.features.sketch_images import render_sketches
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -283,7 +283,7 @@ def test_a_file_with_a_pickle_runs_nothing(tmp_path):
 def test_importing_loads_no_tensorflow():
     code = (
         "import sys, keras_sparse_dm.metrics.features.embedded\n"
-        "import keras_sparse_dm.metrics.features.render\n"
+        "import keras_sparse_dm.metrics.features.sketch_images\n"
         "print([m for m in ('tensorflow', 'keras', 'PIL') if m in sys.modules])"
     )
     result = subprocess.run(

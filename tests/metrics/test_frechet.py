@@ -8,8 +8,8 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keras_sparse_dm.metrics import FeatureStatistics
 from keras_sparse_dm.metrics.frechet import FewSamplesWarning, frechet_distance
-from keras_sparse_dm.metrics.statistics import FeatureStatistics
 
 of = FeatureStatistics.from_features
 

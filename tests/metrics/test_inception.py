@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_sparse_dm.metrics.features import inception
 from keras_sparse_dm.metrics.features.inception import InceptionFeatures
+from keras_sparse_dm.metrics.features.inception_network import average_pool
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "evaluation.py"
 
@@ -195,14 +196,14 @@ def test_only_the_published_file_gives_fid(tmp_path, state, monkeypatch):
     safetensors.save_file(state, path)
     # The name of a file proves nothing.
     features = InceptionFeatures(path)
-    assert features.name == "FD-inception" and "not read from the published" in features.note
+    assert features.name == "FD-inception" and "do not come from the published" in features.note
     assert InceptionFeatures(state, 768).name == "FD-inception-768"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setattr(inception, "FID_FILE_SHA256", digest)
     features = InceptionFeatures(path)
     assert (features.name, features.note, features.dimensions) == ("FID", None, 2048)
     features = InceptionFeatures(path, features=64)
-    assert features.name == "FD-inception-64" and "Not the features that FID" in features.note
+    assert features.name == "FD-inception-64" and "other features" in features.note
 
 
 @pytest.mark.parametrize("kind", ["fid", "quickdraw"])
@@ -262,7 +263,7 @@ def test_average_pooling_at_the_border(counts_padding):
             seen = x[0, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
             count = 9 if counts_padding else seen.shape[0] * seen.shape[1]
             expected[0, i, j] = seen.sum(axis=(0, 1)) / count
-    pooled = np.asarray(inception._average_pool(x, counts_padding))
+    pooled = np.asarray(average_pool(x, counts_padding))
     np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -274,7 +275,7 @@ def test_average_pooling_at_the_border(counts_padding):
     [
         (np.zeros((2, 8, 8, 3), "float32"), r"must be uint8.* received float32\. Convert .*127\.5"),
         (np.zeros((2, 8, 8, 3), "int64"), "must be uint8.* received int64"),
-        (random_images(8, 8, 3), r"received \(8, 8, 3\)\. One image is given as image\[None\]"),
+        (random_images(8, 8, 3), r"received \(8, 8, 3\)\. For one image pass image\[None\]"),
         (random_images(2, 3, 8, 8), r"received \(2, 3, 8, 8\).* np\.moveaxis\(images, 1, -1\)"),
         (random_images(2, 8, 8, 4), r"must be of shape .* received \(2, 8, 8, 4\)"),
         (random_images(0, 8, 8, 3), r"n 1 or more; received \(0, 8, 8, 3\)"),
@@ -295,7 +296,7 @@ def test_refuses_arguments(stem, state):
         InceptionFeatures(state, 128)
     with pytest.raises(ValueError, match="`kind` must be one of fid, quickdraw; received 'vgg'"):
         InceptionFeatures(state, kind="vgg")
-    with pytest.raises(ValueError, match="need the classifier fc.weight"):
+    with pytest.raises(ValueError, match="needs the classifier fc.weight"):
         InceptionFeatures({n: t for n, t in state.items() if n[:3] != "fc."}, "logits_unbiased")
 
 
@@ -316,7 +317,7 @@ def without(state, name):
         # torchvision's network for photographs.
         (
             lambda s: s | {"fc.weight": np.zeros((1000, 2048)), "AuxLogits.fc.bias": np.zeros(9)},
-            r"another shape: fc.weight \(1000, 2048\), not \(1008, 2048\); unknown: AuxLogits",
+            r"wrong shape: fc.weight \(1000, 2048\), not \(1008, 2048\); unknown: AuxLogits",
         ),
         (
             lambda s: s | {"Conv2d_1a_3x3.conv.weight": np.zeros((32, 1, 3, 3))},
@@ -326,11 +327,11 @@ def without(state, name):
         (lambda s: {}, "it holds nothing"),
         (
             lambda s: s | {"Conv2d_2a_3x3.bn.running_var": np.full(32, -1.0)},
-            "values in Conv2d_2a_3x3.bn.running_var that no network has",
+            "variances of 0 or more; Conv2d_2a_3x3.bn.running_var holds others",
         ),
         (
             lambda s: s | {"Mixed_7c.branch1x1.bn.bias": np.full(320, np.nan)},
-            "values in Mixed_7c.branch1x1.bn.bias that no network has",
+            "finite weights .*; Mixed_7c.branch1x1.bn.bias holds others",
         ),
     ],
 )

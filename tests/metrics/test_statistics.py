@@ -12,11 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_sparse_dm.metrics.statistics import (
-    FeatureStatistics,
-    cached_features,
-    cached_statistics,
-)
+from keras_sparse_dm.metrics import FeatureStatistics, cached_features, cached_statistics
 
 
 @pytest.fixture(autouse=True)
@@ -308,7 +304,7 @@ AT_ONCE = """
 import sys, warnings
 from pathlib import Path
 import numpy as np
-from keras_sparse_dm.metrics.statistics import cached_features, cached_statistics
+from keras_sparse_dm.metrics import cached_features, cached_statistics
 
 warnings.simplefilter("error")
 features = np.random.default_rng(4).normal(size=(20, 3)).astype(np.float32)

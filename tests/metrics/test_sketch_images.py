@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from keras_sparse_dm.data import Sketch, SketchArrays, from_points, prepare, render, to_points
-from keras_sparse_dm.metrics.features import render as module
-from keras_sparse_dm.metrics.features.render import render_sketches
+from keras_sparse_dm.metrics.features import sketch_images as module
+from keras_sparse_dm.metrics.features.sketch_images import render_sketches
 
 
 def drawing(seed):

@@ -7,6 +7,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+from keras_sparse_dm.metrics.features.checks import checked_integer, checked_pair
+from keras_sparse_dm.metrics.features.statistics import FeatureStatistics
 from keras_sparse_dm.metrics.frechet import (
     checked_sets,
     distance_of_checked,
@@ -25,7 +27,6 @@ from keras_sparse_dm.metrics.precision_recall import (
     precision_recall,
     precision_recall_of_subsets,
 )
-from keras_sparse_dm.metrics.statistics import FeatureStatistics, checked_integer, checked_pair
 
 NAMES = ("features_a", "features_b")
 # Resamples that are computed at once; each copies a half of both sets.

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from keras_sparse_dm.metrics.bootstrap import Interval, bootstrap_interval
+from keras_sparse_dm.metrics import FeatureStatistics
 from keras_sparse_dm.metrics.frechet import FewSamplesWarning, frechet_distance
+from keras_sparse_dm.metrics.intervals import Interval, bootstrap_interval
 from keras_sparse_dm.metrics.kernel import kernel_distance, squared_discrepancy
 from keras_sparse_dm.metrics.precision_recall import PrecisionRecall, precision_recall
-from keras_sparse_dm.metrics.statistics import FeatureStatistics
 
 
 @pytest.fixture(autouse=True)
