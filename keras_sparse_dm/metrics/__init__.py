@@ -1,4 +1,4 @@
-"""What models cost, and how far what they generate is from real data."""
+"""Costs of models, and distances of generated samples from real data."""
 
 import lazy_loader as _lazy
 

@@ -262,7 +262,7 @@ def test_prints(interval, text):
         ({"features_b": np.full((9, 4), np.nan)}, "`features_b` must be finite"),
         (
             {"features_b": FeatureStatistics.from_features(np.eye(4)), "resample": "b"},
-            "must not both be taken as they are",
+            "must be an array to resample",
         ),
         (
             {"features_b": np.zeros((7, 4)), "statistic": precision_recall},

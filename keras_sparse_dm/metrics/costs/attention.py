@@ -1,4 +1,4 @@
-"""FLOPs of the products of activations in attention layers."""
+"""FLOPs of products of activations in attention layers."""
 
 import math
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ class AttentionFlops:
     """Products of activations with each other in one attention layer, 2 FLOPs per multiply-add.
 
     Attributes:
-        scores: Of queries with keys.
-        values: Of the scores with the values.
+        scores: FLOPs of queries times keys.
+        values: FLOPs of scores times values.
     """
 
     scores: float = 0
@@ -20,10 +20,10 @@ class AttentionFlops:
 
 
 def attention_rules():
-    """Lists `(layer class, rule)`: what of activations with each other a call multiplies.
+    """List `(layer class, rule)` of the attention layers that can be counted.
 
-    A rule takes the layer and its call's arguments by name, and returns the multiply-adds of
-    the scores and of the values, of all examples.
+    A rule takes the layer and a dictionary of the arguments of its call. It returns the
+    multiply-adds of the scores and of the values, summed over all examples.
     """
     from keras_sparse_dm.models import autoencoder, unet
 
@@ -41,7 +41,7 @@ def _multi_head_attention(layer, arguments):
     value = known_shape(layer, arguments["value"])
     axes = layer.attention_axes or tuple(range(1, len(query) - 1))
     axes = [axis % len(query) for axis in ((axes,) if isinstance(axes, int) else axes)]
-    # All positions of the query, each with those of the values along the axes attended to.
+    # Each position of the query meets all positions of the values along the attention axes.
     pairs = math.prod(query[:-1]) * math.prod(value[axis] for axis in axes) * layer.num_heads
     return pairs * layer.key_dim, pairs * layer.value_dim
 
@@ -62,7 +62,7 @@ def _dot_product_attention(layer, arguments):
 
 
 def is_dot_product(layer):
-    """Whether a `keras.layers.Attention` scores by products, and not by sums."""
+    """Tell if the scores of a `keras.layers.Attention` are products, not sums."""
     additive = isinstance(layer, keras.layers.AdditiveAttention)
     return layer.score_mode == "dot" and not additive
 

@@ -29,44 +29,43 @@ def cost(
     distribution="erk",
     optimizer=None,
 ):
-    """Counts what a model costs to run, to sample from, to train and to store.
+    """Count what a model costs to run, to sample from, to train and to store.
 
-    Any built Keras model, sparse or dense, this project's or your own; all kernels are counted,
-    pruned ones by their masks. Nothing is computed, and variables that hold no value yet get
-    none: a large network can be made in `keras.StatelessScope(initialize_variables=False)` and
-    costs no memory. Layers that multiply, or may, and cannot be counted are named in the
-    result. Training counts all kernels as trained, a step as three passes: forward, and back to
-    activations and to weights.
+    Takes any built Keras model, sparse or dense, and counts all its kernels, pruned ones by their
+    masks. Follows shapes only: computes nothing and does not initialize variables, so a large
+    network made in `keras.StatelessScope(initialize_variables=False)` needs no memory. The result
+    names the layers whose products cannot be counted. A training step counts as three passes over
+    all kernels: forward, and backward to activations and to weights.
 
     Args:
         model: A built `keras.Model`.
-        inputs: One example input (batch size 1) of the size to count for; of a larger batch,
-            the cost of one example is counted. Or its shape, a tuple of integers with the
-            batch axis first, or a tuple, list or dictionary of shapes: `((1, 64, 64, 3), (1,))`
-            for the U-Net. A shape of the batch axis alone stands for integers, any other for
-            floats, unless the model knows the types of its inputs.
-        sampling_steps: Network evaluations per sample.
-        iterations: Training iterations.
-        method: Name of a method, a `SparsityMethod`, or `"dense"`. One that grows by the
-            dense gradient is charged with it: at every update, or, as SNFS, at every step.
-        update_every: Steps between topology updates; needed where these take the dense
-            gradient, as RigL's.
-        schedule: The `PruningSchedule` of a method that prunes while it trains, as `"gmp"`:
-            each step costs what the sparsity of that step does.
+        inputs: Example input of batch size 1 (for a larger batch, the cost of one example is
+            returned). Or its shape, a tuple of integers with the batch axis first, or a tuple,
+            list or dictionary of shapes, such as `((1, 64, 64, 3), (1,))` for the U-Net. A shape
+            with the batch axis only means integers and any other shape means floats, unless the
+            model declares the types of its inputs.
+        sampling_steps: Network evaluations per sample, 1 or more.
+        iterations: Training iterations, 0 or more.
+        method: Name of a method, a `SparsityMethod`, or `"dense"`. A method that grows by the
+            dense gradient also pays for it: at every update, or at every step (SNFS).
+        update_every: Steps between topology updates; needed if the updates use the dense
+            gradient, as RigL's do.
+        schedule: The `PruningSchedule` of a method that prunes while it trains, such as `"gmp"`;
+            each step counts at its own sparsity.
         batch_size: Examples per training iteration, for the `..._batch_training_flops`.
-        sparsity: In [0, 1): counts for the model as `sparsify(model, sparsity, distribution)`
-            would make it, whatever its masks are. None to count by its masks.
-        distribution: As in `sparsify`; used where `sparsity` is given.
-        optimizer: The optimizer that trains the model, built or not, for the bytes held in
-            training. None for the one that the model is compiled with, or, where it is not,
-            AdamW with averaged weights.
+        sparsity: Sparsity in [0, 1) to count the model at, as `sparsify(model, sparsity,
+            distribution)` would make it. None counts by the model's masks.
+        distribution: As in `sparsify`; used with `sparsity`.
+        optimizer: Optimizer that trains the model, built or not, for the bytes held in training.
+            None for the optimizer that the model was compiled with, or AdamW with averaged
+            weights if it was not compiled.
 
     Returns:
-        A `Cost`.
+        `Cost`.
 
     Raises:
         ValueError: for a model that is not built or has no kernel, an unknown method, a missing
-            `update_every` or `schedule`, numbers out of range, or shapes that are not known.
+            `update_every` or `schedule`, numbers out of range, or unknown shapes.
 
     Example:
 
@@ -107,7 +106,7 @@ def cost(
     if batch_size is not None:
         batch_training = [3 * dense * iterations * batch_size, training * iterations * batch_size]
     to_be_sparse = [k.kernel for k in kernels if k.mask is not None or active[k.name] < k.size]
-    # With nothing pruned, and nothing to be, training is plain training.
+    # If nothing is pruned, now or later, training is dense.
     plain = method == "dense" or (pruned == 0 and not method.dense_to_sparse)
     return Cost(
         parameters=parameters,
@@ -134,7 +133,7 @@ def cost(
 
 
 def _active_weights(kernels, sparsity, distribution):
-    """Returns `{kernel name: active weights}`, now and as `sparsify` has asked for."""
+    """Return `{kernel name: active weights}` twice: now, and as `sparsify` was asked."""
     if sparsity is not None:
         shapes = {
             k.name: k.axes.as_matrix(tuple(k.kernel.shape)) for k in kernels if k.kernel.trainable
@@ -153,7 +152,7 @@ def _active_weights(kernels, sparsity, distribution):
 
 
 def _nonzeros(kernels):
-    """Number of weights that differ from zero; None where some have no value."""
+    """Return the number of nonzero weights, or None if some weights have no value yet."""
     if not all(has_value(k.kernel) for k in kernels):
         return None
     return sum(_count_nonzero(k.kernel) for k in kernels)
@@ -164,12 +163,12 @@ def _count_nonzero(variable):
 
 
 def _part(flops, active, size):
-    """FLOPs of the active weights of a kernel, each of which is applied equally often."""
+    """Return the FLOPs of a kernel's active weights; each weight is applied equally often."""
     return flops // size * active if flops % size == 0 else flops * active / size
 
 
 def _layer_costs(kernels, forward, active):
-    """Returns a tuple of `LayerCost`: layers with kernels in their order, then attention."""
+    """Return a tuple of `LayerCost`: layers with kernels in order, then attention layers."""
     rows = {}
     for k in kernels:
         name = k.name.rpartition("/")[0] or k.layer.name

@@ -1,22 +1,22 @@
-"""Example inputs from shapes."""
+"""Example inputs of a model, made from shapes."""
 
 import keras
 import numpy as np
 
 
 def example_inputs(model, inputs):
-    """Returns inputs in which shapes are replaced by zeros of that shape.
+    """Return the inputs with each shape replaced by zeros of that shape.
 
     Args:
-        model: The `keras.Model` that they are for; one with symbolic inputs says their types.
-        inputs: Arrays or tensors, shapes, or tuples, lists and dictionaries of these. A shape is
-            a tuple or list of integers, the batch axis first, which may be None and is 1 then;
-            or a `keras.KerasTensor` or `tf.TensorSpec`. Where neither the model nor it gives a
-            type, a shape of the batch axis alone stands for integers, as timesteps and lengths
-            are, and any other for floats.
+        model: The `keras.Model` to call; its symbolic inputs, if it has any, give the types.
+        inputs: Arrays or tensors, shapes, or tuples, lists and dictionaries of these. A shape is a
+            tuple or list of integers with the batch axis first (None counts as 1), or a
+            `keras.KerasTensor` or `tf.TensorSpec`. If neither the model nor the shape gives a
+            type, a shape with the batch axis only means integers, such as timesteps and lengths,
+            and any other shape means floats.
 
     Raises:
-        ValueError: for a shape with unknown axes beside the batch axis.
+        ValueError: for a shape with unknown axes other than the batch axis.
     """
 
     def marked(value):
@@ -44,7 +44,7 @@ def example_inputs(model, inputs):
 
 
 class _Shape:
-    """Stands for an input of which only the shape is given."""
+    """Input that is given by its shape only."""
 
     def __init__(self, shape, dtype=None):
         self.shape = tuple(shape)
@@ -58,5 +58,5 @@ class _Shape:
                 f"received {self.shape}."
             )
         dtype = self.dtype or dtype or ("int32" if len(shape) == 1 else "float32")
-        # NumPy has not all types of floats, and layers cast theirs.
+        # NumPy lacks some float types; layers cast their inputs anyway.
         return np.zeros(shape, "float32" if "float" in dtype else dtype)

@@ -1,4 +1,4 @@
-"""FLOPs of one forward pass, from the shapes that go through a model's layers."""
+"""FLOPs of one forward pass, counted from the shapes of the layers' inputs."""
 
 import contextlib
 import inspect
@@ -19,7 +19,7 @@ from keras_sparse_dm.metrics.costs.attention import (
 from keras_sparse_dm.metrics.costs.example_inputs import example_inputs
 from keras_sparse_dm.metrics.costs.kernels import counted_kernels, is_packed
 
-# Their weights scale, shift or are looked up: left out by convention, as biases are.
+# Weights of these layers scale, shift or are looked up; by convention they are not counted.
 _LEFT_OUT = (
     keras.layers.BatchNormalization,
     keras.layers.Embedding,
@@ -30,7 +30,7 @@ _LEFT_OUT = (
     keras.layers.RMSNormalization,
     keras.layers.SpectralNormalization,
 )
-# Operations of `keras.ops` that multiply and add, as they are called in a functional model.
+# Classes of the `keras.ops` operations in a functional model that multiply and add.
 _MULTIPLYING_OPERATIONS = {
     "Conv",
     "ConvTranspose",
@@ -48,12 +48,12 @@ _MULTIPLYING_OPERATIONS = {
 
 @dataclass(frozen=True, eq=False)
 class ForwardFlops:
-    """What one forward pass of one example takes, 2 FLOPs per multiply-add.
+    """FLOPs of one forward pass of one example, 2 per multiply-add.
 
     Attributes:
-        kernels: `{kernel name: FLOPs}`, as if it were dense; 0 for one that is not applied.
+        kernels: `{kernel name: FLOPs}` with dense kernels; 0 for a kernel that is not applied.
         attention: `[(layer, AttentionFlops)]` of the layers that multiply activations.
-        not_counted: `{layer name: reason}` of what multiplies, or may, and is not in the count.
+        not_counted: `{layer name: reason}` of layers whose products, if any, are not counted.
     """
 
     kernels: dict
@@ -62,17 +62,16 @@ class ForwardFlops:
 
 
 def kernel_flops(model, inputs):
-    """Counts the FLOPs of each kernel in one forward pass of one example, as if it were dense.
+    """Count the FLOPs of each kernel, taken as dense, in one forward pass of one example.
 
-    Nothing is computed, and variables that hold no value yet get none: a network's cost is
-    known from its shapes alone.
+    Follows shapes only: computes nothing and does not initialize variables.
 
     Args:
         model: A built `keras.Model`, sparse or not.
         inputs: An example, or shapes, as in `cost`.
 
     Returns:
-        `{kernel name: FLOPs}`, 2 per multiply-add; a kernel that is not applied is left out.
+        `{kernel name: FLOPs}`, 2 per multiply-add, without kernels that are not applied.
 
     Raises:
         ValueError: as `forward_flops`.
@@ -82,13 +81,12 @@ def kernel_flops(model, inputs):
 
 
 def forward_flops(model, inputs):
-    """Counts what one forward pass of one example takes, layer by layer; computes nothing.
+    """Count the FLOPs of one forward pass of one example without computing it.
 
-    Counted are the kernels of all layers that are sparse or have a sparse twin, among them
-    everything in `keras.layers` that is dense, a convolution, recurrent or multi-head
-    attention, and the products within attention. What else multiplies is named in
-    `not_counted`, as far as a layer or its weights show it; products that a `call` of one's own
-    makes without weights cannot be seen.
+    Counts the kernels of all layers that are sparse or have a sparse twin (in `keras.layers` the
+    dense, convolution, recurrent and multi-head attention layers), and the products within
+    attention. `not_counted` names other layers that have weights or operations which may
+    multiply. Products without weights in the `call` of a custom layer stay unseen.
 
     Args:
         model: A built `keras.Model`, sparse or not.
@@ -103,7 +101,7 @@ def forward_flops(model, inputs):
     """
     if not model.built:
         raise ValueError(
-            f"`model` {model.name!r} must be built, so that its kernels are there to count; "
+            f"`model` {model.name!r} must be built, so that it has kernels to count; "
             "call it on an example, or `model.build(input_shape)`, first."
         )
     example = example_inputs(model, inputs)
@@ -128,7 +126,7 @@ def forward_flops(model, inputs):
 
 
 def _trace(model, inputs):
-    """Calls a model without computing anything, where the backend can."""
+    """Call a model; on TensorFlow, only trace the call."""
     if keras.backend.backend() != "tensorflow":
         model(inputs)
         return
@@ -142,11 +140,11 @@ def _trace(model, inputs):
 
 
 class _Record:
-    """Context in which every call of a layer that multiplies adds up what it multiplies.
+    """Context that counts the products of every call of a layer.
 
     Attributes:
-        kernels: `{id(kernel): FLOPs}` of all examples of the batch.
-        attention: `{id(layer): (layer, [scores, values])}`, likewise.
+        kernels: `{id(kernel): FLOPs}`, summed over the examples of the batch.
+        attention: `{id(layer): (layer, [score FLOPs, value FLOPs])}`, summed likewise.
     """
 
     def __init__(self, model):
@@ -168,7 +166,7 @@ class _Record:
 
     def __enter__(self):
         for layer, hook in self._layers:
-            # What Keras calls.
+            # Keras calls another method of quantized layers.
             quantized = getattr(layer, "quantization_mode", None) is not None
             name = "quantized_call" if quantized else "call"
             self._before.append((layer, name, vars(layer).get(name)))
@@ -193,7 +191,7 @@ class _Record:
         return recording_call
 
     def _with_kernels(self, layer, args, kwargs):
-        # The first argument, whatever its name.
+        # The layer's input is the first argument; its name differs between layers.
         shape = known_shape(layer, (*args, *kwargs.values())[0])
         kernels = [kernel for kernel, _ in own_kernels(layer).values()]
         for kernel, times in zip(kernels, _applications(layer, shape), strict=True):
@@ -201,8 +199,8 @@ class _Record:
             self.kernels[id(kernel)] = self.kernels.get(id(kernel), 0) + count
 
     def _recurrent(self, layer, args, kwargs):
-        # The cell is called in a loop, or not at all where all of it is one fused operation:
-        # one step is counted apart, and what happens in the layer's own call is not.
+        # The layer calls its cell in a loop, or not at all if one fused operation does it all.
+        # So count one step of the cell here, times the number of steps, and nothing in the call.
         sequences = (*args, *kwargs.values())[0]
         shape = known_shape(layer, keras.tree.flatten(sequences)[0])
         cells = {id(part) for part in flatten_layers(layer.cell)}
@@ -224,7 +222,7 @@ class _Record:
 
     @contextlib.contextmanager
     def _counting(self, times):
-        """Context in which every call counts so often."""
+        """Context in which every call counts `times` times."""
         before, self._times = self._times, times
         try:
             yield
@@ -233,19 +231,19 @@ class _Record:
 
 
 def _applications(layer, shape):
-    """How often each kernel of a layer, sparse or not, is applied to one example."""
+    """List how often each kernel of a layer, sparse or not, is applied to one example."""
     if isinstance(layer, keras.layers.EinsumDense):
-        # Once for each place along the axes that are not the kernel's.
+        # Once for each position along the axes that the kernel does not have.
         ((kernel, axes),) = own_kernels(layer).values()
         return [math.prod(shape[1:]) // math.prod(kernel.shape[axis] for axis in axes.inputs)]
     if isinstance(layer, MaskedKernels):
         return layer.kernel_applications(shape)
-    # A twin reads only what the plain layer has too.
+    # The method of a twin uses attributes of the plain layer only.
     return twin_class(type(layer)).kernel_applications(layer, shape)
 
 
 def _not_counted(model):
-    """Returns `{layer name: reason}` of what multiplies, or may, and is not counted."""
+    """Return `{layer name: reason}` of layers whose products, if any, are not counted."""
     reasons = {}
 
     def add(name, reason):
@@ -281,10 +279,10 @@ def _not_counted(model):
 
 
 def _is_left_out(layer):
-    """Whether the weights of a layer are known to be no kernels; not of a class of one's own."""
+    """Tell if a layer's class is known to have no kernels; False for custom classes."""
     from keras_sparse_dm.models import blocks
     from keras_sparse_dm.models.chirodiff.denoiser import denoiser as chirodiff
 
-    # The only weight that is ChiroDiff's own are the frequencies of its time features.
+    # ChiroDiff's only weights of its own are the frequencies of its time features.
     kinds = (*_LEFT_OUT, keras.layers.Attention, blocks.GroupNorm, chirodiff.ChiroDiff)
     return type(layer) in kinds

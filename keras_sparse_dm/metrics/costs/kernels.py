@@ -1,4 +1,4 @@
-"""Kernels of a model whose FLOPs are counted."""
+"""Kernels whose FLOPs are counted."""
 
 import math
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ class CountedKernel:
     """One kernel of a model, sparse or not.
 
     Attributes:
-        name: The variable's path, made unique within the model; a sparse kernel's is that of
-            `sparsity_report`.
+        name: Path of the variable, made unique within the model; a sparse kernel has the same
+            name as in `sparsity_report`.
         kernel: The `keras.Variable`.
-        mask: Its boolean mask variable; None for the kernel of a layer that is not sparse.
-        axes: `KernelAxes`, what its axes stand for.
-        asked: Density that `sparsify` asked for, or None.
-        layer: The layer that owns it.
+        mask: Boolean mask variable; None if the layer is not sparse.
+        axes: `KernelAxes`, the meaning of its axes.
+        asked: Density that `sparsify` was asked for, or None.
+        layer: The layer that owns the kernel.
     """
 
     name: str
@@ -34,18 +34,15 @@ class CountedKernel:
 
     @property
     def size(self):
-        """Number of weights, pruned ones included."""
+        """Number of weights, including pruned ones."""
         return math.prod(self.kernel.shape)
 
 
 def counted_kernels(model):
-    """Lists the kernels whose FLOPs are counted, each once, in the order of the variables.
+    """Return a list of `CountedKernel`, each kernel once, in the order of the variables.
 
     Args:
         model: A built `keras.Model`, sparse or not.
-
-    Returns:
-        List of `CountedKernel`.
     """
     sparse = {id(k.kernel): k for k in masked_kernels(model)}
     names = {k.name for k in sparse.values()}
@@ -78,6 +75,6 @@ def counted_kernels(model):
 
 
 def is_packed(layer):
-    """Whether a layer is quantized so that its kernels do not show how many weights they have."""
+    """Tell if a layer is quantized with several weights in one stored element."""
     mode = getattr(layer, "quantization_mode", None)
     return mode is not None and mode not in ("int8", "float8") and bool(own_kernels(layer))

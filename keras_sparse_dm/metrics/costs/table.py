@@ -1,4 +1,4 @@
-"""A model's cost as a record, which prints as a table."""
+"""Cost of a model, as a record that prints as a table."""
 
 import html
 import io
@@ -7,23 +7,23 @@ from dataclasses import asdict, dataclass, field
 from keras_sparse_dm.metrics.costs.memory import FileBytes, TrainingBytes
 
 CONVENTION = (
-    "FLOPs: 2 per multiply-add, kernels only; normalization, activations, biases, embeddings and "
-    "attention's products of activations are not in them."
+    "FLOPs: 2 per multiply-add, kernels only, without normalization, activations, biases, "
+    "embeddings and attention's products of activations."
 )
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer's part in a forward pass of one example.
+    """Cost of one layer in a forward pass of one example.
 
     Attributes:
-        name: Of the layer, as its kernels' names begin.
-        kind: Its class.
-        size: Weights in its kernels, pruned ones included.
-        active: Those that are not pruned.
-        dense_flops, sparse_flops: Of its kernels, all of them and the active ones.
-        score_flops: Of queries with keys, in attention.
-        value_flops: Of the scores with the values.
+        name: Name of the layer, the prefix of its kernels' names.
+        kind: Name of its class.
+        size: Number of weights in its kernels, including pruned ones.
+        active: Number of active weights.
+        dense_flops, sparse_flops: FLOPs of all weights, and of the active weights.
+        score_flops: FLOPs of queries times keys, in attention.
+        value_flops: FLOPs of scores times values, in attention.
     """
 
     name: str
@@ -38,35 +38,34 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs, dense and sparse; prints as a table, in a notebook as HTML.
+    """Cost of a model, dense and sparse; prints as a table, in a notebook as HTML.
 
-    FLOPs count 2 per multiply-add, of kernels only, as the paper's tables do: normalization,
-    activations, biases, embeddings, and attention's products of activations (which are in
-    `attention_flops`) are left out.
+    FLOPs count 2 per multiply-add, of kernels only, as in the paper's tables. They leave out
+    normalization, activations, biases, embeddings, and attention's products of activations (see
+    `attention_flops`).
 
     Attributes:
-        parameters: Trainable parameters, pruned ones included.
-        active_parameters: Those that are not pruned.
-        dense_flops, sparse_flops: One forward pass of one example.
-        dense_sampling_flops, sparse_sampling_flops: Sampling one example.
-        dense_training_flops, sparse_training_flops: Training, counted for one example per
-            iteration as in the paper's tables, whatever the batch size.
-        training_rule: FLOPs of one training iteration with one example, as a formula of f_D and
-            f_S, which are `dense_flops` and `sparse_flops`, and of dT, the steps between two
-            topology updates.
-        batch_size: Examples per iteration, or None where it was not given.
-        dense_batch_training_flops, sparse_batch_training_flops: Training, counted for all
+        parameters: Number of trainable parameters, including pruned ones.
+        active_parameters: Number of trainable parameters that are not pruned.
+        dense_flops, sparse_flops: FLOPs of one forward pass of one example.
+        dense_sampling_flops, sparse_sampling_flops: FLOPs of sampling one example.
+        dense_training_flops, sparse_training_flops: FLOPs of training with one example per
+            iteration, as in the paper's tables, whatever the batch size.
+        training_rule: FLOPs of one training iteration with one example, as a formula of f_D
+            (`dense_flops`), f_S (`sparse_flops`) and dT, the steps between topology updates.
+        batch_size: Examples per iteration, or None if not given.
+        dense_batch_training_flops, sparse_batch_training_flops: FLOPs of training with all
             examples of every batch; None without a batch size.
-        kernel_parameters: Weights in kernels, sparse or not, pruned ones included.
-        active_kernel_parameters: Those that are not pruned.
-        nonzero_kernel_parameters: Those that differ from zero; None where weights have no
-            values yet, or the sparsity is only supposed.
-        attention_flops: Products of activations with each other (scores, and scores with
-            values) in one forward pass of one example; no mask makes them fewer.
-        file_bytes: `FileBytes`, of the weights in a file.
-        training_bytes: `TrainingBytes`, held while training.
-        layers: Tuple of `LayerCost`, of all layers with kernels or attention.
-        not_counted: `{layer name: reason}` of what multiplies, or may, and is in no count.
+        kernel_parameters: Number of weights in kernels, sparse or not, including pruned ones.
+        active_kernel_parameters: Number of active weights in kernels.
+        nonzero_kernel_parameters: Number of nonzero weights in kernels; None if weights have no
+            values yet, or if `cost` was given a sparsity.
+        attention_flops: FLOPs of products of activations (scores, and scores times values) in one
+            forward pass of one example; masks do not reduce them.
+        file_bytes: `FileBytes`, the size of the weights in a file.
+        training_bytes: `TrainingBytes`, the memory that training holds.
+        layers: Tuple of `LayerCost`, one for each layer with kernels or attention.
+        not_counted: `{layer name: reason}` of layers whose products, if any, are not counted.
     """
 
     parameters: int
@@ -91,13 +90,13 @@ class Cost:
     not_counted: dict = field(compare=False, default_factory=dict)
 
     def to_dict(self):
-        """Returns the cost as a dictionary of plain numbers, strings, lists and dictionaries."""
+        """Return the cost as a dictionary of plain numbers, strings, lists and dictionaries."""
         values = asdict(self) | {"layers": [asdict(layer) for layer in self.layers]}
         values["training_bytes"]["total"] = self.training_bytes.total
         return values
 
     def _columns(self):
-        """Returns `[(header, total, cells)]`; columns that would say nothing are left out."""
+        """Return `[(header, total, cells)]`, without columns that hold no information."""
         layers = self.layers
         columns = [
             ("layer", "total", [layer.name for layer in layers]),
@@ -126,7 +125,7 @@ class Cost:
         return columns
 
     def _lines(self):
-        """What the table has no place for, as `(quantity, dense, sparse, share)`."""
+        """Return the rows of the second table, as `(quantity, dense, sparse, share)`."""
         files, held = self.file_bytes, self.training_bytes
 
         def row(name, dense, sparse, text):
@@ -214,7 +213,7 @@ class Cost:
 
 
 def _number(value):
-    """A count in a readable form: whole where it is short, else with its power of ten."""
+    """Format a count: in full below a million, else with a power of ten."""
     return f"{value:,.0f}" if value < 1e6 else f"{value:.3e}"
 
 

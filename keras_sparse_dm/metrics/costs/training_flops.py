@@ -5,7 +5,7 @@ from keras import ops
 
 
 def training_flops(method, dense, sparse, asked, iterations, update_every, schedule):
-    """Returns `(formula, FLOPs)` of a training iteration with one example (Evci et al. 2021, H)."""
+    """Return `(formula, FLOPs)` of a training iteration with one example (Evci et al. 2021, H)."""
     if method != "dense" and method.dense_to_sparse:
         pruned = _mean_share_pruned(schedule, iterations)
         rule = "3 f_S at the sparsity of each step, mean over all steps"
@@ -14,12 +14,12 @@ def training_flops(method, dense, sparse, asked, iterations, update_every, sched
 
 
 def step_flops(method, dense, sparse, update_every=None):
-    """FLOPs of a training iteration with one example, at a sparsity that stays (Evci et al. 2021).
+    """FLOPs of a training iteration with one example at constant sparsity (Evci et al. 2021).
 
     Args:
         method: A `SparsityMethod` that is not dense-to-sparse, or `"dense"`.
-        dense, sparse: FLOPs of a forward pass with all weights, and with the active ones.
-        update_every: Steps between topology updates, where the method grows by the gradient.
+        dense, sparse: FLOPs of a forward pass with all weights, and with the active weights.
+        update_every: Steps between topology updates; needed if the method grows by the gradient.
 
     Returns:
         `(formula, FLOPs)`.
@@ -35,7 +35,7 @@ def step_flops(method, dense, sparse, update_every=None):
 
 
 def _mean_share_pruned(schedule, iterations):
-    """Mean over the iterations of what is pruned, as a share of what is in the end."""
+    """Return the mean sparsity over the iterations, relative to the final sparsity."""
     if not iterations:
         return 1.0
     final = getattr(schedule, "final_sparsity", None)
