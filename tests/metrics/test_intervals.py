@@ -258,7 +258,7 @@ def test_prints(interval, text):
         ({"statistic": lambda a, b: None}, "`statistic` must return a finite .* returned None"),
         ({"statistic": lambda a, b: np.nan}, "`statistic` must return a finite .* returned nan"),
         ({"features_a": np.zeros((3, 4))}, "`features_a` must be of 4 samples or more .* 3"),
-        ({"features_a": np.zeros((9, 2))}, "as many features; received 2 and 4"),
+        ({"features_a": np.zeros((9, 2))}, "same number of features; received 2 and 4"),
         ({"features_b": np.full((9, 4), np.nan)}, "`features_b` must be finite"),
         (
             {"features_b": FeatureStatistics.from_features(np.eye(4)), "resample": "b"},

@@ -121,7 +121,7 @@ def test_prints_as_one_line():
         ({"coef0": "one"}, "`coef0` must be a finite number; received 'one'"),
         ({"seed": -1}, "`seed` must be an integer, 0 or more; received -1"),
         ({"seed": 2**32}, r"`seed` must be below 2\*\*32"),
-        ({"features_b": np.zeros((30, 4))}, "as many features; received 5 and 4"),
+        ({"features_b": np.zeros((30, 4))}, "same number of features; received 5 and 4"),
         ({"features_b": np.full((30, 5), np.nan)}, "`features_b` must be finite"),
         ({"features_a": np.zeros((1, 5))}, "`features_a` must .* 2 samples or more"),
     ],

@@ -117,7 +117,7 @@ def test_refuses_other_features_and_stays_as_it_was():
 
 
 def test_a_covariance_needs_two_samples():
-    with pytest.raises(ValueError, match="2 samples or more; these statistics are of 1"):
+    with pytest.raises(ValueError, match="2 samples or more; these statistics have 1"):
         _ = FeatureStatistics.from_features(np.zeros((1, 2))).covariance
 
 
@@ -144,7 +144,7 @@ def test_files_that_are_no_statistics_are_refused(tmp_path):
     path = tmp_path / "real.npz"
     with pytest.raises(FileNotFoundError):
         FeatureStatistics.load(path)
-    with pytest.raises(ValueError, match="no sample cannot be saved"):
+    with pytest.raises(ValueError, match="without samples cannot be saved"):
         FeatureStatistics().save(path)
     assert not path.exists()
     good = {"count": 3, "mean": np.zeros(2), "scatter": np.eye(2)}
@@ -162,7 +162,7 @@ def test_files_that_are_no_statistics_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`path` must be a file that .*save"):
         FeatureStatistics.load(path)
     path.write_text("no zip")
-    with pytest.raises(ValueError, match="it is no .npz file"):
+    with pytest.raises(ValueError, match="it is not an .npz file"):
         FeatureStatistics.load(path)
 
 

@@ -1,4 +1,4 @@
-"""Features of sketches and images, which distances compare."""
+"""Features of sketches and images, for the distances."""
 
 import lazy_loader as _lazy
 

@@ -13,29 +13,29 @@ from keras_sparse_dm.data.cache import (
 from keras_sparse_dm.metrics.features.checks import checked_features
 from keras_sparse_dm.metrics.features.statistics import FeatureStatistics, open_npz
 
-# Part of the cache files' names: raise it with every change of their layout.
+# Part of the cache files' names; raise with every change of their layout.
 CACHE_VERSION = 1
 
 
 def cached_statistics(make, fingerprint, cache_dir=None):
-    """Statistics of a data set's features: made once, later read from disk.
+    """Return the statistics of a data set's features, computed once and then read from disk.
 
     Args:
-        make: Called without arguments where the cache holds nothing. Returns
-            `FeatureStatistics`, or features (samples, features), or an iterable of batches of
-            features, of which the statistics are then taken without keeping them.
-        fingerprint: What the features depend on: data, preprocessing and network, each by its
-            own fingerprint or settings. Anything but None that JSON can write, such as
+        make: Function without arguments, called if the cache has no file. Returns
+            `FeatureStatistics`, features (samples, features), or an iterable of batches of
+            features, which are not kept in memory.
+        fingerprint: Everything that the features depend on: fingerprints or settings of data,
+            preprocessing and network. Any value but None that JSON can write, such as
             `{"data": images.fingerprint, "size": 32, "network": weights_checksum}`.
-        cache_dir: Folder for the cache; by default what the environment variable
-            `KERAS_SPARSE_DM_CACHE` names, else the user's cache folder. Where it cannot be
-            written, a warning says so and the statistics are made each time.
+        cache_dir: Folder of the cache; by default the one that the environment variable
+            `KERAS_SPARSE_DM_CACHE` names, else the user's cache folder. If it cannot be written,
+            the function warns and computes the statistics each time.
 
     Returns:
-        The `FeatureStatistics`. A damaged file gives a warning and is made anew.
+        `FeatureStatistics`. A damaged file causes a warning and is computed again.
 
     Raises:
-        ValueError: if `fingerprint` is None or cannot be written as JSON, or `make` gives
+        ValueError: if `fingerprint` is None or cannot be written as JSON, or if `make` returns
             something else.
     """
     cache = _cache_file("statistics", fingerprint, cache_dir)
@@ -43,20 +43,20 @@ def cached_statistics(make, fingerprint, cache_dir=None):
 
 
 def cached_features(make, fingerprint, cache_dir=None):
-    """Features of a data set: made once, later read from disk.
+    """Return the features of a data set, computed once and then read from disk.
 
     Args:
-        make: Called without arguments where the cache holds nothing. Returns features
+        make: Function without arguments, called if the cache has no file. Returns features
             (samples, features), or an iterable of batches of them.
-        fingerprint: As for `cached_statistics`. Both may be given the same.
-        cache_dir: As for `cached_statistics`.
+        fingerprint: As in `cached_statistics`, which may be given the same value.
+        cache_dir: As in `cached_statistics`.
 
     Returns:
-        The features, a float32 array (samples, features) in memory. A damaged file gives a
-        warning and is made anew.
+        Float32 array (samples, features) in memory. A damaged file causes a warning and is
+        computed again.
 
     Raises:
-        ValueError: if `fingerprint` is None or cannot be written as JSON, or `make` gives
+        ValueError: if `fingerprint` is None or cannot be written as JSON, or if `make` returns
             something else or values that are not finite.
     """
     cache = _cache_file("features", fingerprint, cache_dir)
@@ -66,12 +66,12 @@ def cached_features(make, fingerprint, cache_dir=None):
 def _cache_file(kind, fingerprint, cache_dir):
     try:
         if fingerprint is None:
-            raise TypeError("None says nothing of them")
+            raise TypeError("None identifies nothing")
         digits = fingerprint_of([CACHE_VERSION, fingerprint])
     except (TypeError, ValueError) as error:
         raise ValueError(
-            "`fingerprint` must be what data, preprocessing and network are told by, as JSON can "
-            f"write it; received {fingerprint!r} ({error})."
+            "`fingerprint` must identify data, preprocessing and network by a value that JSON can "
+            f"write; received {fingerprint!r} ({error})."
         ) from error
     return cache_folder(cache_dir) / f"{kind}-v{CACHE_VERSION}-{digits}.npz"
 
@@ -81,24 +81,24 @@ def _cached(cache, read, make, convert, write):
         return read(cache)
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except Exception as error:  # a damaged zip raises almost anything; the remedy is the same
+    except Exception as error:  # a damaged zip can raise almost any error
         warn_of_damage(cache, error, stacklevel=4)
     value = convert(make())
     try:
-        # Under a name of its own and renamed: whole, whoever else writes it at the same time.
+        # Written under another name and renamed, so that processes do not disturb each other.
         with new_cache_file(cache, leftovers=f"{cache.name.split('-')[0]}-v*.tmp") as file:
             write(value, file)
     except OSError as error:
         warnings.warn(
-            f"the cache file {cache} cannot be written ({error}); its contents will be made "
-            "again next time; cache_dir or KERAS_SPARSE_DM_CACHE sets another folder",
+            f"the cache file {cache} cannot be written ({error}); its contents will be computed "
+            "again next time; set another folder by cache_dir or KERAS_SPARSE_DM_CACHE",
             stacklevel=3,
         )
     return value
 
 
 def _batches(made):
-    """What `make` gave, as an iterable of batches."""
+    """Return the result of `make` as an iterable of batches."""
     if hasattr(made, "shape"):
         return [made]
     try:
@@ -130,10 +130,10 @@ def _to_features(made):
     if len({batch.shape[1] for batch in batches}) != 1:
         shapes = [batch.shape for batch in batches[:3]]
         raise ValueError(
-            "`make` must return features, or batches that are of as many features each; received "
+            "`make` must return features, or batches with the same number of features; received "
             f"{len(batches)} batches, the first of shapes {shapes}."
         )
-    # Once more: values too large for float32 are infinite by now.
+    # Check again: values too large for float32 are infinite now.
     return checked_features("make()", np.concatenate(batches), 1, copy=False)
 
 
@@ -141,7 +141,7 @@ def _read_features(path):
     with open_npz(path) as stored:
         features = stored["features"]
     if features.dtype != np.float32:
-        raise ValueError(f"its features are of type {features.dtype}, not float32")
+        raise ValueError(f"its features have type {features.dtype}, not float32")
     return checked_features("features", features, 1, copy=False)
 
 

@@ -2,30 +2,26 @@
 
 import numpy as np
 
-# Rows that are handled at once, which bounds the memory beside the features themselves.
+# Rows processed at once, which bounds the memory beside the features themselves.
 BLOCK = 4096
 
 
 def checked_features(argument, features, minimum=1, copy=True):
-    """Features as an array, with errors that name the argument.
+    """Return features as an array (samples, features).
 
     Args:
-        argument: The argument's name.
-        features: What was given for it.
-        minimum: The smallest number of samples.
-        copy: Whether to turn the values into float64; otherwise any real type stays.
-
-    Returns:
-        The array (samples, features).
+        argument: Name of the argument, for errors.
+        features: Its value.
+        minimum: Smallest number of samples.
+        copy: True to convert the values to float64, False to keep any real type.
 
     Raises:
-        ValueError: for other shapes, fewer samples, values that are no real numbers or not
-            finite.
+        ValueError: for other shapes, fewer samples, or values that are not finite real numbers.
     """
     try:
         features = np.asarray(features)
         if features.dtype.kind not in "fiub":
-            # Types that NumPy does not know itself, as bfloat16.
+            # Types from outside NumPy, such as bfloat16.
             features = features.astype(np.float64, casting="safe")
     except (TypeError, ValueError) as error:
         raise ValueError(f"`{argument}` must be an array of real numbers; {error}.") from error
@@ -46,22 +42,23 @@ def checked_features(argument, features, minimum=1, copy=True):
 
 
 def checked_pair(names, a, b, minimum=1):
-    """Two sets of features as float64 arrays of as many features; see `checked_features`."""
+    """Return two sets of features as float64 arrays of equal width; see `checked_features`."""
     a, b = (checked_features(name, x, minimum) for name, x in zip(names, (a, b), strict=True))
     check_widths(names, a.shape[1], b.shape[1])
     return a, b
 
 
 def check_widths(names, a, b):
-    """Raises the ValueError that says so where two sets are not of as many features."""
+    """Raise a ValueError unless two sets have the same number of features."""
     if a != b:
         raise ValueError(
-            f"`{names[0]}` and `{names[1]}` must have as many features; received {a} and {b}."
+            f"`{names[0]}` and `{names[1]}` must have the same number of features; "
+            f"received {a} and {b}."
         )
 
 
 def checked_integer(argument, value, minimum):
-    """`value` as an int; a ValueError that names the argument if it is none, or too small."""
+    """Return `value` as an int; raise a ValueError if it is not one or is below `minimum`."""
     try:
         if isinstance(value, (bool, str)) or int(value) != value or value < minimum:
             raise ValueError

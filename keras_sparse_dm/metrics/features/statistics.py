@@ -11,11 +11,10 @@ from keras_sparse_dm.metrics.features.checks import BLOCK, checked_features
 
 
 class FeatureStatistics:
-    """Number, mean and covariance of features that come in batches, in float64.
+    """Number, mean and covariance of features, updated batch by batch in float64.
 
-    Batches are merged by the update of Chan et al. (1979), which never takes the difference of
-    large sums: batches of any size and in any order give the same to rounding, also for
-    features far from zero.
+    The update of Chan et al. (1979) merges batches without differences of large sums. So batches of
+    any size and order give the same result up to rounding, also for features far from zero.
 
     ```python
     statistics = FeatureStatistics()
@@ -27,8 +26,8 @@ class FeatureStatistics:
     Attributes:
         count: Number of samples so far.
         mean: Float64 array (features,); None before the first update.
-        scatter: Float64 array (features, features), the sum over samples of the outer product
-            of their deviation from the mean; None before the first update.
+        scatter: Float64 array (features, features), the sum of the outer products of the
+            samples' deviations from the mean; None before the first update.
     """
 
     def __init__(self):
@@ -41,40 +40,39 @@ class FeatureStatistics:
 
     @classmethod
     def from_features(cls, features):
-        """Statistics of an array (samples, features) of at least one sample."""
+        """Return the statistics of an array (samples, features) of 1 sample or more."""
         return cls().update(features)
 
     @property
     def features(self):
-        """Number of features of a sample; None before the first update."""
+        """Number of features; None before the first update."""
         return None if self.mean is None else len(self.mean)
 
     @property
     def covariance(self):
-        """Float64 array (features, features), divided by count - 1.
+        """Covariance, a float64 array (features, features), divided by count - 1.
 
         Raises:
             ValueError: for fewer than 2 samples.
         """
         if self.count < 2:
             raise ValueError(
-                f"A covariance needs 2 samples or more; these statistics are of {self.count}."
+                f"A covariance needs 2 samples or more; these statistics have {self.count}."
             )
         return self.scatter / (self.count - 1)
 
     def update(self, features):
-        """Adds samples.
+        """Add samples.
 
         Args:
-            features: Float array (samples, features) of any number of samples, computed with
-                in float64; not changed.
+            features: Float array (samples, features) with any number of samples; not changed.
 
         Returns:
             The statistics themselves.
 
         Raises:
-            ValueError: for an array of another shape, another number of features than before,
-                or values that are not finite. The statistics are then as before.
+            ValueError: for an array of another shape, another number of features than before, or
+                values that are not finite. The statistics then stay unchanged.
         """
         features = checked_features("features", features, 0, copy=False)
         self._check_width("features", features.shape[1])
@@ -86,10 +84,11 @@ class FeatureStatistics:
         return self
 
     def merge(self, other):
-        """Adds the samples of other statistics, such as another process's.
+        """Add the samples of other statistics, such as those of another process.
 
         Args:
-            other: `FeatureStatistics` of as many features, or of no sample; not changed.
+            other: `FeatureStatistics` with the same number of features, or without samples; not
+                changed.
 
         Returns:
             The statistics themselves.
@@ -107,8 +106,7 @@ class FeatureStatistics:
     def _check_width(self, argument, features):
         if self.mean is not None and features != self.features:
             raise ValueError(
-                f"`{argument}` must be of {self.features} features as those before; received "
-                f"{features}."
+                f"`{argument}` must have {self.features} features, as before; received {features}."
             )
 
     def _add(self, count, mean, scatter):
@@ -123,10 +121,10 @@ class FeatureStatistics:
         self.count = total
 
     def save(self, path):
-        """Writes an `.npz` file, whole or not at all, without pickles.
+        """Write the statistics to an `.npz` file in one step, without pickles.
 
         Args:
-            path: The file, named as it is to be called.
+            path: The file, with its ending.
 
         Raises:
             ValueError: if there is no sample yet.
@@ -135,19 +133,17 @@ class FeatureStatistics:
             self.write(file)
 
     def write(self, file):
+        """Write the statistics to an open binary file."""
         if not self.count:
-            raise ValueError("Statistics of no sample cannot be saved; call `update` first.")
+            raise ValueError("Statistics without samples cannot be saved; call `update` first.")
         np.savez(file, count=self.count, mean=self.mean, scatter=self.scatter)
 
     @classmethod
     def load(cls, path):
-        """Reads what `save` wrote.
+        """Return the `FeatureStatistics` in a file that `save` wrote.
 
         Args:
             path: The file.
-
-        Returns:
-            The `FeatureStatistics`.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -158,7 +154,7 @@ class FeatureStatistics:
             return cls.read(path)
         except OSError:
             raise
-        except Exception as error:  # a damaged zip raises almost anything
+        except Exception as error:  # a damaged zip can raise almost any error
             raise ValueError(
                 f"`path` must be a file that `FeatureStatistics.save` wrote; {str(path)!r} "
                 f"cannot be read ({type(error).__name__}: {error})."
@@ -166,7 +162,7 @@ class FeatureStatistics:
 
     @classmethod
     def read(cls, path):
-        # The zip's checksums tell damage; no pickles, so reading runs no code.
+        """Return the `FeatureStatistics` in a file, with whatever error its contents raise."""
         with open_npz(path) as stored:
             count, mean, scatter = (stored[name] for name in ("count", "mean", "scatter"))
         if count.shape or count.dtype.kind not in "iu" or count < 1:
@@ -183,11 +179,12 @@ class FeatureStatistics:
 
 @contextlib.contextmanager
 def open_npz(path):
-    """Context that gives the arrays of an `.npz` file."""
-    # Opened once: between two looks at the path another process may put a file there.
+    """Open an `.npz` file as a context that yields its arrays."""
+    # Open the file once: another process may replace it between two accesses by path.
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
-            raise ValueError("it is no .npz file")
+            raise ValueError("it is not an .npz file")
         file.seek(0)
+        # Without pickles, reading runs no code; the zip's checksums detect damage.
         with np.load(file, allow_pickle=False) as stored:
             yield stored
