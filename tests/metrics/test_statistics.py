@@ -101,9 +101,9 @@ def test_what_is_merged_or_added_is_not_changed():
 
 def test_refuses_other_features_and_stays_as_it_was():
     statistics = FeatureStatistics.from_features(np.eye(3))
-    with pytest.raises(ValueError, match="`features` must be of 3 features .* received 2"):
+    with pytest.raises(ValueError, match="`features` must have 3 features .* received 2"):
         statistics.update(np.zeros((4, 2)))
-    with pytest.raises(ValueError, match="`other` must be of 3 features .* received 2"):
+    with pytest.raises(ValueError, match="`other` must have 3 features .* received 2"):
         statistics.merge(FeatureStatistics.from_features(np.zeros((4, 2))))
     with pytest.raises(ValueError, match="`other` must be `FeatureStatistics`; received 3"):
         statistics.merge(3)
