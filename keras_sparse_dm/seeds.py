@@ -8,7 +8,7 @@ import numpy as np
 
 
 def seed_generator(seed, role):
-    """Returns the `keras.random.SeedGenerator` of one role under a seed.
+    """Return the `keras.random.SeedGenerator` of one role under a seed.
 
     What is drawn for different roles is independent although the seed is the same: the same
     numbers must not draw the masks and grow the weights.

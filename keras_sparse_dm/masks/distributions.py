@@ -31,7 +31,7 @@ DISTRIBUTIONS = {"uniform": uniform, "er": erdos_renyi, "erk": erdos_renyi_kerne
 
 
 def densities(shapes, sparsity, distribution="erk"):
-    """Returns the density of each kernel, so that all together have the sparsity asked for.
+    """Return the density of each kernel, so that all together have the sparsity asked for.
 
     Raw densities are scaled by one factor that hits the total: every kernel owes
     `floor(sparsity * size)` pruned weights to it, counted as the original RigL program does. A
@@ -96,7 +96,7 @@ def densities(shapes, sparsity, distribution="erk"):
 
 
 def check_sparsity_value(sparsity):
-    """Returns `sparsity` as a float in [0, 1), or raises a ValueError that says why not."""
+    """Return `sparsity` as a float in [0, 1), or raises a ValueError that says why not."""
     try:
         value = float(sparsity)
     except (TypeError, ValueError):

@@ -10,7 +10,7 @@ from keras_sparse_dm.masks.top_k import top_k_mask
 
 
 def random_mask(shape, density, seed):
-    """Draws a mask with `round(density * size)` ones, placed uniformly at random.
+    """Draw a mask with `round(density * size)` ones, placed uniformly at random.
 
     Args:
         shape: Shape of the kernel.
@@ -24,7 +24,7 @@ def random_mask(shape, density, seed):
 
 
 def drop_weakest(mask, score, rate, apart=None):
-    """Drops the active units with the smallest scores (paper, Algorithm 2).
+    """Drop the active units with the smallest scores (paper, Algorithm 2).
 
     Args:
         mask: Boolean array, True for active units.
@@ -48,7 +48,7 @@ def drop_weakest(mask, score, rate, apart=None):
 
 
 def update_mask(mask, drop_score, growth_score, prune_rate):
-    """Drops the weakest active weights and grows as many (paper, Algorithm 2).
+    """Drop the weakest active weights and grows as many (paper, Algorithm 2).
 
     A weight dropped here competes for growth with those pruned before, as in the original
     RigL program.

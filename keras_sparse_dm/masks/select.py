@@ -11,7 +11,7 @@ def count(condition):
 
 
 def select(values, k, find=None):
-    """Marks the `k` largest values; among equal ones the first, in row-major order.
+    """Mark the `k` largest values; among equal ones the first, in row-major order.
 
     Args:
         values: Integer array of shape `(n, BLOCK)`, at least 0; zeros are never marked.
@@ -32,7 +32,7 @@ def select(values, k, find=None):
 
 
 def first_to_reach(k, bins, above):
-    """Adds bins from the last on to `above` until it reaches `k`.
+    """Add bins from the last on to `above` until it reaches `k`.
 
     Returns:
         `(place, before, reached)`: which bin does it, and the sums without and with that bin.
@@ -44,7 +44,7 @@ def first_to_reach(k, bins, above):
 
 
 def find_by_counts(values, k):
-    """Finds the threshold that splits off the `k` largest, by bisection.
+    """Find the threshold that splits off the `k` largest, by bisection.
 
     Args:
         values: Integer array, at least 0.
@@ -68,7 +68,7 @@ def find_by_counts(values, k):
 
 
 def first_true(blocks, number):
-    """Keeps the first `number` ones of a matrix, in row-major order (all if there are fewer)."""
+    """Keep the first `number` ones of a matrix, in row-major order (all if there are fewer)."""
     # The rows' sums find the row of the first one too many, sums within it the place: a
     # running sum over all would take many times as long.
     counts = ops.sum(ops.cast(blocks, "int32"), axis=1)

@@ -25,7 +25,7 @@ class Unstructured:
         return ""
 
     def misfit(self, shape, axis):
-        """Returns why a kernel of this shape cannot have the structure, or None.
+        """Return why a kernel of this shape cannot have the structure, or None.
 
         Args:
             shape: Shape of the kernel.
@@ -34,15 +34,15 @@ class Unstructured:
         return None
 
     def ones(self, shape, density):
-        """Returns how many ones a mask of this shape and density holds."""
+        """Return how many ones a mask of this shape and density holds."""
         return round(density * math.prod(shape))
 
     def to_units(self, values, axis, reduce):
-        """Returns one value per unit; `reduce` is `ops.sum` for scores, `ops.any` for masks."""
+        """Return one value per unit; `reduce` is `ops.sum` for scores, `ops.any` for masks."""
         return values
 
     def to_weights(self, units, shape, axis):
-        """Returns a mask of weights for a mask of units."""
+        """Return a mask of weights for a mask of units."""
         return units
 
     def unit_shape(self, shape, axis):
@@ -72,7 +72,7 @@ class Unstructured:
         return top_k_mask(score, ones // self.unit)
 
     def grow(self, kept, score, count):
-        """Marks the `count` units with the largest score among those not kept.
+        """Mark the `count` units with the largest score among those not kept.
 
         Args:
             kept: Boolean array, the units that stay active.
@@ -194,7 +194,7 @@ class NM(Unstructured):
 
 
 def structure_from_code(code):
-    """Returns the structure of a `code`, the three numbers that weights files hold."""
+    """Return the structure of a `code`, the three numbers that weights files hold."""
     kind, a, b = (int(number) for number in code)
     return (Unstructured, Blocks, NM)[kind](*(a, b)[:kind])
 
@@ -214,7 +214,7 @@ def _moved(shape, axis):
 
 
 def _grouped(values, axis, size):
-    """Puts the input axis last and splits it into groups."""
+    """Put the input axis last and splits it into groups."""
     values = ops.moveaxis(values, axis, -1)
     return ops.reshape(values, (*values.shape[:-1], -1, size))
 

@@ -13,7 +13,7 @@ from keras_sparse_dm.masks.select import BLOCK, select
 
 
 def top_k_mask(scores, k, eligible=None):
-    """Marks the `k` largest scores.
+    """Mark the `k` largest scores.
 
     Args:
         scores: Float array of any static shape, not negative; compared as float32. Infinity
@@ -29,7 +29,7 @@ def top_k_mask(scores, k, eligible=None):
 
 
 def top_k_masks(scores, k, eligible=None):
-    """Marks the `k` largest scores of several arrays together.
+    """Mark the `k` largest scores of several arrays together.
 
     Args:
         scores: List of float arrays of any static shapes, not negative; compared as float32.
@@ -83,7 +83,7 @@ def sortable(scores, eligible):
 
 
 def _select(values, k):
-    """Calls `select` as the backend runs it best."""
+    """Call `select` as the backend runs it best."""
     if backend.backend() != "tensorflow":
         return select(values, k)
     from keras_sparse_dm.masks.tensorflow import shared_select

@@ -115,7 +115,7 @@ class DynamicSparsity(keras.callbacks.Callback):
             self._writer = None
 
     def _verify(self):
-        """Stops training by an optimizer that moves pruned weights although it is given none."""
+        """Stop training by an optimizer that moves pruned weights although it is given none."""
         for k in self._optimizer.kernels:
             pruned = keras.ops.where(k.mask, keras.ops.zeros_like(k.kernel), k.kernel)
             if bool(keras.ops.any(pruned != 0)):
@@ -153,7 +153,7 @@ class DynamicSparsity(keras.callbacks.Callback):
 
 
 def _picture(k, side=256):
-    """Returns a mask as a picture `(rows, columns)` of densities in [0, 1], at most `side` wide."""
+    """Return a mask as a picture `(rows, columns)` of densities in [0, 1], at most `side` wide."""
     mask = keras.ops.convert_to_numpy(k.mask).astype("float32")
     outputs = [axis % mask.ndim for axis in k.axes.outputs]
     inputs = [axis for axis in range(mask.ndim) if axis not in outputs]

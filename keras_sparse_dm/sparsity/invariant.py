@@ -8,7 +8,7 @@ from keras_sparse_dm.sparsity.kernels import masked_kernels
 
 
 def check_invariant(model, mask_ones=None):
-    """Checks that a model is exactly as sparse as its masks say.
+    """Check that a model is exactly as sparse as its masks say.
 
     Every pruned weight is zero, so are its optimizer moments and its averaged (EMA) copy,
     and each mask has the number of ones that it was given.

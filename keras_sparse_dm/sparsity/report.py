@@ -118,7 +118,7 @@ class SparsityReport:
         return sum(k.ever_active * k.size for k in known) / sum(k.size for k in known)
 
     def to_dict(self):
-        """Returns the report as a dictionary of plain numbers, strings and lists."""
+        """Return the report as a dictionary of plain numbers, strings and lists."""
         return {
             "parameters": self.parameters,
             "active_parameters": self.active_parameters,
@@ -135,7 +135,7 @@ class SparsityReport:
         }
 
     def _columns(self):
-        """Returns `[(header, total, cells)]`; columns that would say nothing are left out."""
+        """Return `[(header, total, cells)]`; columns that would say nothing are left out."""
         kernels = self.kernels
         columns = [
             ("kernel", "total", [k.name for k in kernels]),
@@ -231,7 +231,7 @@ class SparsityReport:
 
 
 def sparsity_report(model, left_alone=None):
-    """Reports the sparse kernels of a built model.
+    """Report the sparse kernels of a built model.
 
     Args:
         model: A built `keras.Model` that was made sparse.
@@ -297,14 +297,14 @@ def sparsity_report(model, left_alone=None):
 
 
 def _count_without(mask, axes):
-    """Counts the features along axes (counted from the end) that have no active weight."""
+    """Count the features along axes (counted from the end) that have no active weight."""
     axes = {axis % mask.ndim for axis in axes}
     others = tuple(axis for axis in range(mask.ndim) if axis not in axes)
     return int(np.count_nonzero(~mask.any(axis=others)))
 
 
 def _by_group(mask, axes):
-    """Lays the groups of a grouped convolution beside each other along the input axis."""
+    """Lay the groups of a grouped convolution beside each other along the input axis."""
     if axes.groups == 1:
         return mask
     return np.concatenate(np.split(mask, axes.groups, axis=-1), axis=-2)

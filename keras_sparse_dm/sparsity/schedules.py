@@ -110,7 +110,7 @@ _SCHEDULES = {
 
 
 def make_schedule(schedule, prune_rate, update_every, start_step=0, stop_step=-1):
-    """Returns the schedule for `"constant"`, `"cosine"` or a `PruningSchedule`.
+    """Return the schedule for `"constant"`, `"cosine"` or a `PruningSchedule`.
 
     Raises:
         ValueError: for anything else.
@@ -150,7 +150,7 @@ def next_update(schedule, done):
 
 
 def check_reaches_its_end(schedule):
-    """Raises a ValueError for a `PolynomialDecay` whose last update comes before its end."""
+    """Raise a ValueError for a `PolynomialDecay` whose last update comes before its end."""
     if not isinstance(schedule, PolynomialDecay):
         return
     short = (schedule.end_step - schedule.begin_step) % schedule.frequency
@@ -165,7 +165,7 @@ def check_reaches_its_end(schedule):
 
 
 def serialize_schedule(schedule):
-    """Describes a schedule so that `deserialize_schedule` can rebuild it, a user's own too."""
+    """Describe a schedule so that `deserialize_schedule` can rebuild it, a user's own too."""
     config = schedule.get_config()
     # The toolkit nests the arguments.
     config = config.get("config", config)
@@ -173,7 +173,7 @@ def serialize_schedule(schedule):
 
 
 def deserialize_schedule(config):
-    """Rebuilds a schedule from what `serialize_schedule` returned.
+    """Rebuild a schedule from what `serialize_schedule` returned.
 
     Raises:
         ValueError: for a class that is not registered with Keras.
@@ -189,7 +189,7 @@ def deserialize_schedule(config):
 
 
 def check_prune_rate(prune_rate):
-    """Returns `prune_rate` as a float in (0, 1], or raises a ValueError."""
+    """Return `prune_rate` as a float in (0, 1], or raises a ValueError."""
     try:
         value = float(prune_rate)
     except (TypeError, ValueError):
@@ -200,7 +200,7 @@ def check_prune_rate(prune_rate):
 
 
 def check_update_every(update_every):
-    """Returns `update_every` as an integer of at least 1, or raises a ValueError."""
+    """Return `update_every` as an integer of at least 1, or raises a ValueError."""
     if isinstance(update_every, numbers.Real) and not isinstance(update_every, bool):
         if update_every >= 1 and float(update_every).is_integer():
             return int(update_every)

@@ -276,7 +276,7 @@ def _plan(model, sparsity, distribution, exclude, include, structure, on_misfit)
 
 
 def _shares(kernels, excluded, sparsity, distribution):
-    """Returns `{name: density}` of the kernels that are not excluded."""
+    """Return `{name: density}` of the kernels that are not excluded."""
     sizes = {name: math.prod(k.variable.shape) for name, k in kernels.items()}
     total = sum(sizes.values())
     free = total - sum(sizes[name] for name in excluded)

@@ -156,14 +156,14 @@ ONE_EACH = (
 
 
 def randomize(layer, seed=0):
-    """Gives every trained weight, biases too, a random value."""
+    """Give every trained weight, biases too, a random value."""
     random = np.random.default_rng(seed)
     for v in layer.trainable_variables:
         v.assign(random.normal(size=v.shape) * 0.5)
 
 
 def copy_trainable(source, target):
-    """Gives the twin the same trained weights, matched by position, path and shape."""
+    """Give the twin the same trained weights, matched by position, path and shape."""
     assert [v.shape for v in source.trainable_variables] == [
         v.shape for v in target.trainable_variables
     ]
@@ -173,7 +173,7 @@ def copy_trainable(source, target):
 
 
 def twins(case, dtype=None):
-    """Returns the built Keras layer and the built sparse layer, with the same random weights."""
+    """Return the built Keras layer and the built sparse layer, with the same random weights."""
     policy = keras.config.dtype_policy()
     if dtype is not None:
         keras.config.set_dtype_policy(dtype)

@@ -164,8 +164,8 @@ def test_progress(features, capsys):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (np.zeros((2, 8, 8)), r"of type float64; it must be uint8.*np.round\(images \* 255\)"),
-        (np.zeros((2, 8, 8), np.int64), "of type int64"),
+        (np.zeros((2, 8, 8)), r"has type float64; it must be uint8.*np.round\(images \* 255\)"),
+        (np.zeros((2, 8, 8), np.int64), "has type int64"),
         (np.zeros((8, 8), np.uint8), r"shape \(8, 8\); it must be \(n, height, width\).*image\["),
         (np.zeros((2, 8, 8, 4), np.uint8), r"shape \(2, 8, 8, 4\)"),
         (np.zeros((2, 0, 8), np.uint8), r"shape \(2, 0, 8\)"),

@@ -33,7 +33,7 @@ def model():
 
 
 def change(variable, pick, value):
-    """Sets one entry among those that `pick` marks; returns what puts it back."""
+    """Set one entry among those that `pick` marks; returns what puts it back."""
     before = numpy(variable)
     after = before.copy()
     after[tuple(np.argwhere(pick)[0])] = value

@@ -51,7 +51,7 @@ def sparse_kernels(model):
 
 
 def run(model, gradients, optimizer):
-    """Applies gradients; returns `[(weights, masks)]` of the sparse kernels after each step."""
+    """Apply gradients; returns `[(weights, masks)]` of the sparse kernels after each step."""
     trail = []
     for step in gradients:
         optimizer.apply([tf.constant(g) for g in step], model.trainable_variables)
@@ -155,7 +155,7 @@ class Definition:
 
 
 def compare(model, optimizer, definition, gradients):
-    """Runs both; at every step the masks must be equal. Returns the masks of every step."""
+    """Run both; at every step the masks must be equal. Returns the masks of every step."""
     gradients = list(gradients)
     trail = run(model, gradients, optimizer)
     for step, (gradient, (weights, masks)) in enumerate(zip(gradients, trail, strict=True), 1):

@@ -115,7 +115,7 @@ def test_frozen_layer_is_reported_and_parameters_count_what_trains(model):
 
 
 def without_effect(layer, shape, mask):
-    """Counts input features that change no output, and output features that nothing changes.
+    """Count input features that change no output, and output features that nothing changes.
 
     By trial on the layer itself, with random weights where the mask is True and no bias. The
     last axis of input and output holds the features.
