@@ -83,7 +83,7 @@ def test_weights_put_back_by_hand():
     for _ in range(3):
         model.train_on_batch(X, Y)
     model.set_weights(earlier)
-    optimizer.weights_were_put_back()
+    optimizer.sync_masks_with_weights()
     model.train_on_batch(X, Y)
     check_invariant(model)
 

@@ -577,7 +577,7 @@ def test_methods_and_options_that_do_not_go_together_are_refused():
     refused("`gradient_steps` must be a whole number", "rigl", gradient_steps=0)
     refused("`gradient_steps` must be a whole number", "rigl", gradient_steps=1.5)
     refused(
-        "`gradient_steps` must not be more than the 4 steps",
+        "`gradient_steps` must not exceed the 4 steps",
         "rigl",
         update_every=4,
         gradient_steps=5,
@@ -621,7 +621,7 @@ def test_gradual_pruning_to_a_sparsity_that_small_kernels_can_only_be_near():
 
 def test_gradual_pruning_of_masks_that_sparsify_did_not_make():
     model = keras.Sequential([keras.Input((6,)), ksd.layers.SparseDense(4)])
-    with pytest.raises(ValueError, match="'gmp' needs the densities to reach.*dense_start=True"):
+    with pytest.raises(ValueError, match="'gmp' needs densities to prune to.*dense_start=True"):
         sparse_optimizer(
             model,
             keras.optimizers.SGD(),
