@@ -1,4 +1,4 @@
-"""The Fréchet distance: torch-fidelity's answers, closed forms, singular covariances, errors."""
+"""Fréchet distance: torch-fidelity's results, closed forms, singular covariances, errors."""
 
 import warnings
 
@@ -29,7 +29,7 @@ def few_samples():
 
 
 def both_ways(a, b):
-    """The distance of features, of statistics, and of one and the other."""
+    """Return the distances of features, of statistics, and of both mixed."""
     return [frechet_distance(*pair) for pair in ((a, b), (of(a), of(b)), (a, of(b)), (of(a), b))]
 
 
@@ -85,7 +85,7 @@ def test_of_one_feature_is_the_closed_form():
 
 
 def test_of_features_far_from_zero_and_of_float32():
-    # What a difference of sums of squares would lose altogether.
+    # A difference of sums of squares would lose all digits.
     rng = np.random.default_rng(2)
     a = rng.normal(size=(400, 6)).astype(np.float32)
     b = (1 + rng.normal(size=(300, 6))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The Inception networks: the originals' answers, names, files, resizing, pooling, errors."""
+"""Inception networks: results of the originals, names, files, resizing, pooling, errors."""
 
 import hashlib
 import importlib.util
@@ -22,7 +22,7 @@ def torch():
 
 @pytest.fixture(scope="module")
 def programs(torch):
-    """The networks written in PyTorch, of the benchmark."""
+    """Return the benchmark module, which has the networks in PyTorch."""
     spec = importlib.util.spec_from_file_location("inception_benchmark", BENCHMARK)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -31,7 +31,7 @@ def programs(torch):
 
 @pytest.fixture(scope="module")
 def state(reference):
-    """The weights behind the reference answers, by torch-fidelity's names."""
+    """Return the weights of the reference results, under torch-fidelity's names."""
     return reference.state_dict("fid.npz")
 
 
@@ -44,19 +44,19 @@ def answers(reference):
 
 @pytest.fixture(scope="module")
 def whole(state):
-    """The whole network."""
+    """Return the whole network."""
     return InceptionFeatures(state)
 
 
 @pytest.fixture(scope="module")
 def stem(state):
-    """Only its first convolutions: fast."""
+    """Return a fast network of only the first convolutions."""
     return InceptionFeatures(state, features=64)
 
 
 @pytest.fixture(scope="module")
 def sketch_state(programs):
-    """A torchvision-like network for sketches as it is published, with all that trains it."""
+    """Return the tensors of a network for sketches as published, with its training parts."""
     network = programs.random_network("quickdraw")
     tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     tensors["AuxLogits.conv0.conv.weight"] = np.zeros((128, 768, 1, 1), "float32")
@@ -68,7 +68,7 @@ def random_images(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype="uint8")
 
 
-# The originals' answers
+# Results of the originals
 
 
 @pytest.mark.parametrize("tap", [64, "192", 768, 2048])
@@ -90,7 +90,7 @@ def test_the_classifier_without_its_bias(state, answers):
 
 
 def test_equals_the_network_for_sketches_in_pytorch(programs, torch, sketch_state):
-    # Dark strokes of every darkness on paper that is nearly white.
+    # Strokes of every darkness on nearly white paper.
     images = np.random.default_rng(1).integers(231, 256, (2, 64, 48)).astype("uint8")
     images[:, 10:50, 20:23] = random_images(2, 40, 3)
     features = InceptionFeatures(sketch_state)
@@ -108,7 +108,7 @@ def test_equals_the_network_for_sketches_in_pytorch(programs, torch, sketch_stat
         features(random_images(1, 8, 8, 3))
 
 
-# What features depend on
+# Dependence on images and batches
 
 
 def test_features_do_not_depend_on_the_batch_size(whole):
@@ -117,7 +117,7 @@ def test_features_do_not_depend_on_the_batch_size(whole):
     scale = np.abs(together).max()
     for batch_size in (1, 3):
         np.testing.assert_allclose(whole(images, batch_size), together, atol=1e-5 * scale)
-    # One graph, whatever was asked for in this file so far.
+    # All calls in this file so far have used one graph.
     assert whole._forward.experimental_get_tracing_count() == 1
 
 
@@ -155,7 +155,7 @@ def test_the_fingerprint_tells_what_gives_other_features_apart(state, stem):
 
 
 def as_pytorch_fid_wraps(state):
-    """What the state dict of pytorch-fid's class calls the tensors; it has no classifier."""
+    """Return the tensors under pytorch-fid's names, without the classifier."""
     blocks = [
         ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", None],
         ["Conv2d_3b_1x1", "Conv2d_4a_3x3", None],
@@ -194,7 +194,7 @@ def test_only_the_published_file_gives_fid(tmp_path, state, monkeypatch):
     )
     path = tmp_path / "weights-inception-2015-12-05-6726825d.safetensors"
     safetensors.save_file(state, path)
-    # The name of a file proves nothing.
+    # A file's name does not identify its contents.
     features = InceptionFeatures(path)
     assert features.name == "FD-inception" and "do not come from the published" in features.note
     assert InceptionFeatures(state, 768).name == "FD-inception-768"
@@ -218,7 +218,7 @@ def test_says_where_weights_are(kind):
 
 
 def slow_resize(image, size, half_pixel_centers):
-    """Bilinear resizing, one value after the other, in float64."""
+    """Resize bilinearly, value by value, in float64."""
     height, width, channels = image.shape
     resized = np.empty((size, size, channels))
 
@@ -308,7 +308,7 @@ def without(state, name):
     ("change", "message"),
     [
         (lambda s: without(s, "Mixed_6c.branch_pool.bn.bias"), "missing: Mixed_6c.branch_pool.bn"),
-        # Nothing but the first convolution.
+        # Only the first convolution.
         (
             lambda s: {"Conv2d_1a_3x3.conv.weight": s["Conv2d_1a_3x3.conv.weight"]},
             "missing: Conv2d_1a_3x3.bn.weight, .* and 465 more",

@@ -1,4 +1,4 @@
-"""The kernel distance: double loops, torch-fidelity's formula, known expectations, errors."""
+"""Kernel distance: double loops, torch-fidelity's formula, known expectations, errors."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def by_loops(a, b, degree=3, gamma=None, coef0=1.0):
 
 
 def as_torch_fidelity(a, b, subsets, size, seed, degree=3, gamma=None, coef0=1.0):
-    """Its subsets, and its formula from sums over rows of the kernels."""
+    """Return mean and SD over torch-fidelity's subsets, by its formula."""
     random = np.random.RandomState(seed)
     gamma = 1.0 / a.shape[1] if gamma is None else gamma
     values = []

@@ -1,4 +1,4 @@
-"""Streamed statistics against NumPy's of all samples; their files; the caches of both kinds."""
+"""Streamed statistics against NumPy, their files, and caches of statistics and features."""
 
 import os
 import subprocess
@@ -61,7 +61,7 @@ def test_more_samples_than_a_block_holds():
 
 
 def test_far_from_zero_nothing_is_lost():
-    # A sum of squares less the squared sum has no right digit here.
+    # The sum of squares minus the squared sum has no correct digit here.
     features = 1e8 + np.random.default_rng(1).integers(0, 4, (1000, 4)).astype(float)
     statistics = FeatureStatistics()
     for start in range(0, 1000, 7):
@@ -101,9 +101,9 @@ def test_what_is_merged_or_added_is_not_changed():
 
 def test_refuses_other_features_and_stays_as_it_was():
     statistics = FeatureStatistics.from_features(np.eye(3))
-    with pytest.raises(ValueError, match="`features` must have 3 features .* received 2"):
+    with pytest.raises(ValueError, match="`features` must have 3 features, .* received 2"):
         statistics.update(np.zeros((4, 2)))
-    with pytest.raises(ValueError, match="`other` must have 3 features .* received 2"):
+    with pytest.raises(ValueError, match="`other` must have 3 features, .* received 2"):
         statistics.merge(FeatureStatistics.from_features(np.zeros((4, 2))))
     with pytest.raises(ValueError, match="`other` must be `FeatureStatistics`; received 3"):
         statistics.merge(3)
@@ -137,7 +137,7 @@ def test_saved_and_loaded_is_the_same(tmp_path, name):
     assert os.listdir(tmp_path) == [name]
     loaded = FeatureStatistics.load(str(tmp_path / name))
     assert_same(loaded, statistics)
-    loaded.update(np.ones((2, 4)))  # goes on where it was
+    loaded.update(np.ones((2, 4)))  # continues where it was
 
 
 def test_files_that_are_no_statistics_are_refused(tmp_path):
@@ -170,7 +170,7 @@ def test_files_that_are_no_statistics_are_refused(tmp_path):
 
 
 class Maker:
-    """Gives what it was made with, and counts how often."""
+    """Function that returns a given value and counts its calls."""
 
     def __init__(self, value):
         self.value = value
