@@ -1,11 +1,14 @@
 """The documentation: its Python runs, its command lines parse, its links lead somewhere."""
 
 import ast
+import doctest
+import importlib
 import re
 import shlex
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import keras
 import numpy as np
 import pytest
 
@@ -241,3 +244,40 @@ def test_docstrings_start_with_a_noun_or_an_imperative(folder):
         if re.match(r"\w+", text) and re.match(r"\w+", text).group() in CLAUSES
     ]
     assert not wrong, "\n".join(wrong)
+
+
+# Folders whose docstring examples run here, but for those that need a file from the network.
+WITH_EXAMPLES = ("layers", "masks", "metrics", "sparsity")
+NEEDS_A_FILE = {"metrics/features/inception.py"}
+
+
+def files_with_examples():
+    for folder in WITH_EXAMPLES:
+        for file in sorted((ROOT / "keras_sparse_dm" / folder).rglob("*.py")):
+            name = file.relative_to(ROOT / "keras_sparse_dm").as_posix()
+            if ">>> " in read(file) and name not in NEEDS_A_FILE:
+                yield name
+
+
+class ShownOutput(doctest.OutputChecker):
+    """Checker that compares outputs only where the docstring shows one."""
+
+    def check_output(self, want, got, optionflags):
+        return not want or super().check_output(want, got, optionflags)
+
+
+@pytest.mark.parametrize("file", files_with_examples())
+def test_docstring_examples_run(file, empty_folder):
+    module = importlib.import_module(f"keras_sparse_dm.{file[:-3].replace('/', '.')}")
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    model.compile("adam", "mse")
+    ksd.sparsify(model, 0.5)
+    # Names that the examples take for granted.
+    names = {"model": model, "keras": keras}
+    names |= {"keras_sparse_dm": ksd, "UNet": ksd.models.UNet, "ChiroDiff": ksd.models.ChiroDiff}
+    names |= {name: getattr(ksd.sparsity, name) for name in ksd.sparsity.__all__}
+    names["data"] = (((np.ones((2, 8), "float32"), np.ones((2, 4), "float32"))) for _ in range(3))
+    runner = doctest.DocTestRunner(ShownOutput(), optionflags=doctest.NORMALIZE_WHITESPACE)
+    for test in doctest.DocTestFinder().find(module, extraglobs=names):
+        runner.run(test)
+    assert runner.tries and not runner.failures

@@ -86,7 +86,7 @@ def sparsify(
     Example:
 
     >>> model = keras.applications.MobileNetV3Small(weights=None)
-    >>> print(sparsify(model, 0.8, exclude=["conv", "*expanded_conv/*"]))
+    >>> print(sparsify(model, 0.8, exclude=["conv", "*_depthwise/*"]))
     """
     check_is_layer(model)
     structure = Unstructured() if structure is None else structure

@@ -278,8 +278,8 @@ def test_a_maker_that_fails_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("made", "key", "message"),
     [
-        (FEATURES, None, "`fingerprint` must be .* received None"),
-        (FEATURES, {"data": FEATURES}, "`fingerprint` must be .* JSON"),
+        (FEATURES, None, "`fingerprint` must identify .* received None"),
+        (FEATURES, {"data": FEATURES}, "`fingerprint` must identify .* JSON"),
         (3, KEY, "`make` must return features .* received 3"),
         ([], KEY, "`make` must return"),
         (np.zeros((0, 3)), KEY, "1 sample"),

@@ -69,7 +69,8 @@ def cost(
 
     Example:
 
-    >>> print(cost(UNet.from_preset("ldm_celebahq"), ((1, 64, 64, 3), (1,)), sampling_steps=100))
+    >>> chirodiff = ChiroDiff.from_preset("chirodiff_vmnist")
+    >>> print(cost(chirodiff, ((1, 64, 3), (1,), (1,)), sampling_steps=50))
     """
     if method != "dense":
         method = get_method(method)

@@ -281,8 +281,8 @@ def _not_counted(model):
 def _is_left_out(layer):
     """Tell if a layer's class is known to have no kernels; False for custom classes."""
     from keras_sparse_dm.models import blocks
-    from keras_sparse_dm.models.chirodiff.denoiser import denoiser as chirodiff
+    from keras_sparse_dm.models.chirodiff.denoiser import ChiroDiff
 
     # ChiroDiff's only weights of its own are the frequencies of its time features.
-    kinds = (*_LEFT_OUT, keras.layers.Attention, blocks.GroupNorm, chirodiff.ChiroDiff)
+    kinds = (*_LEFT_OUT, keras.layers.Attention, blocks.GroupNorm, ChiroDiff)
     return type(layer) in kinds
