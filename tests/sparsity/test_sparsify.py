@@ -487,7 +487,7 @@ def test_naming_only_what_is_frozen_raises_and_says_so(argument):
     model.get_layer("a").trainable = False
     state = state_of(model)
     arguments = {"include": dict(sparsity=0.5, include="a"), "sparsity": dict(sparsity={"a": 0.5})}
-    with pytest.raises(ValueError, match=rf"`{argument}` names what .*a/kernel \(frozen\)"):
+    with pytest.raises(ValueError, match=rf"`{argument}` must match kernels .*a/kernel \(frozen\)"):
         ksd.sparsify(model, **arguments[argument])
     assert_untouched(model, state)
     # Excluding it as well is allowed.

@@ -201,7 +201,7 @@ def test_prune_rate_outside_the_range_raises(rate):
 
 def test_shapes_that_differ_raise():
     ones = np.ones((2, 2), "float32")
-    with pytest.raises(ValueError, match=r"one shape; received \(2, 2\), \(2, 2\) and \(4,\)"):
+    with pytest.raises(ValueError, match=r"equal shapes; received \(2, 2\), \(2, 2\) and \(4,\)"):
         prune_and_grow(ones, ones.astype(bool), ones.ravel(), 0.5)
 
 
