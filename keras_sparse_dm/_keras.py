@@ -1,8 +1,7 @@
-"""Every private name of Keras and TensorFlow that the package needs, behind a plain one.
+"""Functions around every private name of Keras and TensorFlow that the package uses.
 
-A new version may change a private name without notice. Here is the one place to mend then:
-`tests/test_keras_names.py` tests what each function promises, and another of its tests finds
-private names anywhere else in the package.
+New versions may change private names without notice. This file is then the only one to change:
+`tests/test_keras_names.py` tests each function, and finds private names in the rest of the package.
 """
 
 import contextlib
@@ -14,18 +13,19 @@ import keras
 
 
 def flatten_layers(layer):
-    """List a layer first and then all its sublayers, recursively, each once.
+    """List a layer and all its sublayers, recursively, each once.
 
-    Wraps `Layer._flatten_layers`; the public `Model.layers` lists one level, and of models only.
+    Wraps `Layer._flatten_layers`; the public `Model.layers` lists one level only, and other layers
+    lack it.
     """
     return list(layer._flatten_layers())
 
 
 def own_variables(layer):
-    """List a layer's own variables, trainable ones first, without those of its sublayers.
+    """List a layer's own variables without those of its sublayers, trainable ones first.
 
     Joins `Layer._trainable_variables` and `Layer._non_trainable_variables`; the public
-    `Layer.variables` holds those of sublayers too.
+    `Layer.variables` includes sublayers.
     """
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
@@ -40,9 +40,9 @@ def own_seed_generators(layer):
 
 @contextlib.contextmanager
 def unlocked(layer):
-    """Unlock a layer while variables are added or removed, and lock it again if it was locked.
+    """Unlock a layer in a context, to add or remove variables, and then restore its lock.
 
-    Uses `Layer._tracker`; Keras locks a layer once it is built and has no public way back.
+    Uses `Layer._tracker`; Keras locks a layer once it is built and has no public way to unlock it.
     """
     locked = layer._tracker.locked
     layer._tracker.unlock()
@@ -54,18 +54,18 @@ def unlocked(layer):
 
 
 def untrack(owner, variable):
-    """Remove a variable from those of a layer or an optimizer.
+    """Remove a variable from a layer or an optimizer.
 
     Calls `_untrack_variable`; the public `del layer.name` needs an attribute that holds the
-    variable, and optimizers have no such thing.
+    variable and does not work for optimizers.
     """
     owner._untrack_variable(variable)
 
 
 def has_value(variable):
-    """Tell whether a variable has been given its first value, and the memory for it.
+    """Tell if a variable is initialized, so that it holds memory.
 
-    Reads `Variable._value`; the public `Variable.value` would compute a value.
+    Reads `Variable._value`; the public `Variable.value` would initialize it.
     """
     return getattr(variable, "_value", None) is not None
 
@@ -73,16 +73,16 @@ def has_value(variable):
 def kernel_variable(layer):
     """Return the kernel variable of a built dense, einsum or convolution layer.
 
-    Reads `_kernel`; the public `kernel` is a computed tensor under LoRA or quantization.
+    Reads `_kernel`; with LoRA or quantization, the public `kernel` is a computed tensor.
     """
     return layer._kernel
 
 
 def attention_projections(layer):
-    """List the projections of a built attention layer: query, key, value, gate and output.
+    """List the query, key, value, gate and output projections of a built attention layer.
 
-    Reads `_query_dense` and its like; only some of them have a public property, and those of
-    `GroupQueryAttention` have none.
+    Reads `_query_dense` and similar attributes; only some have a public property, and
+    `GroupQueryAttention` has none.
     """
     names = ("_query_dense", "_key_dense", "_value_dense", "_gate_dense", "_output_dense")
     found = [getattr(layer, name, None) for name in names]
@@ -93,14 +93,14 @@ def attention_projections(layer):
 
 
 def graph_nodes(model):
-    """List the calls in a functional or built `Sequential` model, each after those it needs.
+    """List the calls in a functional or built `Sequential` model in topological order.
 
     Reads `Functional._nodes_by_depth`, and `Sequential._functional` for the graph inside; the
-    public `Functional.operations` tells neither how often nor on what a layer was called.
+    public `Functional.operations` lacks the inputs and the number of calls of a layer.
 
     Returns:
-        List of objects with `operation`, `input_tensors` and `output_tensors`; None for a model
-        of another kind.
+        List of objects with `operation`, `input_tensors` and `output_tensors`; None for other
+        models.
     """
     graph = model._functional if isinstance(model, keras.Sequential) else model
     by_depth = getattr(graph, "_nodes_by_depth", None)
@@ -110,26 +110,26 @@ def graph_nodes(model):
 
 
 def has_compiled_loss(model):
-    """Tell whether `compile` was given a loss or metrics.
+    """Tell if `compile` was given a loss or metrics.
 
-    Looks for the metric that Keras calls "compile_metrics"; no public attribute tells of metrics.
+    Looks for Keras's metric named "compile_metrics"; no public attribute shows the metrics.
     """
     return model.loss is not None or "compile_metrics" in model.metrics_names
 
 
 def record_compiled_optimizer(model, optimizer):
-    """Put an optimizer in the place of the one that `compile` recorded for saving.
+    """Replace the optimizer that `compile` recorded for saving.
 
-    Changes `Model._compile_config`; calling the public `compile` again would reset more.
+    Changes `Model._compile_config`; calling the public `compile` again would also reset metrics.
     """
     model._compile_config.config["optimizer"] = optimizer
 
 
 @contextlib.contextmanager
 def object_sharing_scope():
-    """Share again, on loading, what two layers shared on saving, as `Model.save` does.
+    """Save and load objects that several layers share as one object, as `Model.save` does.
 
-    Enters `keras.src.saving.serialization_lib.ObjectSharingScope`, which is not exported.
+    Enters `keras.src.saving.serialization_lib.ObjectSharingScope`, which Keras does not export.
     """
     from keras.src.saving.serialization_lib import ObjectSharingScope
 
@@ -141,15 +141,15 @@ def object_sharing_scope():
 
 
 def track(optimizer, variable):
-    """Add a variable to those of an optimizer.
+    """Add an existing variable to an optimizer.
 
-    Calls `Optimizer._track_variable`; the public `add_variable` makes a new variable.
+    Calls `Optimizer._track_variable`; the public `add_variable` creates a new variable.
     """
     optimizer._track_variable(variable)
 
 
 def variable_key(optimizer, variable):
-    """Return the key by which an optimizer knows a variable, on all replicas the same.
+    """Return an optimizer's key of a variable, which is the same on all replicas.
 
     Calls `Optimizer._var_key`; Keras exports no such key.
     """
@@ -159,29 +159,30 @@ def variable_key(optimizer, variable):
 def trained_variables(optimizer):
     """List the model's variables that an optimizer trains; empty before it is built.
 
-    Reads `Optimizer._trainable_variables`; the public `Optimizer.variables` lists its own.
+    Reads `Optimizer._trainable_variables`; the public `Optimizer.variables` lists the optimizer's
+    own variables.
     """
     return list(getattr(optimizer, "_trainable_variables", None) or [])
 
 
 def averages(optimizer):
-    """List an optimizer's moving averages (EMA), parallel to the variables that it trains.
+    """List an optimizer's moving averages (EMA) in the order of the variables that it trains.
 
     Reads `Optimizer._model_variables_moving_average`; the public `Optimizer.variables` does not
-    say which ones are averages.
+    show which variables are averages.
 
     Returns:
-        List of variables, with None where one has no average; None without averages.
+        List of variables, with None for a variable without an average; None without averages.
     """
     found = getattr(optimizer, "_model_variables_moving_average", None)
     return list(found) if found else None
 
 
 class AveragesOfInner:
-    """Mixin of an optimizer whose averages are those of its `inner_optimizer`.
+    """Mixin for an optimizer wrapper that exposes the averages of its `inner_optimizer`.
 
-    Defines `_model_variables_moving_average`, which is where Keras's callback `SwapEMAWeights`
-    looks for them, one wrapper deep.
+    Defines `_model_variables_moving_average`, which Keras's callback `SwapEMAWeights` reads, also
+    through one wrapper.
     """
 
     @property
@@ -190,18 +191,18 @@ class AveragesOfInner:
 
 
 def batches_seen(optimizer):
-    """Return the variable that counts the batches an optimizer has been given.
+    """Return the variable that counts the batches that an optimizer has received.
 
-    Reads `Optimizer._iterations`; under gradient accumulation the public `Optimizer.iterations`
+    Reads `Optimizer._iterations`; with gradient accumulation, the public `Optimizer.iterations`
     counts updates.
     """
     return optimizer._iterations
 
 
 def check_known(optimizer, variables):
-    """Raise Keras's own ValueError for variables that a built optimizer was not built for.
+    """Raise Keras's ValueError for variables that a built optimizer was not built for.
 
-    Calls `Optimizer._check_variables_are_known`; the public `apply` would need gradients.
+    Calls `Optimizer._check_variables_are_known`; the public `apply` needs gradients.
     """
     optimizer._check_variables_are_known(variables)
 
@@ -257,9 +258,9 @@ class StepsOfItsOwn:
 
 @dataclass(frozen=True, eq=False)
 class VariableDescription:
-    """A variable without a value, on which an optimizer can be built.
+    """Description of a variable, without a value, for which an optimizer can be built.
 
-    Has the `_unique_id` that Keras's optimizers for TensorFlow ask a variable for.
+    Has the `_unique_id` that Keras's optimizers for TensorFlow read.
     """
 
     shape: tuple
@@ -270,7 +271,7 @@ class VariableDescription:
 
     @classmethod
     def of(cls, variable, number=0):
-        """Describe a variable; each needs a number of its own."""
+        """Describe a variable; each variable needs its own number."""
         shape = tuple(variable.shape)
         return cls(shape, variable.dtype, variable.name, variable.path, number)
 
@@ -279,9 +280,9 @@ class VariableDescription:
 
 
 def shared_function(function, input_signature):
-    """Return a `tf.function` that all its calls in a graph share, traced without autograph.
+    """Return a `tf.function` without autograph whose body is shared by all calls in a graph.
 
-    Sets the attribute `_noinline`; TensorFlow otherwise copies the function into each call.
+    Sets the attribute `_noinline`; TensorFlow otherwise copies the body into each call.
     """
     import tensorflow as tf
 
@@ -294,10 +295,9 @@ def shared_function(function, input_signature):
 
 
 def frozen(concrete_function):
-    """Return a concrete function with its variables as constants and its loops as they are.
+    """Return a concrete function with variables turned into constants and loops kept.
 
-    Calls `tensorflow.python.framework.convert_to_constants`, which is not exported for
-    TensorFlow 2.
+    Calls `tensorflow.python.framework.convert_to_constants`, which TensorFlow 2 does not export.
     """
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
@@ -309,14 +309,14 @@ def frozen(concrete_function):
 def write_loops_in_place(converter):
     """Make a `tf.lite.TFLiteConverter` write each step of a loop into the loop's output.
 
-    Sets `_experimental_enable_dynamic_update_slice`, which has no public form; without it a loop
-    copies the outputs of all steps in each.
+    Sets `_experimental_enable_dynamic_update_slice`, which has no public form; without it, every
+    step copies the outputs of all steps.
     """
     converter._experimental_enable_dynamic_update_slice = True
 
 
 def scale_whole_tensors(converter):
-    """Make a `tf.lite.TFLiteConverter` quantize with one scale for each tensor.
+    """Make a `tf.lite.TFLiteConverter` quantize with one scale per tensor.
 
     Sets `_experimental_disable_per_channel`, which has no public form.
     """

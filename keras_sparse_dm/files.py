@@ -1,4 +1,4 @@
-"""Files and directories that are either whole or not there."""
+"""Files and directories written in one step: complete, or not at all."""
 
 import contextlib
 import ctypes
@@ -9,10 +9,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole_file(path):
-    """Context that gives a temporary path to write, and puts it in place of `path` at the end.
+    """Write a file in one step: a context that yields a temporary path, renamed at the end.
 
-    The temporary file lies beside `path` and has its ending. It is synced and renamed where the
-    block ends well; otherwise it is removed and whatever `path` held stays.
+    The temporary file lies beside `path` and has the same ending. If the block succeeds, the file
+    is synced and renamed to `path`; otherwise it is removed and `path` stays unchanged.
 
     Args:
         path: The file to write.
@@ -33,14 +33,14 @@ def whole_file(path):
 
 @contextlib.contextmanager
 def whole_directory(path):
-    """Context that gives a temporary directory to fill, and puts it in place of `path` at the end.
+    """Write a directory in one step: a context that yields a temporary one, renamed at the end.
 
-    As `whole_file`: the temporary directory lies beside `path`, is synced and takes its place in
-    one step where the block ends well; otherwise it is removed and whatever `path` held stays.
-    What a process that was killed has left of it, the next one removes.
+    The temporary directory lies beside `path`. If the block succeeds, the directory is synced and
+    takes the place of `path` in one step; otherwise it is removed and `path` stays unchanged. The
+    next call removes the leftovers of a killed process.
 
     Args:
-        path: The directory to write; one that exists is removed with all that is in it.
+        path: The directory to write; an existing one is replaced with all its contents.
 
     Yields:
         The `pathlib.Path` of an empty directory.
@@ -60,12 +60,12 @@ def whole_directory(path):
         else:
             temporary.rename(path)
     finally:
-        # What was in its place before, or what was not finished.
+        # The directory that was replaced, or the unfinished one.
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _exchange(one, other):
-    """Exchanges two directories: in one step where the system can, which Linux can."""
+    """Exchange two directories, on Linux in one step."""
     rename = (
         getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
         if os.name == "posix"
@@ -84,6 +84,6 @@ def _exchange(one, other):
 
 
 def os_error_text(error):
-    """What went wrong with which file, in one line."""
+    """Return the reason and the file of an OSError in one line."""
     where = f" ({error.filename})" if error.filename else ""
     return f"{error.strerror or error}{where}."

@@ -8,14 +8,14 @@ import numpy as np
 
 
 def seed_generator(seed, role):
-    """Returns the `keras.random.SeedGenerator` of one role under a seed.
+    """Return the `keras.random.SeedGenerator` for one purpose.
 
-    What is drawn for different roles is independent although the seed is the same: the same
-    numbers must not draw the masks and grow the weights.
+    Generators for different purposes are independent even with equal seeds: masks and growth, for
+    example, must not use the same random numbers.
 
     Args:
-        seed: Integer, 0 or more; None for a random one.
-        role: Name of what the numbers are for.
+        seed: Integer, 0 or more; None for a random seed.
+        role: Name of the purpose.
 
     Raises:
         ValueError: if `seed` is neither None nor an integer of 0 or more.

@@ -28,7 +28,7 @@ from rich.table import Table
 import keras_sparse_dm as ksd
 from keras_sparse_dm.data import Sketch, from_points, jitter_points, load_kanjivg, load_vmnist
 from keras_sparse_dm.metrics.features.embedded import EmbeddedFeatures
-from keras_sparse_dm.metrics.features.render import render_sketches
+from keras_sparse_dm.metrics.features.sketch_images import render_sketches
 from keras_sparse_dm.metrics.frechet import frechet_distance
 
 RADIUS = 10.0

@@ -1,8 +1,7 @@
-"""Private names of Keras, TensorFlow and the toolkit: what they promise, and where they stand.
+"""Private names of Keras, TensorFlow and the toolkit: their behaviour, and their places.
 
-The canaries test what each function of `keras_sparse_dm/_keras.py` promises. They import that
-file alone, so that they also tell what a new version of Keras has changed where the package
-itself cannot be imported any more.
+A canary tests the behaviour of each function in `keras_sparse_dm/_keras.py`. The canaries import
+that file alone, so they still work if a new version of Keras breaks the import of the package.
 """
 
 import ast
@@ -39,7 +38,7 @@ _keras = _loaded_alone(FILE)
 
 
 def canary(*names, of="Keras"):
-    """Decorate the canary of a function that needs these private names."""
+    """Decorate the canary of a function that uses these private names."""
 
     def decorate(test):
         function = test.__name__.removeprefix("test_canary_")
@@ -52,7 +51,7 @@ def canary(*names, of="Keras"):
                 library = importlib.import_module(of.lower())
                 pytest.fail(
                     f"{of} {library.__version__} has changed {' or '.join(names)}, on which "
-                    f"keras_sparse_dm relies: mend `{function}` in keras_sparse_dm/_keras.py. "
+                    f"keras_sparse_dm relies: fix `{function}` in keras_sparse_dm/_keras.py. "
                     f"({type(error).__name__}: {error})"
                 )
 
@@ -63,13 +62,13 @@ def canary(*names, of="Keras"):
 
 
 def on_tensorflow(test):
-    """Skip a test where Keras computes with something else."""
+    """Skip a test on other backends than TensorFlow."""
     elsewhere = keras.backend.backend() != "tensorflow"
     return pytest.mark.skipif(elsewhere, reason="TensorFlow is not the backend")(test)
 
 
 class Pair(keras.layers.Layer):
-    """A layer with variables of each kind, a seed generator and two sublayers."""
+    """Layer with variables of each kind, a seed generator and two sublayers."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -113,7 +112,7 @@ def make_compiled(**arguments):
 
 
 def are(found, wanted):
-    """Tell whether these are the same objects in the same order."""
+    """Tell if two lists hold the same objects in the same order."""
     return [id(one) for one in found] == [id(one) for one in wanted]
 
 
@@ -121,17 +120,17 @@ def are(found, wanted):
 def test_canary_flatten_layers():
     pair, dense = make_pair(), keras.layers.Dense(1)
     assert are(_keras.flatten_layers(dense), [dense])
-    # Each once, though one is held twice.
+    # Each layer once, although one is held twice.
     assert are(_keras.flatten_layers(pair), [pair, pair.first, pair.second])
     inner = keras.Sequential([keras.Input((2,)), pair, dense])
     inputs = keras.Input((2,))
     model = keras.Model(inputs, inner(inputs))
     found = _keras.flatten_layers(model)
     wanted = [model, *model.layers, pair, pair.first, pair.second, dense]
-    # Input layers of inner models may be among them or not.
+    # Input layers of inner models may be included or not.
     found = [x for x in found if x in model.layers or not isinstance(x, keras.layers.InputLayer)]
     assert found[0] is model and sorted(map(id, found)) == sorted(map(id, wanted))
-    # Whoever holds a layer comes before it.
+    # A layer comes after the layer that holds it.
     places = [found.index(layer) for layer in (model, inner, pair, pair.first)]
     assert places == sorted(places)
 
@@ -143,7 +142,7 @@ def test_canary_own_variables():
     assert are(_keras.own_variables(pair.first), [pair.first.kernel, pair.first.bias])
     pair.trainable = False
     assert are(_keras.own_variables(pair), [pair.scale, pair.count])
-    # A copy: whoever changes it does not change the layer.
+    # A copy, so that changing the list does not change the layer.
     _keras.own_variables(pair).clear()
     assert are(_keras.own_variables(pair), [pair.scale, pair.count])
 
@@ -176,7 +175,7 @@ def test_canary_unlocked():
         raise KeyError
     with pytest.raises(ValueError):
         add()
-    # One that was not locked stays so.
+    # An unlocked layer stays unlocked.
     open_still = Pair()
     with _keras.unlocked(open_still):
         pass
@@ -222,7 +221,7 @@ def test_canary_kernel_variable():
         assert tuple(kernel.shape) == shape
         layer.enable_lora(1)
         assert _keras.kernel_variable(layer) is kernel
-        # Where this is a variable too, the public name would do.
+        # If this becomes a variable too, use the public name.
         assert not isinstance(layer.kernel, keras.Variable)
 
 
@@ -237,7 +236,7 @@ def test_canary_attention_projections():
     found = _keras.attention_projections(layer)
     shapes = [tuple(projection.kernel.shape) for projection in found]
     assert shapes == [(8, 2, 4), (8, 1, 4), (8, 1, 4), (2, 4, 8)]
-    # All kernels of the layer are theirs, those of a gate among them.
+    # All kernels of the layer belong to them, including those of a gate.
     layer = keras.layers.MultiHeadAttention(num_heads=2, key_dim=4, use_gate=True)
     layer.build((None, 7, 8), (None, 7, 8))
     found = _keras.attention_projections(layer)
@@ -301,7 +300,7 @@ def test_canary_record_compiled_optimizer(tmp_path):
 
 
 class Twice(keras.layers.Layer):
-    """A layer that is made of two others, which may be the same."""
+    """Layer made of two other layers, which may be the same."""
 
     def __init__(self, one, two, **kwargs):
         super().__init__(**kwargs)
@@ -329,7 +328,7 @@ def test_canary_object_sharing_scope():
         return found.one is found.two
 
     assert restored(_keras.object_sharing_scope)
-    # After it, nothing is shared any more.
+    # Sharing ends with the scope.
     assert not restored(contextlib.nullcontext)
 
 
@@ -582,7 +581,7 @@ def test_canary_frozen():
     graph = frozen.graph.as_graph_def()
     ops = {n.op for n in graph.node} | {n.op for f in graph.library.function for n in f.node_def}
     assert not frozen.variables and not ops & {"ReadVariableOp", "VarHandleOp"}
-    # A loop stays one operation, which the converter knows.
+    # A loop stays one operation, which the converter supports.
     assert {"While", "StatelessWhile"} & ops and "Switch" not in ops
     assert float(frozen(tf.constant([[3.0]]))[0][0, 0]) == 192.0
     assert converted(frozen)
@@ -673,7 +672,7 @@ def test_every_function_for_a_private_name_is_needed():
     imports = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
     ours = [node for node in imports if node.module == f"{PACKAGE.name}.{FILE.stem}"]
     used = {alias.name for node in ours for alias in node.names}
-    # And as `_keras.name`.
+    # Also as `_keras.name`.
     attributes = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
     used |= {n.attr for n in attributes if getattr(n.value, "id", None) == FILE.stem}
     unused = set(functions_of(ast.parse(FILE.read_text(encoding="utf-8")))) - used
@@ -686,7 +685,7 @@ def test_what_has_changed_is_told_with_the_place_to_mend(monkeypatch):
         test_canary_flatten_layers()
     assert str(caught.value).startswith(
         f"Keras {keras.__version__} has changed `Layer._flatten_layers`, on which keras_sparse_dm "
-        "relies: mend `flatten_layers` in keras_sparse_dm/_keras.py."
+        "relies: fix `flatten_layers` in keras_sparse_dm/_keras.py."
     )
 
 
@@ -708,7 +707,7 @@ ALLOWED = {
     ("data/formats/restricted_pickle.py", "_Unpickler"): "its public twin cannot be restricted",
     ("data/worker_processes.py", "_exit"): "documented as `os._exit`",
     ("study/worker.py", "_exit"): "documented as `os._exit`",
-    ("metrics/bootstrap.py", "_asdict"): "documented for named tuples",
+    ("metrics/intervals.py", "_asdict"): "documented for named tuples",
 }
 
 # Private modules without a private name.
@@ -719,7 +718,7 @@ PRIVATE_MODULES = (
 )
 PRIVATE = re.compile(r"_[A-Za-z0-9]\w*")
 PRIVATE_PATH = re.compile(r"([A-Za-z]\w*\.)*_[A-Za-z0-9]\w*(\.\w+)*")
-# What defines a private name in the text of a class.
+# Definitions of private names in the source of a class.
 DEFINITION = re.compile(r"(?:\bdef |\bself\.|\bcls\.|\bobj\.|\blayer\.)(_[A-Za-z0-9]\w*)")
 
 
@@ -728,7 +727,7 @@ def is_private(name):
 
 
 def path_of(node):
-    """Return `keras.layers.Dense` for that expression, and "" for one that is no such path."""
+    """Return the dotted path of an expression such as `keras.layers.Dense`, else ""."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -739,16 +738,16 @@ def path_of(node):
 
 @functools.cache
 def private_names_in(file):
-    """Private names that the classes of a Python file define, whatever they are called by."""
+    """Return the private names that the classes of a Python file define."""
     return frozenset(DEFINITION.findall(Path(file).read_text(encoding="utf-8")))
 
 
 @functools.cache
 def private_names_of(cls):
-    """Private names of a class of another library: those of the class and of its objects."""
+    """Return the private names of another library's class and of its objects."""
     names = {name for name in dir(cls) if is_private(name)}
     for base in inspect.getmro(cls) if isinstance(cls, type) else ():
-        # Some are written in another language.
+        # Some classes are not written in Python.
         with contextlib.suppress(OSError, TypeError):
             names |= set(DEFINITION.findall(inspect.getsource(base)))
     kinds = (keras.layers.Layer, keras.optimizers.Optimizer)
@@ -759,7 +758,7 @@ def private_names_of(cls):
 
 @functools.cache
 def private_names_of_backends():
-    """Private names of layers, models and optimizers on every backend of Keras."""
+    """Return the private names of layers, models and optimizers on every backend of Keras."""
     folder = Path(inspect.getfile(keras.layers.Layer)).parents[1] / "backend"
     patterns = ("*/layer.py", "*/trainer.py", "*/optimizer*.py", "*/optimizers/*.py")
     files = [file for pattern in patterns for file in folder.glob(pattern)]
@@ -771,7 +770,7 @@ def private_names_of_backends():
 
 @functools.cache
 def private_names_of_keras():
-    """Private names of everything in Keras that the package has objects of."""
+    """Return the private names of all Keras classes that the package uses."""
     classes = (
         *(keras.layers.Layer, keras.Model, keras.Sequential, keras.optimizers.Optimizer),
         *(keras.Variable, keras.KerasTensor, keras.random.SeedGenerator, keras.metrics.Metric),
@@ -788,29 +787,29 @@ def private_names_of_keras():
 
 @dataclass
 class OurClass:
-    """Text of a class of the package."""
+    """Source of a class of the package."""
 
     file: str
     line: int
     name: str
-    # As they are written there.
+    # As written in the file.
     bases: list
-    # What the bases' first names stand for in the file.
+    # Meaning of the bases' first names in the file.
     imports: dict
     defined: set = field(default_factory=set)
-    # `(line, name)` of what is used on `self`, `cls` and `super()`.
+    # `(line, name)` of names used on `self`, `cls` and `super()`.
     used: list = field(default_factory=list)
     calls_super: bool = False
 
 
 class Reader(ast.NodeVisitor):
-    """Note in one file what it defines and uses of private names."""
+    """Visitor that records the private names that a file defines and uses."""
 
     def __init__(self, file, package):
         self.file, self.package = file, package
         self.defined = set()
         self.classes = []
-        # `(line, name)` of what is used on anything but `self`, and of strings.
+        # `(line, name)` of names used on other objects, and of strings.
         self.used, self.strings, self.modules = [], [], []
         self.imports = {}
         self.inside = []
@@ -898,7 +897,7 @@ class Reader(ast.NodeVisitor):
             start = name.values[0] if isinstance(name, ast.JoinedStr) else None
             if isinstance(start, ast.Constant) and start.value.startswith("_"):
                 self.strings.append((node.lineno, ast.unparse(name)))
-        # What is kept on an object of another library past its `__setattr__`.
+        # Attributes set on another library's object past its `__setattr__`.
         if function == "object.__setattr__":
             self.define(node.args[1].value)
         if isinstance(node.func, ast.Attribute) and node.func.attr == "setdefault":
@@ -922,7 +921,7 @@ def is_private_module(path):
 
 
 def private_names_of_others(folder):
-    """List `(file, line, name, why)` of private names of other libraries in a package's files."""
+    """List `(file, line, name, reason)` of other libraries' private names in a package."""
     readers = []
     for file in sorted(folder.rglob("*.py")):
         if file != folder / FILE.name:
@@ -954,7 +953,7 @@ def private_names_of_others(folder):
 
 @dataclass
 class Family:
-    """A class of the package with all its bases, those of the package and names of the others'."""
+    """Class of the package with its bases in the package and the names of its other bases."""
 
     classes: list
     defined: set
@@ -977,20 +976,20 @@ def families(classes, folder):
                 first, dot, rest = base.partition(".")
                 full = one.imports.get(first, f"{path.rpartition('.')[0]}.{first}") + dot + rest
                 if full.startswith(f"{folder.name}."):
-                    # By name too, for a package's `__init__` passes on what it imports.
+                    # By name too, because a package's `__init__` exports imported names.
                     name = full.rpartition(".")[2]
                     found = {full: by_path[full]} if full in by_path else by_path
                     queue += [(p, c) for p, c in found.items() if c.name == name]
                 else:
                     of_others |= private_names_of(imported(full))
-        # A mixin, whose other bases come later, or a class made of one that is known later.
+        # A mixin, whose other bases come later, or a class with a base known only at run time.
         if "" in cls.bases or (cls.calls_super and not cls.bases):
             of_others |= private_names_of_keras()
         yield Family(every, {name for one in every for name in one.defined}, of_others)
 
 
 def imported(path):
-    """Return what stands at a path such as `keras.layers.Dense`; None if it is not installed."""
+    """Return the object at a path such as `keras.layers.Dense`; None if not installed."""
     parts = path.split(".")
     for depth in range(len(parts) - 1, 0, -1):
         with contextlib.suppress(ModuleNotFoundError):
@@ -1031,16 +1030,16 @@ USES = {
     "keras.src.layers": "keras.src.layers",
     "tf.__internal__.tracking": "tf.__internal__.tracking",
     "importlib.import_module('keras.src.layers')": "keras.src.layers",
-    # Defined here, and Keras's for all that.
+    # Defined here, but also a name of Keras.
     "class A:\n  _tracker = None\nlayer._tracker": "_tracker",
-    # Of a class with a base in another library.
+    # In a class with a base in another library.
     "class A(keras.layers.Layer):\n  def call(self): self._losses = []": "_losses",
     "class A(keras.layers.Layer):\n  def call(self): return self._losses": "_losses",
     "class A(keras.layers.Layer):\n  def call(self): super()._lock": "_lock",
     "class A(keras.layers.Layer):\n  def _post_build(self): pass": "_post_build",
-    # Only where PyTorch computes.
+    # Only on PyTorch.
     "class A(keras.layers.Layer):\n  def _torch_params(self): pass": "_torch_params",
-    # Of a mixin, and of a class whose base is not known.
+    # In a mixin, and in a class with an unknown base.
     "class A(B, keras.layers.Dense): pass\nclass B:\n  def b(self): self._kernel": "_kernel",
     "class A(B, keras.layers.Dense): pass\nclass B:\n  def b(self): self._kernel = 1": "_kernel",
     "class A:\n  def b(self): self._losses = super().b()": "_losses",
@@ -1053,7 +1052,7 @@ def test_a_private_name_is_found(code, tmp_path):
     package = tmp_path / "some_package"
     package.mkdir()
     (package / "module.py").write_text(f"import keras\n\n{code}\n")
-    # The one file where they may stand.
+    # The only file that may use private names.
     (package / "_keras.py").write_text(code)
     assert USES[code] in {name for _, _, name, _ in private_names_of_others(package)}
 
@@ -1122,7 +1121,7 @@ def test_every_dependency_has_an_upper_bound():
     lines = [line for text in lists for line in text.splitlines()]
     named = [line for line in lines if line and not line.startswith(("#", "%"))]
     unbound = {re.split(r"[>=;]", line)[0] for line in named if "<" not in line}
-    # The versions of one are dates, and those of the other have new majors all the time.
+    # One has dates as versions, the other has frequent new major versions.
     assert unbound == {"kanjivg", "setuptools"}
     keras_bounds = next(line for line in named if re.split(r"[>=;]", line)[0] == "keras")
     least, most = re.fullmatch(r"keras>=(\d+\.\d+),<(\d+\.\d+)", keras_bounds).groups()

@@ -1,4 +1,4 @@
-"""Keras layers whose kernels carry a mask, drop-in for the Keras layer of the same name."""
+"""Keras layers with masked kernels, drop-in replacements for the Keras layers."""
 
 from keras_sparse_dm.layers.attention import SparseGroupedQueryAttention, SparseMultiHeadAttention
 from keras_sparse_dm.layers.convolution import (

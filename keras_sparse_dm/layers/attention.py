@@ -1,4 +1,4 @@
-"""Attention layers with masks on the kernels of their projections."""
+"""Sparse attention layers, with masks on the kernels of their projections."""
 
 import keras
 
@@ -7,7 +7,7 @@ from keras_sparse_dm.layers.masked import MaskedKernels
 
 
 class _Attention(MaskedKernels):
-    """The layer's kernels and masks are those of its projections."""
+    """Base of attention layers, whose kernels and masks belong to the projections."""
 
     def _parts(self):
         return attention_projections(self)
@@ -17,14 +17,14 @@ class _Attention(MaskedKernels):
 class SparseMultiHeadAttention(_Attention, keras.layers.MultiHeadAttention):
     """A `keras.layers.MultiHeadAttention` whose projections can be sparse.
 
-    Takes the arguments of `keras.layers.MultiHeadAttention` and computes the same. The
-    kernels are those of the query, key, value and output projections, each counted as the
-    matrix that it is: `(features, heads * key_dim)` and `(heads * value_dim, features)`.
+    Takes the arguments of `keras.layers.MultiHeadAttention` and computes the same. The kernels of
+    the query, key, value and output projections count as matrices, of shapes
+    `(features, heads * key_dim)` or `(heads * value_dim, features)`.
 
     Args:
         num_heads: Number of attention heads.
         key_dim: Size of each head for query and key.
-        *args, **kwargs: As in `keras.layers.MultiHeadAttention`.
+        *args, **kwargs: Arguments of `keras.layers.MultiHeadAttention`.
 
     Call arguments:
         query: Tensor `(batch_size, target_length, features)`.

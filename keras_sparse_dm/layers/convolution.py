@@ -1,4 +1,4 @@
-"""Convolutions with masks on their kernels: regular, transposed, depthwise and separable."""
+"""Sparse convolutions: regular, transposed, depthwise and separable."""
 
 import math
 
@@ -12,7 +12,7 @@ _registered = keras.saving.register_keras_serializable(package="keras_sparse_dm"
 
 
 class _Convolution(MaskedKernels):
-    """Kernels of shape `(*window, inputs / groups, filters)`."""
+    """Base of convolutions with kernels of shape `(*window, inputs / groups, filters)`."""
 
     def _kernels(self):
         return {"kernel": kernel_variable(self)}
@@ -22,7 +22,7 @@ class _Convolution(MaskedKernels):
 
 
 class _Transposed(MaskedKernels):
-    """Kernels of shape `(*window, filters, inputs)`."""
+    """Base of convolutions with kernels of shape `(*window, filters, inputs)`."""
 
     def _kernels(self):
         return {"kernel": self.kernel}
@@ -31,12 +31,12 @@ class _Transposed(MaskedKernels):
         return KernelAxes(inputs=(-1,), outputs=(-2,))
 
     def kernel_applications(self, input_shape):
-        # Every input position is spread over the window.
+        # The kernel is applied once for each input position.
         return [math.prod(input_shape[1:]) // self.kernel.shape[-1]]
 
 
 class _Depthwise(MaskedKernels):
-    """Kernels of shape `(*window, inputs, multiplier)`; each input has outputs of its own."""
+    """Base of convolutions with kernels of shape `(*window, inputs, multiplier)`."""
 
     def _kernels(self):
         return {"kernel": self.kernel}
@@ -46,7 +46,7 @@ class _Depthwise(MaskedKernels):
 
 
 class _Separable(MaskedKernels):
-    """A depthwise kernel and one of width 1 after it."""
+    """Base of convolutions with a depthwise kernel followed by a pointwise kernel."""
 
     def _kernels(self):
         return {
@@ -64,42 +64,42 @@ class _Separable(MaskedKernels):
 
 @_registered
 class SparseConv1D(_Convolution, keras.layers.Conv1D):
-    """A `keras.layers.Conv1D` whose kernel can be sparse; same arguments, same results."""
+    """A `keras.layers.Conv1D` whose kernel can be sparse; same arguments and results."""
 
 
 @_registered
 class SparseConv2D(_Convolution, keras.layers.Conv2D):
-    """A `keras.layers.Conv2D` whose kernel can be sparse; same arguments, same results."""
+    """A `keras.layers.Conv2D` whose kernel can be sparse; same arguments and results."""
 
 
 @_registered
 class SparseConv3D(_Convolution, keras.layers.Conv3D):
-    """A `keras.layers.Conv3D` whose kernel can be sparse; same arguments, same results."""
+    """A `keras.layers.Conv3D` whose kernel can be sparse; same arguments and results."""
 
 
 @_registered
 class SparseConv1DTranspose(_Transposed, keras.layers.Conv1DTranspose):
-    """A `keras.layers.Conv1DTranspose` whose kernel can be sparse; same arguments, same results."""
+    """A `keras.layers.Conv1DTranspose` whose kernel can be sparse; same arguments and results."""
 
 
 @_registered
 class SparseConv2DTranspose(_Transposed, keras.layers.Conv2DTranspose):
-    """A `keras.layers.Conv2DTranspose` whose kernel can be sparse; same arguments, same results."""
+    """A `keras.layers.Conv2DTranspose` whose kernel can be sparse; same arguments and results."""
 
 
 @_registered
 class SparseConv3DTranspose(_Transposed, keras.layers.Conv3DTranspose):
-    """A `keras.layers.Conv3DTranspose` whose kernel can be sparse; same arguments, same results."""
+    """A `keras.layers.Conv3DTranspose` whose kernel can be sparse; same arguments and results."""
 
 
 @_registered
 class SparseDepthwiseConv1D(_Depthwise, keras.layers.DepthwiseConv1D):
-    """A `keras.layers.DepthwiseConv1D` whose kernel can be sparse; same arguments, same results."""
+    """A `keras.layers.DepthwiseConv1D` whose kernel can be sparse; same arguments and results."""
 
 
 @_registered
 class SparseDepthwiseConv2D(_Depthwise, keras.layers.DepthwiseConv2D):
-    """A `keras.layers.DepthwiseConv2D` whose kernel can be sparse; same arguments, same results."""
+    """A `keras.layers.DepthwiseConv2D` whose kernel can be sparse; same arguments and results."""
 
 
 @_registered

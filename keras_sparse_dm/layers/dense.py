@@ -1,4 +1,4 @@
-"""`SparseDense` and `SparseEinsumDense`: matrix kernels with a mask."""
+"""Sparse dense layers: `SparseDense` and `SparseEinsumDense`."""
 
 import math
 
@@ -13,12 +13,12 @@ from keras_sparse_dm.layers.masked import MaskedKernels
 class SparseDense(MaskedKernels, keras.layers.Dense):
     """A `keras.layers.Dense` whose kernel can be sparse.
 
-    Takes the arguments of `keras.layers.Dense` and computes the same; until
-    `keras_sparse_dm.sparsify` draws its mask, it is dense.
+    Takes the arguments of `keras.layers.Dense` and computes the same. The layer is dense until
+    `keras_sparse_dm.sparsify` draws its mask.
 
     Args:
         units: Positive integer, dimensionality of the output.
-        *args, **kwargs: As in `keras.layers.Dense`.
+        *args, **kwargs: Arguments of `keras.layers.Dense`.
 
     Input shape:
         `(batch_size, ..., inputs)`.
@@ -41,14 +41,13 @@ class SparseDense(MaskedKernels, keras.layers.Dense):
 class SparseEinsumDense(MaskedKernels, keras.layers.EinsumDense):
     """A `keras.layers.EinsumDense` whose kernel can be sparse.
 
-    Takes the arguments of `keras.layers.EinsumDense` and computes the same. The kernel is
-    counted as the matrix that it is: the axes that the equation sums over are its inputs, the
-    others its outputs.
+    Takes the arguments of `keras.layers.EinsumDense` and computes the same. The kernel counts as
+    a matrix: the axes that the equation sums over are its inputs, the others its outputs.
 
     Args:
-        equation: String, the einsum equation, as `"...x,xy->...y"`.
+        equation: String, the einsum equation, such as `"...x,xy->...y"`.
         output_shape: Integer or tuple, the output shape without the batch axis.
-        *args, **kwargs: As in `keras.layers.EinsumDense`.
+        *args, **kwargs: Arguments of `keras.layers.EinsumDense`.
 
     Example:
 
@@ -64,13 +63,13 @@ class SparseEinsumDense(MaskedKernels, keras.layers.EinsumDense):
         inputs, kernel, output = self.equation.replace("->", ",").replace(" ", "").split(",")
         axes = {label: i - len(kernel) for i, label in enumerate(kernel)}
         return KernelAxes(
-            # An axis that input, kernel and output share connects each feature with itself.
+            # An axis shared by input, kernel and output connects each feature only with itself.
             inputs=tuple(axes[label] for label in kernel if label in inputs),
             outputs=tuple(axes[label] for label in kernel if label in output),
         )
 
     def kernel_applications(self, input_shape):
-        # Once for each place along the axes that are not the kernel's; outputs have the same.
+        # Once for each position along the axes that the kernel does not have.
         axes = self._kernel_axes("kernel")
         inputs = math.prod(kernel_variable(self).shape[axis] for axis in axes.inputs)
         return [math.prod(input_shape[1:]) // inputs]

@@ -1,4 +1,4 @@
-"""The guard on sparse kernels: no optimizer trains pruned weights by mistake."""
+"""Guard of sparse kernels, which stops plain optimizers from training pruned weights."""
 
 import contextlib
 import threading
@@ -10,13 +10,13 @@ _work = threading.local()
 
 
 class SparseTrainingOnly(keras.constraints.Constraint):
-    """Constraint of a pruned kernel that only sparse training passes.
+    """Constraint of a kernel that refuses updates of pruned weights outside sparse training.
 
-    Keras applies a variable's constraint after an optimizer's update. Within `sparse_training`,
-    which `SparseOptimizer` enters around the update, this one applies the kernel's own constraint
-    and nothing else. Under any other optimizer it raises where the mask prunes, before the first
-    step wherever steps are compiled. A step that was compiled while the mask was still full keeps
-    the pruned weights at zero.
+    Keras applies a variable's constraint after each optimizer update. `SparseOptimizer` makes its
+    updates within `sparse_training`; the guard then only applies the kernel's own constraint.
+    With any other optimizer the guard raises an error if the mask prunes anything; for compiled
+    steps, before the first step. A step that was compiled while the mask was still full keeps
+    pruned weights at zero.
 
     Args:
         record: The kernel's `KernelMask`.
@@ -35,8 +35,8 @@ class SparseTrainingOnly(keras.constraints.Constraint):
             raise ValueError(
                 "This model is sparse, and this optimizer would train its pruned weights too: "
                 "pass the callback `keras_sparse_dm.DynamicSparsity` to `fit` (method 'static' "
-                "keeps the masks as they are). In a loop of your own, and where a model trains "
-                "by other optimizers than `model.optimizer`, wrap each by "
+                "keeps the masks as they are). In your own training loop, or for optimizers other "
+                "than `model.optimizer`, wrap each optimizer with "
                 "`keras_sparse_dm.sparse_optimizer`."
             )
         w = own(w)
@@ -48,9 +48,9 @@ class SparseTrainingOnly(keras.constraints.Constraint):
 
 @contextlib.contextmanager
 def sparse_training():
-    """Context in which guards let an optimizer pass, in this thread only.
+    """Context in which guards accept updates, in this thread only.
 
-    Replicas of `tf.distribute` are threads, and other models may train beside this one.
+    Replicas of `tf.distribute` are threads, and other models may train at the same time.
     """
     before = getattr(_work, "sparse", False)
     _work.sparse = True
@@ -72,7 +72,7 @@ def guard(kernel, record):
 
 
 def unguard(kernel):
-    """Give a kernel its own constraint back."""
+    """Restore a kernel's own constraint."""
     if isinstance(kernel.constraint, SparseTrainingOnly):
         kernel.constraint = kernel.constraint.constraint
 
@@ -83,7 +83,7 @@ def guarded(variable):
 
 
 def _prunes(record, kernel):
-    """Tell whether a mask prunes anything now, also while a TensorFlow function is traced."""
+    """Tell if a mask prunes anything now, also while a TensorFlow function is traced."""
     if keras.backend.backend() != "tensorflow":
         return not np.all(keras.ops.convert_to_numpy(record.mask))
     import tensorflow as tf

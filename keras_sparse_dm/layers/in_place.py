@@ -1,11 +1,10 @@
-"""Turning layers of a built model sparse, and plain again, where they stand.
+"""In-place conversion of a built model's layers to sparse layers and back.
 
-A Keras file holds each layer's class and arguments. That is enough to restore a sparse layer,
-and a functional model of sparse layers. A layer that makes its sublayers by itself (a
-subclassed model, a block of one's own, `Bidirectional`) would make them plain again. So where
-such a layer holds sublayers that were turned sparse, or is itself of a class that has no
-sparse twin of its own, its class becomes one that is the same but for its configuration, which
-says which sublayers to turn sparse again.
+A Keras file stores each layer's class and arguments. They suffice to restore a sparse layer, and a
+functional model of sparse layers. But a layer that creates its own sublayers (a subclassed model, a
+custom block, `Bidirectional`) would create plain ones on loading. If such a layer holds sublayers
+that were turned sparse, or if its class only derives from a class with a sparse twin, it gets a
+restorable class: a subclass whose configuration also lists the sublayers to turn sparse.
 """
 
 import functools
@@ -31,10 +30,10 @@ _PACKAGE = "keras_sparse_dm"
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class Sparsified:
-    """Class under which a restorable layer is saved; loading it returns the layer itself."""
+    """Base of restorable classes, under whose name they are saved and loaded."""
 
     _plain_class = None
-    # Sublayers to turn sparse once they are built, as in the configuration.
+    # Configuration of the sublayers to turn sparse once they are built.
     _to_turn = None
 
     def __call__(self, *args, **kwargs):
@@ -47,7 +46,7 @@ class Sparsified:
         return outputs
 
     def get_config(self):
-        # The same layer, seen as one of its plain class.
+        # View the same layer as an object of its plain class.
         plain = object.__new__(self._plain_class)
         object.__setattr__(plain, "__dict__", vars(self))
         layer = keras.saving.serialize_keras_object(plain)
@@ -56,13 +55,13 @@ class Sparsified:
         return {"layer": layer, **(self._to_turn or _as_turned(self))}
 
     def get_build_config(self):
-        # The layer's own is inside.
+        # The plain layer's configuration contains its own.
         return None
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         if "layer" not in config and cls._plain_class is not None:
-            # The arguments of the plain class, as its own code may pass them.
+            # The layer's own code may call `from_config` with arguments of the plain class.
             return cls._plain_class.from_config(config)
         config = dict(config)
         check_version(config.get("version", 1))
@@ -74,25 +73,25 @@ class Sparsified:
         elif layer in _wanted(layer, config):
             raise _cannot_be_restored(layer)
         else:
-            # Without a `build` of its own it builds its sublayers when it is first called.
+            # A layer without its own `build` builds its sublayers in the first call.
             object.__setattr__(layer, "__class__", _restorable_twin(type(layer)))
             object.__setattr__(layer, "_to_turn", config)
         return layer
 
 
 def turn_sparse(model, layers):
-    """Turn layers of a model into their sparse twins, so that the model can be saved and loaded.
+    """Turn layers of a model into their sparse twins; the model can then be saved and loaded.
 
     Args:
-        model: The built `keras.Model` or layer that holds them. It and all in it stay the same
-            objects; some change their class. If anything fails, all is as it was.
-        layers: Built layers whose classes, or ones that they derive from, have a twin.
+        model: The built `keras.Model` or layer that holds them. All objects stay the same, but
+            some change their class. If anything fails, the model stays unchanged.
+        layers: Built layers whose class, or a base of it, has a twin.
     """
     every = flatten_layers(model)
     before = [(layer, type(layer), getattr(layer, "_records", None)) for layer in every]
     try:
         _turn(layers)
-        # Layers with the same kernels have the same masks.
+        # Layers that share a kernel share its mask.
         records = {id(k): r for layer in layers for _, k, r in layer.mask_records()}
         tied = [
             layer
@@ -116,23 +115,23 @@ def turn_sparse(model, layers):
 
 
 def turn_plain(model):
-    """Turn every sparse layer of a model into its plain Keras layer; the weights stay.
+    """Turn all sparse layers of a model into plain Keras layers; the weights stay.
 
     Args:
-        model: A `keras.Model` or layer; all in it stay the same objects.
+        model: A `keras.Model` or layer; all objects in it stay the same.
     """
     for layer in flatten_layers(model):
         make_plain(layer, _plain_class(type(layer)))
 
 
 def restorable_class(plain, bases):
-    """Return a class of those bases that is saved as `plain` with its sparse sublayers."""
+    """Return a subclass of `bases` that is saved as `plain` with its sparse sublayers."""
     cls = type(
         plain.__name__,
         (Sparsified, *bases),
         {"__module__": plain.__module__, "__doc__": plain.__doc__, "_plain_class": plain},
     )
-    # Saved under the name of `Sparsified`, whose `from_config` is to be found on loading.
+    # Keras saves it under the name of `Sparsified` and then loads it by `Sparsified.from_config`.
     keras.saving.register_keras_serializable(_PACKAGE, Sparsified.__name__)(cls)
     keras.saving.get_custom_objects()[f"{_PACKAGE}>{Sparsified.__name__}"] = Sparsified
     return cls
@@ -144,7 +143,7 @@ def _restorable_twin(cls):
 
 
 def _plain_class(cls):
-    """Return the Keras layer class that a sparse or restorable class stands for."""
+    """Return the plain class of a sparse or restorable class."""
     if issubclass(cls, Sparsified):
         cls = cls._plain_class
     plain = {twin: plain for plain, twin in TWINS.items()}
@@ -154,7 +153,7 @@ def _plain_class(cls):
 def _turn(layers):
     for layer in layers:
         if not isinstance(layer, MaskedKernels):
-            # Parts of a class of the user's own, which the layer would leave plain.
+            # `make_sparse` would leave parts of custom classes plain.
             _turn([part for part in parts(layer) if type(part) not in TWINS])
             make_sparse(layer, _sparse_class(type(layer)))
             object.__setattr__(layer, "_turned_sparse", True)
@@ -162,16 +161,16 @@ def _turn(layers):
 
 @functools.cache
 def _sparse_class(cls):
-    # A class derived from one with a twin: its own methods come before the twin's.
+    # In a class derived from one with a twin, its own methods come before the twin's.
     return TWINS.get(cls) or restorable_class(cls, (cls, twin_class(cls)))
 
 
 def _forgets_sparse_layers(layer):
-    """Tell whether a layer's configuration would restore as plain what is sparse now."""
-    # The configuration of these two holds their layers.
+    """Tell if a layer's configuration would restore sparse sublayers as plain ones."""
+    # The configurations of these two models contain their layers.
     if type(layer).__name__ in ("Functional", "Sequential") and _is_of_keras(type(layer)):
         return False
-    # A twin is restored by its own class; what it holds besides may not be.
+    # A twin restores itself and its parts, but not other sublayers.
     restored = type(layer) in TWINS.values()
     return any(
         getattr(child, "_turned_sparse", False) and not (restored and child is layer)
@@ -184,7 +183,7 @@ def _is_of_keras(cls):
 
 
 def _turned_sparse(layer):
-    """Return `{location: layer}` of those that were turned sparse."""
+    """Return `{location: layer}` of the sublayers that were turned sparse."""
     return {
         location: child
         for location, child in locations(layer).items()
@@ -204,7 +203,7 @@ def _as_turned(layer):
 
 
 def _wanted(layer, config):
-    """Return `{sublayer: mask targets}` that a configuration names, as far as they are there."""
+    """Return `{sublayer: mask targets}` of the existing sublayers that a configuration names."""
     if config.get("version", 1) == 1:
         layers = flatten_layers(layer)
         positions = [i for i in config["sparse_layers"] if i < len(layers)]
@@ -218,7 +217,7 @@ def _wanted(layer, config):
 
 
 def _is_as_saved(layer, config):
-    """Tell whether a layer has built all the sublayers that it had when it was saved."""
+    """Tell if a layer has built all the sublayers that it had when it was saved."""
     if config.get("version", 1) == 1:
         complete = len(flatten_layers(layer)) == config["layers"]
     else:
@@ -240,7 +239,7 @@ def _turn_as_saved(layer, config):
 
 def _cannot_be_restored(layer):
     return ValueError(
-        f"{type(layer).__name__} {layer.name!r} cannot be restored from its configuration, for it "
-        "does not build the sublayers it had when it was saved. Make and build the model yourself, "
-        "call `sparsify` on it as before, then `load_weights`."
+        f"{type(layer).__name__} {layer.name!r} cannot be restored from its configuration, because "
+        "it does not build the sublayers that it had when it was saved. Create and build the model "
+        "yourself, call `sparsify` on it as before, then `load_weights`."
     )

@@ -1,4 +1,4 @@
-"""The record of one kernel's mask: the mask variable, and what was asked of it."""
+"""Mask of one kernel: the mask variable, with its target density and structure."""
 
 import contextlib
 import math
@@ -15,12 +15,12 @@ from keras_sparse_dm.masks.structures import Unstructured, structure_from_code
 
 @dataclass(frozen=True)
 class KernelAxes:
-    """Meaning of a kernel's axes; those named in neither are a convolution's window.
+    """Meaning of a kernel's axes; any other axes are a convolution's window.
 
     Attributes:
         inputs: Axes of the input features, counted from the end (negative).
-        outputs: Axes of the output features, counted from the end. An axis named in both,
-            as of a depthwise kernel, connects each feature with itself only.
+        outputs: Axes of the output features, counted from the end. An axis in both, as in a
+            depthwise kernel, connects each feature only with itself.
         groups: Number of groups of a grouped convolution.
     """
 
@@ -29,7 +29,7 @@ class KernelAxes:
     groups: int = 1
 
     def as_matrix(self, shape):
-        """Return `(*window, inputs, outputs)`: the kernel's shape as distributions weigh it."""
+        """Return `(*window, inputs, outputs)`, the shape that distributions use."""
         axes = {axis - len(shape) for axis in range(len(shape))}
         window = [shape[axis] for axis in sorted(axes - {*self.inputs, *self.outputs})]
         inputs = math.prod(shape[axis] for axis in set(self.inputs) - set(self.outputs))
@@ -37,16 +37,16 @@ class KernelAxes:
 
     @property
     def structured(self):
-        """The axis along which blocks and N:M groups lie: the last pure input axis, or None."""
+        """Axis along which blocks and N:M groups lie: the last pure input axis, or None."""
         return max(set(self.inputs) - set(self.outputs), default=None)
 
 
 @dataclass(frozen=True)
 class KernelTarget:
-    """Density and structure that were asked of a kernel's mask.
+    """Target density and structure of a kernel's mask, as set by `sparsify`.
 
     Attributes:
-        density: Share of active weights, in (0, 1]; None if nobody has asked.
+        density: Share of active weights, in (0, 1]; None if it was never set.
         structure: `Unstructured`, `Blocks` or `NM`.
     """
 
@@ -54,7 +54,7 @@ class KernelTarget:
     structure: Unstructured = Unstructured()
 
     def to_list(self):
-        """Four plain values that `from_list` reads."""
+        """Return four plain values that `from_list` reads."""
         return [self.density, *self.structure.code]
 
     @classmethod
@@ -63,7 +63,7 @@ class KernelTarget:
         return cls(density, structure_from_code(code))
 
     def to_array(self):
-        """The same as float64, for weights files."""
+        """Return the same values as a float64 array, for weights files."""
         density = math.nan if self.density is None else self.density
         return np.array([density, *self.structure.code], "float64")
 
@@ -75,16 +75,16 @@ class KernelTarget:
 
 @dataclass(eq=False)
 class KernelMask:
-    """The mask of one kernel; layers that share the kernel share this record.
+    """Mask of one kernel; layers that share the kernel share this object.
 
     Attributes:
-        mask: Boolean `keras.Variable` of the kernel's shape, True where a weight is active. No
-            layer tracks it, so it is no weight of a layer; layers save and load it. On JAX, an
+        mask: Boolean `keras.Variable` of the kernel's shape, True for active weights. Layers save
+            and load it but do not track it, so it is not one of their weights. On JAX, an
             optimizer that trains the kernel tracks it.
-        axes: `KernelAxes`, what the kernel's axes stand for.
-        target: `KernelTarget`, what the mask was asked to be.
+        axes: `KernelAxes`, the meaning of the kernel's axes.
+        target: `KernelTarget`, the target of the mask.
         ones_vary: True while topology updates change the number of ones.
-        optimizers: Every `SparseOptimizer` that trains the kernel and has state of it.
+        optimizers: All `SparseOptimizer` objects that hold state of the kernel.
     """
 
     mask: keras.Variable
@@ -95,7 +95,7 @@ class KernelMask:
 
     @classmethod
     def full(cls, kernel, name, axes):
-        """Return the record of a kernel whose weights are all active.
+        """Create the mask of a kernel whose weights are all active.
 
         Args:
             kernel: The `keras.Variable`.
@@ -106,26 +106,26 @@ class KernelMask:
             mask = variable_beside(kernel, f"{name}_mask", kernel.shape, "bool", "ones")
         record = cls(mask, axes)
         if kernel.constraint is None:
-            # From the start where the kernel has no constraint of its own, so that a step that
-            # is compiled while the mask is full knows the guard too.
+            # Guard the kernel from the start if it has no constraint of its own. A step that is
+            # compiled while the mask is full then includes the guard.
             guard(kernel, record)
         return record
 
     @property
     def asked_ones(self):
-        """Number of ones that the mask was asked to have, or None."""
+        """Number of ones of the target density, or None."""
         if self.target.density is None:
             return None
         return self.target.structure.ones(tuple(self.mask.shape), self.target.density)
 
     def ask(self, kernel, target):
-        """Set what the mask is asked to be, and guard its kernel from then on."""
+        """Set the target of the mask, and guard the kernel from now on."""
         self.target = target
         if target != KernelTarget():
             guard(kernel, self)
 
     def restore(self, kernel, value, target):
-        """Set the mask and what it was asked to be, as a file holds them.
+        """Set the mask and its target to values from a file.
 
         Raises:
             ValueError: for a mask of another shape.
@@ -142,14 +142,14 @@ class KernelMask:
             guard(kernel, self)
 
     def follow(self, kernel):
-        """Make the mask that of the kernel's weights, where something else has written them.
+        """Adapt the mask if something other than sparse training has written the kernel.
 
         `set_weights` and callbacks that restore an earlier epoch write weights that belong to an
-        earlier mask: see `followed_mask`. State of optimizers for pruned weights becomes zero.
+        earlier mask, which `followed_mask` finds. Optimizer state of pruned weights becomes zero.
 
         Returns:
-            False where the weights have more nonzeros than the mask may have ones, or not in
-            its structure; the mask is then left as it is.
+            False if the weights have more nonzeros than the mask may have ones, or break its
+            structure; the mask then stays unchanged.
         """
         new = followed_mask(
             keras.ops.convert_to_tensor(self.mask),
@@ -170,7 +170,7 @@ class KernelMask:
 
 
 def variable_beside(variable, name, shape, dtype, initializer="zeros"):
-    """Make a variable that is not trained, with the path of another but for the name."""
+    """Create a non-trainable variable beside another: same path, other name."""
     scope = variable.path.rpartition("/")[0]
     parent, _, last = scope.rpartition("/")
     with keras.name_scope(last, override_parent=parent) if last else contextlib.nullcontext():
@@ -178,6 +178,6 @@ def variable_beside(variable, name, shape, dtype, initializer="zeros"):
 
 
 def strategy_of(variable):
-    """Return the scope of the `tf.distribute` strategy that a variable lives under."""
+    """Return the scope of the `tf.distribute` strategy of a variable."""
     strategy = getattr(variable.value, "distribute_strategy", None)
     return strategy.scope() if strategy is not None else contextlib.nullcontext()

@@ -1,7 +1,7 @@
-"""Names for the layers of a model that are the same in every process.
+"""Locations of a model's layers, which are the same in every process.
 
-Keras numbers layers without a name anew in each process (`dense_7` today, `dense_12` tomorrow).
-Where a layer is held does not change: files of this package know layers by that.
+Keras numbers unnamed layers anew in each process (`dense_7` today, `dense_12` tomorrow). The
+attribute that holds a layer does not change, so files of this package identify layers by it.
 """
 
 import collections
@@ -18,12 +18,12 @@ _NUMBERS = re.compile(r"_(\d+)(?=_|$)")
 def locations(root):
     """Return `{location: layer}` of a layer and all its sublayers, each once.
 
-    A location says how to get from the root to the layer, with `/` between the steps. The root's
-    own is empty. In a functional or `Sequential` model a step is the layer's name; names that
-    Keras made are numbered from the first such layer of the model on, as in Keras's own files. In
-    any other layer it is the attribute that holds the sublayer, with its place in lists and
-    dictionaries: `encoder`, `blocks/0`, `heads/key`. A layer that is held in several places has the
-    location of the fewest steps, among these the first; parents come before their sublayers.
+    A location is the path from the root to the layer, with `/` between steps; the root's location
+    is empty. In a functional or `Sequential` model, a step is the layer's name; names made by Keras
+    are renumbered within the model, as in Keras's own files. In other layers, a step is the
+    attribute that holds the sublayer, with the index or key in lists and dictionaries: `encoder`,
+    `blocks/0`, `heads/key`. A layer with several locations gets the first of the shortest ones.
+    Parents come before their sublayers.
 
     Args:
         root: A Keras model or layer.
@@ -34,7 +34,7 @@ def locations(root):
     while queue:
         location, layer = queue.popleft()
         for name, child in members(layer):
-            # Attributes may hold other layers too, such as a parent.
+            # Attributes may also hold other layers, such as a parent.
             if id(child) in missing:
                 missing.remove(id(child))
                 place = unique_name(f"{location}/{name}" if location else name, found)
@@ -44,20 +44,20 @@ def locations(root):
 
 
 def members(layer):
-    """Yield `(name, object)` of what a layer holds, as in `locations`, with repetitions.
+    """Yield `(name, object)` of a layer's members, named as in `locations`, with repetitions.
 
-    Layers of a graph come first, then public attributes, private ones, and Keras's own.
+    Layers of a graph come first, then public attributes, private attributes, and Keras's own.
     """
     if holds_layers_by_name(layer):
         yield from _by_name(layer.layers)
-    # Not `dir`: properties may compute.
+    # `dir` would include properties, which may compute.
     attributes, internal = vars(layer), _attributes_of_every_layer()
     for name in sorted(attributes, key=lambda n: (n in internal, n.startswith("_"), n)):
         yield from _nested(name, attributes[name])
 
 
 def holds_layers_by_name(layer):
-    """Tell whether a layer is a functional or `Sequential` model."""
+    """Tell if a layer is a functional or `Sequential` model."""
     return isinstance(layer, keras.Sequential) or graph_nodes(layer) is not None
 
 
@@ -67,25 +67,25 @@ def split_numbers(name):
 
 
 def name_by_keras(layer):
-    """Return a layer's name without its number if Keras may have made it, else None."""
-    # A layer that was turned sparse has the name of its plain class.
+    """Return a layer's name without its number if Keras may have made the name, else None."""
+    # A layer that was turned sparse is named after its plain class.
     made = (_snake_case(cls.__name__) for cls in type(layer).__mro__)
     return next((name for name in made if re.fullmatch(rf"{name}(_\d+)?", layer.name)), None)
 
 
 def match_paths(found, wanted):
-    """Match the paths of a file to those of a model that was built anew.
+    """Match the variable paths in a file to those of a newly built model.
 
-    Keras numbers layers without a name anew in each process, and the scope that a model is built
-    in comes before its paths. Where not all paths are the same, numbers count as ranks among the
-    layers of one name and place, and the scope that all paths share does not count.
+    Keras numbers unnamed layers anew in each process and puts the scope in which a model was built
+    before its paths. Unless all paths are equal, this function compares them with numbers replaced
+    by ranks among layers of the same name and place, and without the scope that all paths share.
 
     Args:
-        found: Paths of the file, steps separated by a slash.
+        found: Paths in the file, with steps separated by a slash.
         wanted: Paths of the model.
 
     Returns:
-        `{wanted path: found path}`, or None unless each path has one partner.
+        `{wanted path: found path}`, or None unless each path has exactly one partner.
     """
     if set(found) == set(wanted):
         return {path: path for path in wanted}
@@ -97,9 +97,9 @@ def match_paths(found, wanted):
 
 
 def _forms(paths):
-    """Return the paths without their scope, with ranks in place of Keras's numbers."""
+    """Return the paths without their scope and with ranks instead of Keras's numbers."""
     steps = [tuple(path.split("/")) for path in paths]
-    # The layer and the variable are no scope.
+    # The last two steps are layer and variable, not scope.
     while steps and min(map(len, steps)) > 2 and len({s[0] for s in steps}) == 1:
         steps = [s[1:] for s in steps]
     numbers = collections.defaultdict(set)
@@ -118,7 +118,7 @@ def _forms(paths):
 
 
 def unique_name(name, taken):
-    """Return a name, with a number behind it if it is taken already."""
+    """Return a name, followed by a number if it is already taken."""
     unique, number = name, 0
     while unique in taken:
         number += 1
@@ -150,13 +150,13 @@ def _nested(name, value):
 
 @functools.cache
 def _attributes_of_every_layer():
-    # With the lists in which Keras and TensorFlow track sublayers, in order of creation.
+    # The sublayer makes Keras and TensorFlow create the lists in which they track sublayers.
     layer = keras.layers.Layer(name="any")
     layer.sublayer = keras.layers.Layer(name="any")
     return frozenset(vars(layer)) - {"sublayer"}
 
 
 def _snake_case(name):
-    # As Keras makes names of classes.
+    # Keras derives layer names from class names in this way.
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()

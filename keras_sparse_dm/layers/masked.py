@@ -1,4 +1,4 @@
-"""The mixin of every sparse layer: one boolean mask beside each kernel."""
+"""Mixin of all sparse layers: one boolean mask for each kernel."""
 
 import functools
 import math
@@ -12,22 +12,22 @@ from keras_sparse_dm.layers.kernel_mask import KernelAxes, KernelMask, KernelTar
 
 # Keras layer class -> its sparse twin; filled by the definition of each twin.
 TWINS = {}
-# Version of the masks in configurations; version 1 knew kernels and layers by their position.
+# Version of masks in configurations; version 1 identified kernels and layers by position.
 VERSION = 2
 
 
 class MaskedKernels:
-    """Mixin that gives a Keras layer one boolean mask per kernel.
+    """Mixin that adds one boolean mask per kernel to a Keras layer.
 
-    The mask says where the kernel may differ from zero. It never enters the forward pass:
-    pruned weights are zero in the kernel itself, so `call` is the parent's, unchanged, and a
-    layer whose masks are full computes bit for bit what the Keras layer computes. Masks are no
-    weights of the layer: `weights`, `get_weights`, `count_params` and `summary` are those of
-    the Keras layer. Files of Keras and checkpoints of TensorFlow hold them all the same.
+    The mask marks the weights that may differ from zero. The forward pass does not use it: pruned
+    weights are zero in the kernel itself, so `call` is that of the Keras layer, with bit-for-bit
+    equal results. Masks are not weights of the layer: `weights`, `get_weights`, `count_params` and
+    `summary` are the same as for the Keras layer. Keras files and TensorFlow checkpoints do include
+    the masks.
 
-    The sparse twin of a layer of your own lists the mixin before it and names its kernels;
-    `keras_sparse_dm.sparsify` then turns plain layers of that class into their twin too. All
-    the layers of this package are made in this way:
+    To make a sparse twin of your own layer class, derive from the mixin and the class, and name the
+    kernels. `keras_sparse_dm.sparsify` then turns layers of that class into the twin. All sparse
+    layers of this package are defined in this way:
 
     ```python
     @keras.saving.register_keras_serializable(package="my_package")
@@ -36,18 +36,17 @@ class MaskedKernels:
             return {"kernel": self.kernel}
     ```
 
-    A class has one twin, the first that is defined.
+    Only the first twin of a class counts.
 
-    A kernel whose last two axes are not its inputs and outputs says so in `_kernel_axes`; a
-    layer that applies a kernel otherwise than once for each of its output positions says so
-    in `kernel_applications`, from which FLOPs are counted; a layer that is made of others
-    names these in `_parts`.
+    Override `_kernel_axes` for kernels whose last two axes are not inputs and outputs,
+    `kernel_applications` (for counting FLOPs) if a kernel is not applied once for each output
+    position, and `_parts` for a layer made of other layers.
     """
 
     # `{name: KernelMask}` of a built layer's own kernels. Never set through the layer's own
     # `__setattr__`, which would track the masks as weights.
     _records = {}
-    # From the configuration, until there are masks.
+    # Targets from the configuration, until the layer has masks.
     _mask_targets = None
 
     def __init_subclass__(cls, **kwargs):
@@ -55,7 +54,7 @@ class MaskedKernels:
         if not issubclass(cls, keras.layers.Layer):
             return
         mixin, *plain = cls.__bases__
-        # Not where a sparse layer is derived from.
+        # Classes derived from a sparse layer are not twins.
         if issubclass(mixin, MaskedKernels) and not issubclass(mixin, keras.layers.Layer):
             TWINS.setdefault(plain[0], cls)
         build = cls.build
@@ -77,11 +76,11 @@ class MaskedKernels:
         return KernelAxes()
 
     def _parts(self):
-        """List the layers that a built layer is made of and whose kernels are its own."""
+        """List the layers that a built layer is made of and whose kernels belong to it."""
         return []
 
     def kernel_applications(self, input_shape):
-        """Count how often each kernel is applied to one example, in the order of `_kernels`.
+        """List how often each kernel is applied to one example, in the order of `_kernels`.
 
         Args:
             input_shape: Shape of the layer's input, the batch axis first.
@@ -93,11 +92,11 @@ class MaskedKernels:
         ]
 
     def _add_masks(self):
-        """Add the masks that are missing, full, to a built layer and to its parts."""
+        """Add full masks to a built layer and its parts for kernels without a mask."""
         if getattr(self, "quantization_mode", None) is None:
             records = {}
             for name, kernel in self._kernels().items():
-                # Another layer may have the same kernel, and one mask serves both.
+                # Layers that share a kernel share its mask.
                 record = self._records.get(name) or guarded(kernel)
                 records[name] = record or KernelMask.full(kernel, name, self._kernel_axes(name))
             self.keep_masks(records)
@@ -119,7 +118,7 @@ class MaskedKernels:
             self._checkpointed = checkpointed({f"{n}_mask": r.mask for n, r in records.items()})
 
     def share_masks(self, shared):
-        """Take the masks of other layers for the kernels that this layer shares with them.
+        """Use the masks of other layers for kernels shared with them.
 
         Args:
             shared: `{id of a kernel variable: KernelMask}`.
@@ -133,15 +132,15 @@ class MaskedKernels:
     def masks(self):
         """List of `(kernel variable, mask variable)`; empty before the layer is built.
 
-        A mask is boolean, has its kernel's shape, and is True where a weight is active.
+        A mask is boolean, has its kernel's shape, and is True for active weights.
         """
         return [(kernel, record.mask) for _, kernel, record in self.mask_records()]
 
     def mask_records(self):
-        """List `(name, kernel variable, KernelMask)` of a built layer, its parts included.
+        """List `(name, kernel variable, KernelMask)` of a built layer and its parts.
 
-        Names are unique in the layer, those of parts as `"query/kernel"`. A quantized layer has
-        none.
+        Names are unique in the layer; a part's kernel has a name such as `"query/kernel"`. A
+        quantized layer has no masks.
         """
         return self._all_masks() if self.built else []
 
@@ -161,7 +160,7 @@ class MaskedKernels:
         config = super().get_config()
         targets = {name: record.target for name, _, record in self.mask_records()}
         if any(target != KernelTarget() for target in targets.values()):
-            # What the masks were asked to be, for clones.
+            # Clones need the targets.
             config["mask_version"] = VERSION
             config["mask_targets"] = {name: target.to_list() for name, target in targets.items()}
         return config
@@ -176,16 +175,16 @@ class MaskedKernels:
         return layer
 
     def set_mask_targets(self, targets):
-        """Set what the masks were asked to be.
+        """Set the targets of the masks.
 
         Args:
-            targets: `{name: KernelTarget.to_list()}` with the names of `mask_records`; a list
-                in that order, as files of version 0.1 hold it, serves too.
+            targets: `{name: KernelTarget.to_list()}` with the names of `mask_records`, or a list
+                in their order, as in files of version 0.1.
 
         Raises:
-            ValueError: for other names than those of the layer's kernels.
+            ValueError: for names other than those of the layer's kernels.
         """
-        # Called from `build` too.
+        # `build` calls this too, before the layer counts as built.
         records = {name: (kernel, record) for name, kernel, record in self._all_masks()}
         if not isinstance(targets, dict) and len(targets) == len(records):
             targets = dict(zip(records, targets, strict=True))
@@ -198,8 +197,8 @@ class MaskedKernels:
             record.ask(kernel, KernelTarget.from_list(targets[name]))
 
     def quantize(self, mode=None, type_check=True, **kwargs):
-        """Quantize the layer as Keras does the plain one; it has no masks from then on."""
-        # Keras passes over any class but its own.
+        """Quantize the layer as Keras quantizes the plain layer, and remove its masks."""
+        # Keras skips classes other than its own.
         type_check = type_check and type(self) not in TWINS.values()
         with unlocked(self):
             super().quantize(mode, type_check=type_check, **kwargs)
@@ -207,14 +206,14 @@ class MaskedKernels:
             self.drop_masks()
 
     def drop_masks(self):
-        """Forget the masks of the layer's own kernels, which keep their values."""
+        """Remove the masks of the layer's own kernels; the kernels keep their values."""
         for kernel in self._kernels().values():
             unguard(kernel)
         self.keep_masks({})
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
-        # Keras merges the weights of LoRA into the kernel that it saves: a dense one.
+        # With LoRA, Keras saves the merged kernel, which is dense.
         merged = getattr(self, "lora_enabled", False)
         for name, kernel, record in self._own_masks() if self.built else ():
             record.follow(kernel)
@@ -226,7 +225,7 @@ class MaskedKernels:
         masks = self._own_masks() if self.built else []
         stored = {key: store[key] for key in store.keys()}
         found = {
-            # Weights of the plain Keras layer have none: nothing in them is pruned.
+            # Weights of a plain Keras layer come without masks: nothing in them is pruned.
             name: (stored.pop(f"{name}_mask", None), stored.pop(f"{name}_target", None))
             for name, _, _ in masks
         }
@@ -241,11 +240,11 @@ class MaskedKernels:
 
 
 def check_version(version):
-    """Raise a ValueError for masks of a newer version."""
+    """Raise a ValueError if the masks come from a newer version of the package."""
     if version > VERSION:
         raise ValueError(
-            f"The model was saved by a newer keras_sparse_dm (version {version} of its masks; this "
-            f"one reads up to {VERSION}): upgrade it (pip install --upgrade keras_sparse_dm)."
+            f"The model was saved by a newer keras_sparse_dm (masks of version {version}; this "
+            f"version reads up to {VERSION}): run pip install --upgrade keras_sparse_dm."
         )
 
 
@@ -253,58 +252,58 @@ def own_kernels(layer):
     """Return `{name: (kernel variable, KernelAxes)}` of a built layer without its parts.
 
     Args:
-        layer: A Keras layer, sparse or one that has a sparse twin; any other has none.
+        layer: A Keras layer; the result is empty unless it is sparse or has a sparse twin.
     """
     twin = twin_class(type(layer))
     if twin is None or not layer.built:
         return {}
     try:
-        # A twin reads only what the plain layer has too.
+        # The method of a twin uses attributes of the plain layer only.
         kernels = twin._kernels(layer)
     except AttributeError:
         if isinstance(layer, MaskedKernels):
             raise
-        # A class derived from one with a twin, which keeps its weights otherwise.
+        # A class derived from one with a twin may store its weights differently.
         return {}
     return {name: (kernel, twin._kernel_axes(layer, name)) for name, kernel in kernels.items()}
 
 
 def parts(layer):
-    """List the layers that a built layer, sparse or with a sparse twin, is made of."""
+    """List the parts of a built layer that is sparse or has a sparse twin."""
     twin = twin_class(type(layer))
     return twin._parts(layer) if twin is not None and layer.built else []
 
 
 def twin_class(cls):
-    """Return the sparse class that a layer class is or derives its twin from, or None."""
+    """Return a layer class if it is sparse, else the twin of its nearest base, or None."""
     if issubclass(cls, MaskedKernels):
         return cls
     return next((TWINS[base] for base in cls.__mro__ if base in TWINS), None)
 
 
 def make_sparse(layer, cls):
-    """Turn a built layer into a sparse one where it stands, with full masks.
+    """Turn a built layer into a sparse layer in place, with full masks.
 
-    The object stays the same, and so do its variables: whatever refers to it (a shared layer,
-    an attribute, the graph of a functional model) refers to the sparse layer from then on.
+    The object and its variables stay the same, so all references to the layer (shared layers,
+    attributes, the graph of a functional model) now refer to the sparse layer.
 
     Args:
         layer: A built layer without masks.
-        cls: The sparse class that it becomes.
+        cls: The sparse class.
     """
-    # Not through the layer's own `__setattr__`, which tracks what is set.
+    # Bypass the layer's `__setattr__`, which tracks attributes.
     object.__setattr__(layer, "__class__", cls)
-    # Keras's wrapper of the plain class's method.
+    # Keras stores a wrapper of the plain class's method in the layer.
     object.__setattr__(layer, "_plain_quantize", vars(layer).pop("quantize", None))
     layer._add_masks()
 
 
 def make_plain(layer, cls):
-    """Turn a sparse layer into one of a plain class where it stands; its kernels stay.
+    """Turn a sparse layer into a plain layer in place; its kernels stay.
 
     Args:
-        layer: Any layer; one without masks only gets the class.
-        cls: The class that it becomes.
+        layer: Any layer; without masks, only its class changes.
+        cls: The plain class.
     """
     if isinstance(layer, MaskedKernels):
         layer.drop_masks()

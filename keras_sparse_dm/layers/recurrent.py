@@ -1,6 +1,6 @@
-"""Recurrent layers and cells with masks on their two kernels.
+"""Sparse recurrent layers and cells, with masks on their two kernels.
 
-A kernel of several gates is counted as the matrix that it is: `(inputs, gates * units)` and
+A kernel with several gates counts as one matrix: `(inputs, gates * units)` or
 `(units, gates * units)`.
 """
 
@@ -16,12 +16,12 @@ class _Cell(MaskedKernels):
         return {"kernel": self.kernel, "recurrent_kernel": self.recurrent_kernel}
 
     def kernel_applications(self, input_shape):
-        # In one time step.
+        # Applications in one time step.
         return [1, 1]
 
 
 class _Recurrent(MaskedKernels):
-    """The layer's kernels and masks are those of its cell."""
+    """Base of recurrent layers, whose kernels and masks belong to the cell."""
 
     def _parts(self):
         return [self.cell]
@@ -29,12 +29,12 @@ class _Recurrent(MaskedKernels):
 
 @_registered
 class SparseGRUCell(_Cell, keras.layers.GRUCell):
-    """A `keras.layers.GRUCell` whose kernels can be sparse; same arguments, same results."""
+    """A `keras.layers.GRUCell` whose kernels can be sparse; same arguments and results."""
 
 
 @_registered
 class SparseLSTMCell(_Cell, keras.layers.LSTMCell):
-    """A `keras.layers.LSTMCell` whose kernels can be sparse; same arguments, same results."""
+    """A `keras.layers.LSTMCell` whose kernels can be sparse; same arguments and results."""
 
 
 @_registered
@@ -46,13 +46,12 @@ class SparseSimpleRNNCell(_Cell, keras.layers.SimpleRNNCell):
 class SparseGRU(_Recurrent, keras.layers.GRU):
     """A `keras.layers.GRU` whose kernels can be sparse, alone or in `Bidirectional`.
 
-    Takes the arguments of `keras.layers.GRU` and computes the same, cuDNN included. The
-    two kernels are counted as the matrices that they are: `(inputs, 3 * units)` and
-    `(units, 3 * units)`.
+    Takes the arguments of `keras.layers.GRU` and computes the same, with cuDNN too. The kernels
+    count as matrices of shapes `(inputs, 3 * units)` and `(units, 3 * units)`.
 
     Args:
         units: Positive integer, dimensionality of the output.
-        *args, **kwargs: As in `keras.layers.GRU`.
+        *args, **kwargs: Arguments of `keras.layers.GRU`.
 
     Call arguments:
         sequences: Tensor of shape `(batch_size, timesteps, features)`.
@@ -73,9 +72,9 @@ class SparseGRU(_Recurrent, keras.layers.GRU):
 
 @_registered
 class SparseLSTM(_Recurrent, keras.layers.LSTM):
-    """A `keras.layers.LSTM` whose kernels can be sparse; same arguments, same results."""
+    """A `keras.layers.LSTM` whose kernels can be sparse; same arguments and results."""
 
 
 @_registered
 class SparseSimpleRNN(_Recurrent, keras.layers.SimpleRNN):
-    """A `keras.layers.SimpleRNN` whose kernels can be sparse; same arguments, same results."""
+    """A `keras.layers.SimpleRNN` whose kernels can be sparse; same arguments and results."""

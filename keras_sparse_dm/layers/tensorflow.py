@@ -1,4 +1,4 @@
-"""Masks in TensorFlow's own checkpoints."""
+"""Masks in TensorFlow checkpoints."""
 
 import tensorflow as tf
 
@@ -6,8 +6,8 @@ import tensorflow as tf
 def checkpointed(masks):
     """Return an object through which `tf.train.Checkpoint` finds mask variables.
 
-    A checkpoint follows attributes. As an attribute of a layer, a mask would be a weight of it;
-    inside a `tf.Module`, TensorFlow sees it and Keras does not.
+    Checkpoints follow attributes. A mask that is an attribute of a layer would become one of its
+    weights; Keras does not look inside a `tf.Module`, but TensorFlow does.
 
     Args:
         masks: `{name: keras.Variable}`.

@@ -1,4 +1,4 @@
-"""Masks as arrays: exact selection, drop and grow, structures and density distributions.
+"""Masks as arrays: selection, drop and grow, structures, densities and encodings.
 
-Nothing here knows a layer, a model or an optimizer. `distributions` needs only NumPy.
+Nothing here depends on layers, models or optimizers. `distributions` needs only NumPy.
 """

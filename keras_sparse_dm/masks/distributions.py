@@ -1,27 +1,27 @@
-"""Distributions: how a model's weight budget is shared among its kernels.
+"""Distributions of a model's active weights over its kernels.
 
-Each distribution is a function `(shape) -> raw density`, known up to one common factor.
-To add one, add it to `DISTRIBUTIONS`.
+A distribution is a function `(shape) -> raw density`, up to one factor for all kernels. To add one,
+write the function and add it to `DISTRIBUTIONS`.
 """
 
 import numpy as np
 
 
 def uniform(shape):
-    """Every kernel gets the same density."""
+    """Equal density for every kernel."""
     return 1.0
 
 
 def erdos_renyi(shape):
-    """Erdos-Renyi (Mocanu et al. 2018; equation 4 of the paper): inputs and outputs only."""
+    """Erdos-Renyi density, from inputs and outputs (Mocanu et al. 2018; paper, equation 4)."""
     n_in, n_out = _matrix_shape(shape)
     return (n_in + n_out) / (n_in * n_out)
 
 
 def erdos_renyi_kernel(shape):
-    """Erdos-Renyi-kernel (Evci et al. 2021; equation 5): the kernel's width and height too.
+    """Erdos-Renyi-kernel density, from all axes (Evci et al. 2021; paper, equation 5).
 
-    For a matrix it is Erdos-Renyi.
+    Equals `erdos_renyi` for a matrix.
     """
     _matrix_shape(shape)
     return float(np.sum(shape) / np.prod(shape, dtype="float64"))
@@ -31,26 +31,25 @@ DISTRIBUTIONS = {"uniform": uniform, "er": erdos_renyi, "erk": erdos_renyi_kerne
 
 
 def densities(shapes, sparsity, distribution="erk"):
-    """Returns the density of each kernel, so that all together have the sparsity asked for.
+    """Return the density of each kernel for a given total sparsity.
 
-    Raw densities are scaled by one factor that hits the total: every kernel owes
-    `floor(sparsity * size)` pruned weights to it, counted as the original RigL program does. A
-    kernel whose density would pass 1 is made dense and what it cannot take goes to the
-    others.
+    Scales the raw densities by one factor to reach the total, which is the sum of
+    `floor(sparsity * size)` pruned weights over the kernels, as in the original RigL program. A
+    kernel whose density would exceed 1 becomes dense, and the others are scaled again.
 
     Args:
         shapes: `{name: shape}` of the kernels, in Keras layout (the last two axes are inputs
             and outputs).
-        sparsity: Share of all these weights that is pruned, in [0, 1).
+        sparsity: Share of pruned weights among all weights, in [0, 1).
         distribution: `"uniform"`, `"er"`, `"erk"`, or a function that takes a kernel's shape
-            and returns its density up to a factor common to all.
+            and returns its density up to one factor for all kernels.
 
     Returns:
         `{name: density}`, densities in (0, 1], in the order of `shapes`.
 
     Raises:
         ValueError: for a sparsity outside [0, 1), an unknown distribution, no shapes, or a
-            shape that the distribution cannot weigh.
+            shape that the distribution does not accept.
 
     Example:
 
@@ -72,7 +71,7 @@ def densities(shapes, sparsity, distribution="erk"):
     if not np.all(sizes > 0):
         raise ValueError(f"`shapes` must have positive dimensions only; received {dict(shapes)}.")
     if weigh is uniform:
-        # Exactly, without the rounding of the budget.
+        # Exact, without the rounding of the total.
         return dict.fromkeys(shapes, 1.0 - sparsity)
     given = {name: weigh(tuple(shape)) for name, shape in shapes.items()}
     if not all(_is_positive(value) for value in given.values()):
@@ -86,7 +85,7 @@ def densities(shapes, sparsity, distribution="erk"):
     budget = np.sum(sizes - np.floor(sparsity * sizes))
     while not dense.all():
         factor = (budget - sizes[dense].sum()) / (raw * sizes)[~dense].sum()
-        # Rounding must not make a kernel dense that has exactly density 1.
+        # Ignore rounding errors of a density of exactly 1.
         overfull = ~dense & (raw * factor > 1.0 + 1e-12)
         if not overfull.any():
             break
@@ -96,7 +95,7 @@ def densities(shapes, sparsity, distribution="erk"):
 
 
 def check_sparsity_value(sparsity):
-    """Returns `sparsity` as a float in [0, 1), or raises a ValueError that says why not."""
+    """Return `sparsity` as a float; raise a ValueError unless it is in [0, 1)."""
     try:
         value = float(sparsity)
     except (TypeError, ValueError):

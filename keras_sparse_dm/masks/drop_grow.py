@@ -1,4 +1,4 @@
-"""Topology updates of one kernel as array functions: which weights to drop and which to grow."""
+"""Topology updates of one kernel, as functions of arrays."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ from keras_sparse_dm.masks.top_k import top_k_mask
 
 
 def random_mask(shape, density, seed):
-    """Draws a mask with `round(density * size)` ones, placed uniformly at random.
+    """Draw a mask with `round(density * size)` ones, placed uniformly at random.
 
     Args:
         shape: Shape of the kernel.
@@ -18,25 +18,25 @@ def random_mask(shape, density, seed):
         seed: `keras.random.SeedGenerator` or integer.
 
     Returns:
-        Boolean array of that shape.
+        Boolean array of shape `shape`.
     """
     return top_k_mask(random.uniform(shape, seed=seed), round(density * math.prod(shape)))
 
 
 def drop_weakest(mask, score, rate, apart=None):
-    """Drops the active units with the smallest scores (paper, Algorithm 2).
+    """Drop the active units with the smallest scores (paper, Algorithm 2).
 
     Args:
         mask: Boolean array, True for active units.
         score: Float array of the same shape, not negative.
-        rate: Share of the active units to drop, in [0, 1]; the number is rounded down,
-            computed in float32 as the original RigL program does.
-        apart: Optional list of boolean arrays that part the units; that share is then
-            dropped from each part.
+        rate: Share of the active units to drop, in [0, 1]. Their number is computed in float32
+            and rounded down, as in the original RigL program.
+        apart: Optional list of boolean arrays that divide the units into parts; the share is
+            then dropped from each part.
 
     Returns:
         `(kept, dropped)`: a boolean array of the units that stay active, and the number of
-        those that do not.
+        dropped units.
     """
     kept, dropped = [], []
     for part in [mask] if apart is None else [ops.logical_and(mask, part) for part in apart]:
@@ -48,19 +48,19 @@ def drop_weakest(mask, score, rate, apart=None):
 
 
 def update_mask(mask, drop_score, growth_score, prune_rate):
-    """Drops the weakest active weights and grows as many (paper, Algorithm 2).
+    """Drop the weakest active weights and grow as many others (paper, Algorithm 2).
 
-    A weight dropped here competes for growth with those pruned before, as in the original
-    RigL program.
+    Dropped weights compete for growth with the weights pruned before, as in the original RigL
+    program.
 
     Args:
         mask: Boolean array, the current mask.
-        drop_score: Float array, not negative; active weights with the smallest are dropped.
-        growth_score: Float array, not negative; pruned weights with the largest are grown.
+        drop_score: Float array, not negative; the active weights with the smallest scores drop.
+        growth_score: Float array, not negative; the pruned weights with the largest scores grow.
         prune_rate: Share of the active weights to drop, as in `drop_weakest`.
 
     Returns:
-        The new mask, with as many ones as `mask`.
+        The new mask, with the same number of ones.
     """
     kept, dropped = drop_weakest(mask, drop_score, prune_rate)
     grown = top_k_mask(growth_score, dropped, eligible=ops.logical_not(kept))
@@ -68,7 +68,7 @@ def update_mask(mask, drop_score, growth_score, prune_rate):
 
 
 def prune_and_grow(weights, mask, growth_score, prune_rate):
-    """One topology update of one kernel with magnitude pruning (paper, Algorithm 2).
+    """Update the topology of one kernel with magnitude pruning (paper, Algorithm 2).
 
     Args:
         weights: Float array, the kernel; zero where pruned.
@@ -78,9 +78,9 @@ def prune_and_grow(weights, mask, growth_score, prune_rate):
         prune_rate: Share of the active weights to exchange, in [0, 1].
 
     Returns:
-        `(weights, mask, grown)`: the new kernel and mask, and a boolean array that marks the
-        weights which were pruned before and are active now. They start at zero; a weight
-        dropped and grown again in the same update keeps its value.
+        `(weights, mask, grown)`: the new kernel, the new mask, and a boolean array that marks the
+        weights that were pruned before and are active now. Grown weights start at zero; a weight
+        that is dropped and grown in the same update keeps its value.
 
     Raises:
         ValueError: if the shapes differ or the prune rate is outside [0, 1].
@@ -88,7 +88,7 @@ def prune_and_grow(weights, mask, growth_score, prune_rate):
     weights, mask, growth_score = map(ops.convert_to_tensor, (weights, mask, growth_score))
     if not weights.shape == mask.shape == growth_score.shape:
         raise ValueError(
-            "`weights`, `mask` and `growth_score` must have one shape; received "
+            "`weights`, `mask` and `growth_score` must have equal shapes; received "
             f"{tuple(weights.shape)}, {tuple(mask.shape)} and {tuple(growth_score.shape)}."
         )
     if isinstance(prune_rate, (int, float)) and not 0.0 <= prune_rate <= 1.0:

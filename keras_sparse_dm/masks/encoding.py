@@ -1,7 +1,7 @@
-"""Masks as few bytes: one bit per weight, or the numbers of the active weights.
+"""Compact encodings of masks: one bit per weight, or the indices of the active weights.
 
-Both lengths follow from the number of weights and the number of ones alone, wherever the ones
-lie. Bits fill each byte from its lowest to its highest.
+The length depends only on the number of weights and the number of ones. Bits fill each byte from
+the lowest to the highest.
 """
 
 import math
@@ -12,15 +12,15 @@ ENCODINGS = ("bitmask", "elias_fano")
 
 
 def bitmask_bytes(size):
-    """Bytes of a mask of `size` weights with one bit for each."""
+    """Return the bytes of a mask of `size` weights with one bit each."""
     return math.ceil(size / 8)
 
 
 def elias_fano_bytes(size, ones):
-    """Bytes of the numbers of `ones` active among `size` weights, as Elias-Fano code.
+    """Return the bytes of the indices of `ones` active among `size` weights in Elias-Fano code.
 
-    The code (Elias 1974; Fano 1971) of an ascending sequence writes the `low` lowest bits of
-    each number as they are, and the rest in unary: about `2 + log2(size / ones)` bits for each.
+    The code of an ascending sequence (Elias 1974; Fano 1971) stores the `low` lowest bits of each
+    number in binary and the rest in unary, about `2 + log2(size / ones)` bits per number.
     """
     if not ones:
         return 0
@@ -29,7 +29,7 @@ def elias_fano_bytes(size, ones):
 
 
 def smallest_encoding(size, ones):
-    """Return `(name, bytes)` of the encoding that takes fewer bytes."""
+    """Return `(name, bytes)` of the shorter encoding."""
     by_bitmask, by_numbers = bitmask_bytes(size), elias_fano_bytes(size, ones)
     if by_numbers < by_bitmask:
         return "elias_fano", by_numbers
@@ -66,19 +66,19 @@ def encode_mask(mask, encoding):
 
 
 def decode_mask(data, encoding, size, ones):
-    """Decode what `encode_mask` returns.
+    """Decode a mask from `encode_mask`.
 
     Args:
         data: uint8 array.
-        encoding: As it was encoded.
+        encoding: `"bitmask"` or `"elias_fano"`.
         size: Number of weights.
-        ones: Number of active ones.
+        ones: Number of active weights.
 
     Returns:
         Boolean array of shape (size,).
 
     Raises:
-        ValueError: for an unknown encoding, or data that are not those of such a mask.
+        ValueError: for an unknown encoding, or data that do not encode such a mask.
     """
     if encoding not in ENCODINGS:
         raise ValueError(f"`encoding` must be one of {ENCODINGS}; received {encoding!r}.")
@@ -86,7 +86,7 @@ def decode_mask(data, encoding, size, ones):
     wanted = bitmask_bytes(size) if encoding == "bitmask" else elias_fano_bytes(size, ones)
     if len(data) != wanted:
         raise ValueError(
-            f"A mask of {size} weights, {ones} of them active, has {wanted} bytes as {encoding}; "
+            f"A mask of {size} weights, {ones} of them active, takes {wanted} bytes as {encoding}; "
             f"received {len(data)}."
         )
     if encoding == "bitmask":
@@ -111,7 +111,7 @@ def _numbers(data, size, ones):
         raise ValueError(f"A mask must have {ones} ones; it has {len(high_parts)}.")
     numbers = ((high_parts - np.arange(ones)) << low) | low_parts
     if numbers[-1] >= size:
-        raise ValueError(f"Weight number {numbers[-1]} is not one of {size}.")
+        raise ValueError(f"A mask of {size} weights must not mark weight {numbers[-1]}.")
     return numbers
 
 

@@ -1,32 +1,32 @@
-"""The mask that weights written from elsewhere belong to."""
+"""Masks of weights that something other than sparse training has written."""
 
 from keras import ops
 
 from keras_sparse_dm.masks.select import count
 
-# Outweighs every mask entry of a unit, and sums of it stay exact in float32.
+# Larger than the sum of a unit's mask entries; sums of it stay exact in float32.
 _NONZERO = 2.0**12
 
 
 def followed_mask(mask, weights, structure, axis, asked=None, free=False):
-    """Return the mask that fits weights which something other than sparse training has written.
+    """Return the mask that belongs to weights written by something other than sparse training.
 
-    A pruned weight is zero, so weights say which mask they belong to, but for active weights that
-    are exactly zero, such as those just grown. These are taken where the present mask has ones,
-    then in row-major order, until the mask has as many ones as before.
+    Pruned weights are zero, so nonzero weights show their mask. Active weights may also be exactly
+    zero, for example after growth. The missing ones are taken first where the present mask has
+    ones, then in row-major order, until the mask has as many ones as before.
 
     Args:
         mask: Boolean array, the present mask.
         weights: Float array of the same shape.
-        structure: `Unstructured`, `Blocks` or `NM`, which the mask keeps.
+        structure: `Unstructured`, `Blocks` or `NM`; the new mask has this structure.
         axis: The kernel's input axis, counted from the end.
-        asked: Number of ones that a full mask was asked to have, or None; a full mask over
-            weights with no more nonzeros than that is one that was never restored.
-        free: True where the number of ones may change; the mask then has those of the nonzeros.
+        asked: Number of ones that `sparsify` was asked for, or None. A full mask over weights
+            with at most that many nonzeros counts as a mask that was never restored.
+        free: True if the number of ones may change; the nonzero weights then make the mask.
 
     Returns:
-        Boolean array; the present mask where it fits; None where the weights have more nonzeros
-        than the mask may have ones, or not in the mask's structure.
+        Boolean array, the present mask if it fits. None if the weights have more nonzeros than
+        the mask may have ones, or if they break the structure.
     """
     nonzero = weights != 0
     nonzeros, ones = int(count(nonzero)), int(count(mask))

@@ -1,4 +1,4 @@
-"""The search for the threshold of the k largest integers, at a small part of a sort's cost."""
+"""Selection of the k largest integers by a threshold, much cheaper than sorting."""
 
 from keras import ops
 
@@ -7,19 +7,20 @@ BLOCK = 1024
 
 
 def count(condition):
+    """Return the number of true elements, int32."""
     return ops.sum(ops.cast(condition, "int32"))
 
 
 def select(values, k, find=None):
-    """Marks the `k` largest values; among equal ones the first, in row-major order.
+    """Mark the `k` largest values; ties go to the first in row-major order.
 
     Args:
-        values: Integer array of shape `(n, BLOCK)`, at least 0; zeros are never marked.
+        values: Integer array of shape `(n, BLOCK)`, 0 or more; zeros are never marked.
         k: Scalar integer, at most the number of values above 0.
-        find: The search for the threshold; `find_by_counts` by default.
+        find: Function that finds the threshold; `find_by_counts` by default.
 
     Returns:
-        Boolean array of that shape.
+        Boolean array of the shape of `values`.
     """
     threshold, above = (find or find_by_counts)(values, k)
 
@@ -27,15 +28,16 @@ def select(values, k, find=None):
         ties = values == threshold
         return ops.logical_or(values > threshold, first_true(ties, k - above))
 
-    # Choosing among ties takes several passes, and most often there is nothing to choose.
+    # Choosing among ties takes several passes and is rarely needed.
     return ops.cond(above < k, with_first_ties, lambda: values > threshold)
 
 
 def first_to_reach(k, bins, above):
-    """Adds bins from the last on to `above` until it reaches `k`.
+    """Add bins to `above`, from the last bin on, until the sum reaches `k`.
 
     Returns:
-        `(place, before, reached)`: which bin does it, and the sums without and with that bin.
+        `(place, before, reached)`: the index of the last added bin, and the sums without and
+        with it.
     """
     sums = above + ops.flip(ops.cumsum(ops.flip(bins)))
     place = ops.maximum(count(sums >= k) - 1, 0)
@@ -44,18 +46,18 @@ def first_to_reach(k, bins, above):
 
 
 def find_by_counts(values, k):
-    """Finds the threshold that splits off the `k` largest, by bisection.
+    """Find the threshold of the `k` largest values by bisection.
 
     Args:
-        values: Integer array, at least 0.
+        values: Integer array, 0 or more.
         k: Scalar integer.
 
     Returns:
-        `(threshold, above)`: the scalar and the number of values larger than it, which is
-        `k`, or less where those equal to the threshold are too many to mark all.
+        `(threshold, above)`: a scalar, and the number of values above it: `k`, or less if only
+        some of the values equal to the threshold belong to the `k` largest.
     """
 
-    # The largest value that at least k elements reach, found bit by bit from the top.
+    # Find the largest value that at least k elements reach, bit by bit from the top.
     def search(i, value):
         candidate = value + ops.left_shift(1, 30 - i)
         return ops.where(count(values >= candidate) >= k, candidate, value)
@@ -68,9 +70,9 @@ def find_by_counts(values, k):
 
 
 def first_true(blocks, number):
-    """Keeps the first `number` ones of a matrix, in row-major order (all if there are fewer)."""
-    # The rows' sums find the row of the first one too many, sums within it the place: a
-    # running sum over all would take many times as long.
+    """Keep the first `number` ones of a matrix in row-major order (all if there are fewer)."""
+    # Sums of rows find the row of the last one to keep, and a running sum within that row its
+    # place. A running sum over the whole matrix would be much slower.
     counts = ops.sum(ops.cast(blocks, "int32"), axis=1)
     ends = ops.cumsum(counts)
     whole = ends <= number

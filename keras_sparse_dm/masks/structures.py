@@ -1,8 +1,8 @@
-"""Structures: which weights of a kernel are dropped and grown together.
+"""Structures of masks: single weights, blocks, and N:M groups.
 
-Weights are compared in units: single weights, or whole blocks along a kernel's input axis,
-for runtimes that can skip blocks of zeros. A structure says what the units of a kernel are
-and, for N:M, where the ones of a mask may lie.
+A unit is the smallest part of a kernel that is dropped or grown: a single weight, or a block of
+weights along the input axis, for runtimes that skip blocks of zeros. A structure defines the units
+of a kernel and, for N:M, the allowed positions of a mask's ones.
 """
 
 import math
@@ -15,34 +15,34 @@ from keras_sparse_dm.masks.top_k import top_k_mask
 
 @dataclass(frozen=True)
 class Unstructured:
-    """Every weight for itself, as in the paper."""
+    """Structure of single weights, as in the paper."""
 
     code = (0, 0, 0)
-    # Weights in a unit.
+    # Number of weights in a unit.
     unit = 1
 
     def __str__(self):
         return ""
 
     def misfit(self, shape, axis):
-        """Returns why a kernel of this shape cannot have the structure, or None.
+        """Return the reason why a kernel cannot have the structure, or None.
 
         Args:
             shape: Shape of the kernel.
-            axis: Its input axis, counted from the end; None if it has none of its own.
+            axis: Input axis of the kernel, counted from the end; None without a pure input axis.
         """
         return None
 
     def ones(self, shape, density):
-        """Returns how many ones a mask of this shape and density holds."""
+        """Return the number of ones of a mask with this shape and density."""
         return round(density * math.prod(shape))
 
     def to_units(self, values, axis, reduce):
-        """Returns one value per unit; `reduce` is `ops.sum` for scores, `ops.any` for masks."""
+        """Reduce values to one per unit, by `ops.sum` for scores or `ops.any` for masks."""
         return values
 
     def to_weights(self, units, shape, axis):
-        """Returns a mask of weights for a mask of units."""
+        """Return the mask of weights for a mask of units."""
         return units
 
     def unit_shape(self, shape, axis):
@@ -50,7 +50,7 @@ class Unstructured:
         return tuple(shape)
 
     def random_mask(self, shape, density, seed, axis):
-        """Draw a mask with as many ones as `ones` says, placed uniformly at random."""
+        """Draw a mask with `ones(shape, density)` ones, placed uniformly at random."""
         score = random.uniform(self.unit_shape(shape, axis), seed=seed)
         return self.to_weights(self.best(score, shape, self.ones(shape, density)), shape, axis)
 
@@ -60,24 +60,24 @@ class Unstructured:
         Args:
             score: Float array of the kernel's shape, not negative.
             axis: The kernel's input axis, counted from the end.
-            ones: Number of ones, a multiple of `unit`; `ones(shape, density)` gives it. N:M
-                fixes it and ignores this argument.
+            ones: Number of ones, a multiple of `unit`, from `ones(shape, density)`. N:M fixes the
+                number and ignores this argument.
         """
         shape = tuple(score.shape)
         units = self.best(self.to_units(score, axis, ops.sum), shape, ones)
         return self.to_weights(units, shape, axis)
 
     def best(self, score, shape, ones):
-        """Mark the units with the largest score, as many as make `ones` ones."""
+        """Mark the units with the largest scores, `ones` weights in total."""
         return top_k_mask(score, ones // self.unit)
 
     def grow(self, kept, score, count):
-        """Marks the `count` units with the largest score among those not kept.
+        """Mark the `count` units with the largest scores among those not kept.
 
         Args:
             kept: Boolean array, the units that stay active.
             score: Float array of the same shape, not negative.
-            count: Integer, how many to mark.
+            count: Integer, the number of units to mark.
 
         Returns:
             Boolean array, disjoint from `kept`.
@@ -87,12 +87,12 @@ class Unstructured:
 
 @dataclass(frozen=True)
 class Blocks(Unstructured):
-    """Whole blocks along the input axis are active or not.
+    """Structure of blocks along the input axis, each active or pruned as a whole.
 
-    Blocks are dropped and grown by the sum of their weights' scores.
+    The score of a block is the sum of its weights' scores.
 
     Args:
-        size: Weights in a block; must divide the input axis. XNNPACK uses blocks of 4.
+        size: Number of weights in a block; must divide the input axis. XNNPACK uses blocks of 4.
 
     Raises:
         ValueError: for a size that is not a whole number of at least 2.
@@ -135,14 +135,14 @@ class Blocks(Unstructured):
 
 @dataclass(frozen=True)
 class NM(Unstructured):
-    """Exactly `n` of every `m` neighbours along the input axis are active (2:4 and the like).
+    """Structure with exactly `n` active weights of every `m` neighbours on the input axis (2:4).
 
-    Every kernel then has density n / m. Weights are dropped wherever in the kernel they are
-    weakest; each group grows as many as it lost.
+    Every kernel has density n / m. The weakest weights of the whole kernel are dropped, and each
+    group grows as many weights as it lost.
 
     Args:
-        n: Active weights in a group, at least 1 and below `m`.
-        m: Weights in a group; must divide the input axis.
+        n: Number of active weights in a group, from 1 to `m` - 1.
+        m: Number of weights in a group; must divide the input axis.
 
     Raises:
         ValueError: for values outside these ranges.
@@ -171,14 +171,14 @@ class NM(Unstructured):
         return math.prod(shape) // self.m * self.n
 
     def to_units(self, values, axis, reduce):
-        # Single weights, in their groups.
+        # Units are single weights, arranged in groups.
         return _grouped(values, axis, self.m)
 
     def to_weights(self, units, shape, axis):
         return _ungrouped(units, shape, axis)
 
     def random_mask(self, shape, density, seed, axis):
-        # Drawn in the kernel's own order, then grouped.
+        # The scores are drawn in the order of the kernel's weights, then grouped.
         return self.mask_of_largest(random.uniform(shape, seed=seed), axis, None)
 
     def best(self, score, shape, ones):
@@ -194,7 +194,7 @@ class NM(Unstructured):
 
 
 def structure_from_code(code):
-    """Returns the structure of a `code`, the three numbers that weights files hold."""
+    """Return the structure of a `code`, the three numbers in weights files."""
     kind, a, b = (int(number) for number in code)
     return (Unstructured, Blocks, NM)[kind](*(a, b)[:kind])
 
@@ -214,7 +214,7 @@ def _moved(shape, axis):
 
 
 def _grouped(values, axis, size):
-    """Puts the input axis last and splits it into groups."""
+    """Move the input axis last and split it into groups."""
     values = ops.moveaxis(values, axis, -1)
     return ops.reshape(values, (*values.shape[:-1], -1, size))
 
@@ -225,7 +225,7 @@ def _ungrouped(groups, shape, axis):
 
 
 def _rank(score):
-    """Rank of each entry along the last axis, 0 for the largest; ties go to the first."""
+    """Return the rank of each entry along the last axis, 0 for the largest or the first of ties."""
     size = score.shape[-1]
     position = ops.arange(size)
     rank = ops.zeros(ops.shape(score), "int32")

@@ -1,7 +1,7 @@
 """Exact selection of the k largest scores, on every backend and inside compiled functions.
 
-Selection is exact (always as many as asked for) and deterministic (ties go to the lowest position
-in row-major order), as with the sort of the original RigL program.
+The selection always marks exactly k scores, and ties go to the first in row-major order, as in the
+original RigL program, which sorts.
 """
 
 import itertools
@@ -13,38 +13,38 @@ from keras_sparse_dm.masks.select import BLOCK, select
 
 
 def top_k_mask(scores, k, eligible=None):
-    """Marks the `k` largest scores.
+    """Mark the `k` largest scores.
 
     Args:
-        scores: Float array of any static shape, not negative; compared as float32. Infinity
-            is the largest, but for NaN.
-        k: Integer, how many to mark; at most the number of eligible scores.
-        eligible: Optional boolean array of the same shape; others are never marked.
+        scores: Float array of any static shape, not negative; compared as float32. NaN ranks
+            above infinity.
+        k: Integer, the number of scores to mark; at most the number of eligible scores.
+        eligible: Optional boolean array of the same shape; other scores are never marked.
 
     Returns:
-        Boolean array of the shape of `scores` with exactly `k` ones. Equal scores are taken
-        in row-major order.
+        Boolean array of the shape of `scores` with exactly `k` ones. Ties go to the first in
+        row-major order.
     """
     return top_k_masks([scores], k, [eligible])[0]
 
 
 def top_k_masks(scores, k, eligible=None):
-    """Marks the `k` largest scores of several arrays together.
+    """Mark the `k` largest scores of several arrays together.
 
     Args:
         scores: List of float arrays of any static shapes, not negative; compared as float32.
-            Infinity is the largest, but for NaN.
-        k: Integer, how many to mark in all; at most the number of eligible scores, which is
-            below 2^31.
-        eligible: Optional list, for each array `None` or a boolean array of its shape; others
-            are never marked.
+            NaN ranks above infinity.
+        k: Integer, the total number of scores to mark; at most the number of eligible scores,
+            which must be below 2^31.
+        eligible: Optional list with `None` or a boolean array for each array of scores; other
+            scores are never marked.
 
     Returns:
-        List of boolean arrays of the shapes of `scores` with exactly `k` ones in total. Equal
-        scores are taken in the order of the list, then in row-major order.
+        List of boolean arrays of the shapes of `scores` with exactly `k` ones in total. Ties go
+        to the first in the order of the list, then in row-major order.
 
     Raises:
-        ValueError: if `eligible` is not as long as `scores`.
+        ValueError: if `eligible` and `scores` have different lengths.
     """
     if eligible is None:
         eligible = [None] * len(scores)
@@ -66,24 +66,24 @@ def top_k_masks(scores, k, eligible=None):
     flat = flat[0] if whole else ops.concatenate(flat)
     mask = _select(ops.reshape(flat, (-1, BLOCK)), ops.cast(k, "int32"))
     mask = ops.reshape(mask, (total + fill,))
-    # The last part is what was filled up.
+    # The last part is padding.
     parts = [mask] if whole else ops.split(mask, list(itertools.accumulate(sizes)))
     return [ops.reshape(part, v.shape) for part, v in zip(parts, values, strict=False)]
 
 
 def sortable(scores, eligible):
-    """Integers of at least 1 that sort like the scores; 0 where not eligible."""
+    """Return integers of 1 or more that sort like the scores, and 0 where not eligible."""
     scores = ops.cast(ops.convert_to_tensor(scores), "float32")
-    # The bits of floats that are not negative sort like the floats themselves; without the
-    # sign's bit this holds for -0.0 too. Comparing floats would take denormals for zeros.
+    # The bits of nonnegative floats sort like the floats; clearing the sign bit covers -0.0 too.
+    # Comparing floats would treat denormals as zeros.
     bits = ops.bitwise_and(ops.view(scores, "int32"), 0x7FFFFFFF)
-    # The largest are all NaN.
+    # The largest integers are all NaN; lower them by one so that adding 1 cannot overflow.
     values = ops.minimum(bits, 0x7FFFFFFE) + 1
     return values if eligible is None else ops.where(eligible, values, 0)
 
 
 def _select(values, k):
-    """Calls `select` as the backend runs it best."""
+    """Call `select` in the form that is fastest on the backend."""
     if backend.backend() != "tensorflow":
         return select(values, k)
     from keras_sparse_dm.masks.tensorflow import shared_select

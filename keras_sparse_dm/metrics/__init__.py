@@ -1,4 +1,4 @@
-"""What models cost, and how far what they generate is from real data."""
+"""Costs of models, and distances of generated samples from real data."""
 
 import lazy_loader as _lazy
 
@@ -7,18 +7,20 @@ from keras_sparse_dm.renamed import also_old_names as _also_old_names
 _own_attribute, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
-        "bootstrap": ["Interval", "bootstrap_interval"],
+        "intervals": ["Interval", "bootstrap_interval"],
         "costs": ["Cost", "LayerCost", "FileBytes", "TrainingBytes", "cost", "kernel_flops"],
         "features": [
             "EmbeddedFeatures",
+            "FeatureStatistics",
             "InceptionFeatures",
+            "cached_features",
+            "cached_statistics",
             "render_sketches",
             "where_to_get",
         ],
         "frechet": ["FewSamplesWarning", "frechet_distance"],
         "kernel": ["KernelDistance", "kernel_distance", "squared_discrepancy"],
         "precision_recall": ["PrecisionRecall", "precision_recall"],
-        "statistics": ["FeatureStatistics", "cached_features", "cached_statistics"],
     },
 )
 

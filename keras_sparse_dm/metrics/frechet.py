@@ -1,44 +1,41 @@
-"""The Fréchet distance between two sets of features (Heusel et al. 2017)."""
+"""Fréchet distance between two sets of features (Heusel et al. 2017)."""
 
 import warnings
 
 import numpy as np
 
-from keras_sparse_dm.metrics.statistics import (
-    FeatureStatistics,
-    check_widths,
-    checked_features,
-)
+from keras_sparse_dm.metrics.features.checks import check_widths, checked_features
+from keras_sparse_dm.metrics.features.statistics import FeatureStatistics
 
 NAMES = ("features_a", "features_b")
 
 
 class FewSamplesWarning(UserWarning):
-    """A set has so few samples that its covariance is singular."""
+    """Warning about a set with so few samples that its covariance is singular."""
 
 
 def frechet_distance(features_a, features_b):
-    """The Fréchet distance between Gaussians fitted to two sets of features.
+    """Fréchet distance between Gaussians fitted to two sets of features.
 
     `|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))`, with covariances divided by n - 1.
-    With Inception's features it is the FID; other features give other scales, so name the
+    With Inception features it is the FID; other features give other scales, so report the
     features with the number.
 
-    It falls with the number of samples, by an amount that is nearly proportional to 1/n:
-    compare distances of equal numbers only, or correct them with `bootstrap_interval`. Sets of
-    no more samples than features (a `FewSamplesWarning`) have singular covariances; the formula
-    still holds, but tells more of the numbers than of the samples.
+    The distance falls as the number of samples n grows, by an amount nearly proportional to 1/n.
+    Compare distances of equal n only, or correct them with `bootstrap_interval`. A set with no
+    more samples than features has a singular covariance (`FewSamplesWarning`): the formula still
+    holds, but n affects the result more than the samples do.
 
     The trace of the root is the sum of the singular values of `R_a R_b^T`, where `S = R^T R`.
-    Of features R comes from a QR decomposition, of statistics from the covariance's eigenvalues;
-    both are in float64 and stable for singular covariances too.
+    R comes from a QR decomposition of features, or from the eigenvalues of a covariance. Both are
+    computed in float64 and are stable for singular covariances.
 
     Args:
-        features_a, features_b: Float arrays (samples, features), or `FeatureStatistics` of
-            them; of 2 samples or more each.
+        features_a, features_b: Float arrays (samples, features), or their `FeatureStatistics`;
+            2 samples or more each.
 
     Returns:
-        The distance, a float, 0 or more.
+        Float, the distance, 0 or more.
 
     Raises:
         ValueError: for arrays of other shapes, too few samples, or values that are not finite.
@@ -49,13 +46,13 @@ def frechet_distance(features_a, features_b):
 
 
 def checked_sets(features_a, features_b):
-    """Both sets as they are given to `frechet_distance`, or its errors.
+    """Return both sets checked, each as a float64 array or as the given `FeatureStatistics`.
 
     Args:
-        features_a, features_b: As of `frechet_distance`.
+        features_a, features_b: As in `frechet_distance`.
 
-    Returns:
-        For each, a float64 array or the `FeatureStatistics`.
+    Raises:
+        ValueError: as `frechet_distance`.
     """
     sets = []
     for name, given in zip(NAMES, (features_a, features_b), strict=True):
@@ -71,11 +68,11 @@ def checked_sets(features_a, features_b):
 
 
 def warn_of_few_samples(*sets, stacklevel):
-    """Gives the `FewSamplesWarning` where one of `checked_sets` has too few samples.
+    """Warn with `FewSamplesWarning` if a set has too few samples.
 
     Args:
-        *sets: Both sets.
-        stacklevel: Whose line the warning names: 1 for the caller's, 2 for its caller's.
+        *sets: Both sets, from `checked_sets`.
+        stacklevel: 1 to show the caller's line in the warning, 2 for its caller's.
     """
     few = []
     for name, given in zip(NAMES, sets, strict=True):
@@ -92,7 +89,7 @@ def warn_of_few_samples(*sets, stacklevel):
 
 
 def distance_of_checked(a, b):
-    """`frechet_distance` of what `checked_sets` gave, without a warning."""
+    """Return the distance of sets from `checked_sets`, without a warning."""
     (mean_a, root_a), (mean_b, root_b) = mean_and_root(a), mean_and_root(b)
     overlap = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
     traces = np.sum(root_a**2) + np.sum(root_b**2)
@@ -100,14 +97,14 @@ def distance_of_checked(a, b):
 
 
 def _size(given):
-    """Numbers of samples and features."""
+    """Return the numbers of samples and features."""
     if isinstance(given, FeatureStatistics):
         return given.count, given.features
     return given.shape
 
 
 def mean_and_root(given):
-    """Mean, and a root R of the covariance: S = R^T R, of no more rows than its rank can be."""
+    """Return the mean, and R with S = R^T R for the covariance S, of min(n, features) rows."""
     if isinstance(given, FeatureStatistics):
         return given.mean, _root_of_covariance(given)
     mean = given.mean(axis=0)
@@ -117,8 +114,8 @@ def mean_and_root(given):
 def _root_of_covariance(statistics):
     covariance = statistics.covariance
     values, vectors = np.linalg.eigh(covariance)
-    # n samples leave at most n - 1 eigenvalues that are not zero. What eigh gives for the rest,
-    # and below its precision, is rounding, whose roots would be large beside it.
+    # n samples leave at most n - 1 nonzero eigenvalues. The others are rounding errors, whose
+    # square roots would be much larger than the errors themselves.
     kept = min(statistics.count - 1, len(values))
     values, vectors = values[-kept:], vectors[:, -kept:]
     kept = values > len(covariance) * np.finfo(np.float64).eps * values[-1]

@@ -1,24 +1,23 @@
-"""The kernel distance between two sets of features (Bińkowski et al. 2018)."""
+"""Kernel distance between two sets of features (Bińkowski et al. 2018)."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from keras_sparse_dm.metrics.statistics import checked_integer, checked_pair
+from keras_sparse_dm.metrics.features.checks import checked_integer, checked_pair
 
 NAMES = ("features_a", "features_b")
-# Values of the kernel that are in memory at once: 64 MB.
+# Kernel values in memory at once: 64 MB.
 BLOCK_VALUES = 2**23
 
 
 class KernelDistance(NamedTuple):
-    """A kernel distance.
+    """Kernel distance and its spread over subsets.
 
     Attributes:
-        mean: Mean over the subsets; may lie below 0, since the estimate is unbiased.
-        std: Standard deviation over the subsets. It tells how much an estimate of
-            `subset_size` samples varies, and is not the error of `mean`, which is smaller; for
-            that see `bootstrap_interval`.
+        mean: Mean over the subsets; may be negative, since the estimate is unbiased.
+        std: Standard deviation over the subsets: the spread of an estimate from `subset_size`
+            samples. The error of `mean` is smaller; see `bootstrap_interval`.
     """
 
     mean: float
@@ -31,21 +30,21 @@ class KernelDistance(NamedTuple):
 def kernel_distance(
     features_a, features_b, subsets=100, subset_size=1000, degree=3, gamma=None, coef0=1.0, seed=0
 ):
-    """The squared maximum mean discrepancy under a polynomial kernel, over random subsets.
+    """Squared maximum mean discrepancy under a polynomial kernel, over random subsets.
 
-    The unbiased estimate, for the kernel `(gamma x.y + coef0)^degree`, of subsets that are drawn
-    without replacement. With Inception's features it is the KID. Unlike the Fréchet distance it
-    has the same expectation for any number of samples. Computed in float64; with the same seed
-    the subsets are those that torch-fidelity draws for its `rng_seed`.
+    Uses the unbiased estimate for the kernel `(gamma x.y + coef0)^degree`, in float64, on subsets
+    drawn without replacement. With Inception features it is the KID. Unlike the Fréchet distance,
+    it has the same expectation for any number of samples. A seed draws the same subsets as
+    torch-fidelity's `rng_seed`.
 
     Args:
         features_a, features_b: Float arrays (samples, features).
-        subsets: Number of subsets, at least 1.
-        subset_size: Samples of each set in a subset, from 2 to the number in the smaller set.
-        degree: The kernel's degree, an integer of 1 or more.
-        gamma: The kernel's factor; by default 1 / features.
-        coef0: The kernel's constant.
-        seed: Integer from 0 to 2**32 - 1 that decides the subsets.
+        subsets: Number of subsets, 1 or more.
+        subset_size: Samples of each set in a subset, from 2 to the size of the smaller set.
+        degree: Degree of the kernel, an integer of 1 or more.
+        gamma: Factor of the kernel; 1 / features by default.
+        coef0: Constant of the kernel.
+        seed: Integer from 0 to 2**32 - 1 that draws the subsets.
 
     Returns:
         `KernelDistance(mean, std)`.
@@ -64,13 +63,13 @@ def kernel_distance(
     if size > min(len(a), len(b)):
         raise ValueError(
             f"`subset_size` must not exceed the number of samples, {len(a)} in `features_a` and "
-            f"{len(b)} in `features_b`; received {size}. Give more samples or a smaller "
-            "`subset_size`, and the size with the distance."
+            f"{len(b)} in `features_b`; received {size}. Give more samples, or a smaller "
+            "`subset_size`, and report the size with the distance."
         )
-    random = np.random.RandomState(seed)  # NumPy's older generator, as torch-fidelity's
+    random = np.random.RandomState(seed)  # the generator that torch-fidelity uses
     chosen = [[random.choice(len(x), size, replace=False) for x in (a, b)] for _ in range(subsets)]
     everything = len(a) ** 2 + len(b) ** 2 + len(a) * len(b)
-    if everything <= 3 * subsets * size**2:  # subsets overlap: one kernel of all samples
+    if everything <= 3 * subsets * size**2:  # cheaper to compute all pairs once
         members = [np.zeros((len(x), subsets), bool) for x in (a, b)]
         for subset, rows in enumerate(chosen):
             for member, row in zip(members, rows, strict=True):
@@ -82,19 +81,17 @@ def kernel_distance(
 
 
 def squared_discrepancy(features_a, features_b, degree=3, gamma=None, coef0=1.0):
-    """The estimate of `kernel_distance` from all samples at once, without subsets.
-
-    It is what the mean over ever more subsets tends to.
+    """Estimate of `kernel_distance` from all samples at once, the limit of many subsets.
 
     Args:
-        features_a, features_b: Float arrays (samples, features), of 2 samples or more each.
-        degree, gamma, coef0: The kernel's, as for `kernel_distance`.
+        features_a, features_b: Float arrays (samples, features), 2 samples or more each.
+        degree, gamma, coef0: As in `kernel_distance`.
 
     Returns:
-        The squared discrepancy, a float; may lie below 0.
+        Float, the squared discrepancy; may be negative.
 
     Raises:
-        ValueError: for arrays of other shapes or with values that are not finite, or a kernel's
+        ValueError: for arrays of other shapes or with values that are not finite, or a kernel
             argument out of its range.
     """
     a, b = checked_pair(NAMES, features_a, features_b, 2)
@@ -102,11 +99,11 @@ def squared_discrepancy(features_a, features_b, degree=3, gamma=None, coef0=1.0)
 
 
 class Kernel:
-    """The polynomial kernel, a function of two arrays of samples that gives its matrix.
+    """Polynomial kernel: a function of two arrays of samples that returns the kernel matrix.
 
     Args:
         features: Number of features.
-        degree, gamma, coef0: As for `kernel_distance`.
+        degree, gamma, coef0: As in `kernel_distance`.
 
     Raises:
         ValueError: for arguments out of their range.
@@ -122,7 +119,7 @@ class Kernel:
         base *= self.gamma
         base += self.coef0
         values = base
-        for _ in range(self.degree - 1):  # NumPy's power takes ten times as long
+        for _ in range(self.degree - 1):  # ten times faster than np.power
             values = values * base
         return values
 
@@ -143,12 +140,12 @@ def _discrepancy(a, b, kernel):
 
 
 def discrepancies(a, b, members_a, members_b, kernel):
-    """The unbiased squared discrepancies of many pairs of subsets, from one pass over all pairs.
+    """Return the unbiased squared discrepancies of many pairs of subsets in one pass.
 
     Args:
         a, b: Float64 arrays (samples, features).
-        members_a, members_b: Boolean arrays (samples, subsets): who is in each.
-        kernel: The `Kernel`.
+        members_a, members_b: Boolean arrays (samples, subsets), True for each subset's members.
+        kernel: `Kernel`.
 
     Returns:
         Float64 array (subsets,).
@@ -163,7 +160,7 @@ def discrepancies(a, b, members_a, members_b, kernel):
 
 
 def _sums(x, y, w_x, w_y, kernel):
-    """Sum of the kernel over each subset's pairs, of a sample with itself left out."""
+    """Return the sum of the kernel over each subset's pairs of different samples."""
     total = np.zeros(w_x.shape[1])
     step = max(1, BLOCK_VALUES // len(y))
     for start in range(0, len(x), step):

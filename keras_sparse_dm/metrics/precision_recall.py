@@ -1,31 +1,33 @@
-"""Precision and recall of generated sets of features, with density and coverage.
+"""Precision, recall, density and coverage of generated features.
 
-Around each sample of a set lies the ball that reaches to its k-th nearest neighbour in the same
-set; together the balls stand for where the set's distribution is (Kynkäänniemi et al. 2019).
+The ball around each sample of a set reaches to the sample's k-th nearest neighbour in the same set.
+Together the balls cover the region of the set's distribution (Kynkäänniemi et al. 2019).
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from sklearn.metrics import euclidean_distances
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils import gen_batches
 
-from keras_sparse_dm.metrics.statistics import checked_integer, checked_pair
+from keras_sparse_dm.metrics.features.checks import checked_integer, checked_pair
 
 NAMES = ("real", "generated")
-# Distances that are in memory at once, and values of the differences they are computed from.
+# Distances in memory at once by default.
 BLOCK_VALUES = 2**22
 
 
 class PrecisionRecall(NamedTuple):
-    """How real generated samples are, and how much of the real ones they reach.
+    """Fidelity and diversity of generated samples.
 
     Attributes:
-        precision: Share of generated samples within the ball of any real one, 0 to 1.
-        recall: Share of real samples within the ball of any generated one, 0 to 1.
-        density: Number of real samples' balls that a generated one lies in, over k; its mean.
-            1 is expected where both distributions are the same; may be larger (Naeem et al.
-            2020).
-        coverage: Share of real samples whose ball holds a generated one, 0 to 1 (Naeem et al.
-            2020).
+        precision: Share of generated samples inside the ball of any real sample, 0 to 1.
+        recall: Share of real samples inside the ball of any generated sample, 0 to 1.
+        density: Mean number of real samples' balls that contain a generated sample, divided by
+            k. 1 in expectation for equal distributions; may exceed 1 (Naeem et al. 2020).
+        coverage: Share of real samples whose ball contains a generated sample, 0 to 1 (Naeem et
+            al. 2020).
     """
 
     precision: float
@@ -35,19 +37,18 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(real, generated, k=3, batch_size=None):
-    """Precision and recall of generated features, by k-nearest-neighbour balls.
+    """Precision and recall of generated features, from k-nearest-neighbour balls.
 
-    They depend on the numbers of samples and on k: compare results of the same only. A sample
-    is no neighbour of itself, but its duplicates are; a ball includes its boundary. Distances
-    are Euclidean, in float64; those which rounding could put on the wrong side of a boundary
-    are computed from differences, so that duplicates have a distance of exactly 0.
+    They depend on the numbers of samples and on k, so compare results with equal numbers only. A
+    sample is not its own neighbour, but its duplicates are. A ball includes its boundary, up to
+    the rounding error of the distances. Distances are Euclidean, in float64.
 
     Args:
         real, generated: Float arrays (samples, features), of more than `k` samples each.
-        k: Which neighbour a ball reaches to, at least 1.
-        batch_size: Samples whose distances to all others are computed at once. The memory is
-            some `50 * batch_size * samples` bytes beside the features; by default as many as
-            keep it below 300 MB.
+        k: Rank of the neighbour on the ball's boundary, 1 or more.
+        batch_size: Number of samples whose distances to all others are computed at once. The
+            memory is about `50 * batch_size * samples` bytes beside the features; the default
+            keeps it below 300 MB.
 
     Returns:
         `PrecisionRecall(precision, recall, density, coverage)`.
@@ -59,15 +60,15 @@ def precision_recall(real, generated, k=3, batch_size=None):
     real, generated, k = checked_arguments(real, generated, k)
     if batch_size is not None:
         batch_size = checked_integer("batch_size", batch_size, 1)
-    radii_real, radii_generated = (_radii(x, k, batch_size) for x in (real, generated))
+    radii_real, radii_generated = (_nearest(x, k)[0][:, -1] for x in (real, generated))
     precise, balls = 0, 0
     recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
-    for rows, block in _blocks(generated, real, batch_size):
-        inside = block.at_most(radii_real[None, :])
+    for rows, distances in _blocks(generated, real, batch_size):
+        inside = distances <= radii_real
         precise += int(inside.any(axis=1).sum())
         balls += int(inside.sum())
         covered |= inside.any(axis=0)
-        recalled |= block.at_most(radii_generated[rows, None]).any(axis=0)
+        recalled |= (distances <= radii_generated[rows, None]).any(axis=0)
     return PrecisionRecall(
         precise / len(generated),
         float(recalled.mean()),
@@ -77,7 +78,7 @@ def precision_recall(real, generated, k=3, batch_size=None):
 
 
 def checked_arguments(real, generated, k):
-    """The arguments of `precision_recall`, both sets moved to the real ones' mean."""
+    """Return the checked arguments of `precision_recall`, with the real mean subtracted."""
     k = checked_integer("k", k, 1)
     real, generated = checked_pair(NAMES, real, generated)
     if k >= min(len(real), len(generated)):
@@ -85,32 +86,37 @@ def checked_arguments(real, generated, k):
             f"`k` must be below the number of samples, {len(real)} in `real` and "
             f"{len(generated)} in `generated`; received {k}."
         )
-    # Distances stay as they are, and lose less to rounding.
+    # The distances stay the same and lose less to rounding.
     mean = real.mean(axis=0)
     return real - mean, generated - mean, k
 
 
 def precision_recall_of_subsets(real, generated, k, members_real, members_generated):
-    """`precision_recall` of many pairs of subsets, from one pass over all pairs.
+    """Compute `precision_recall` of many pairs of subsets in one pass over all pairs.
 
-    Keeps each sample's nearest neighbours in the whole set, so many that k of a half are among
-    them for all but 1 sample in 10^12, and the pairs of samples that lie within their reach.
+    Stores each sample's nearest neighbours in the whole set, and all pairs of samples that are no
+    further apart than the furthest stored neighbour. So many neighbours are stored that k of them
+    belong to a random half for all but 1 sample in 10^12.
 
     Args:
         real, generated: Features from `checked_arguments`.
-        k: As of `precision_recall`.
-        members_real, members_generated: Boolean arrays (samples, subsets): who is in each, half
-            of the samples or more.
+        k: As in `precision_recall`.
+        members_real, members_generated: Boolean arrays (samples, subsets), True for the members
+            of each subset; each subset holds at least half of the samples.
 
     Returns:
         List of `PrecisionRecall`, one per subset.
     """
-    reach = 2 * k + 60
-    near_real, near_generated = _Neighbours(real, reach), _Neighbours(generated, reach)
+    number = 2 * k + 60
+    near_real, near_generated = _Neighbours(real, number), _Neighbours(generated, number)
     in_real, in_generated = [], []
-    for rows, block in _blocks(generated, real, None):
-        in_real.append(block.pairs(near_real.reach[None, :], rows.start))
-        in_generated.append(block.pairs(near_generated.reach[rows, None], rows.start))
+    for rows, distances in _blocks(generated, real):
+        for pairs, limits in (
+            (in_real, near_real.reach),
+            (in_generated, near_generated.reach[rows, None]),
+        ):
+            fake, true = np.nonzero(distances <= limits)
+            pairs.append((fake + rows.start, true, distances[fake, true]))
     in_real, in_generated = (
         tuple(np.concatenate(parts) for parts in zip(*pairs, strict=True))
         for pairs in (in_real, in_generated)
@@ -120,12 +126,12 @@ def precision_recall_of_subsets(real, generated, k, members_real, members_genera
         radii = near_real.radii(of_real, k), near_generated.radii(of_generated, k)
         fake, true, distance = in_real
         inside = of_generated[fake] & of_real[true] & (distance <= radii[0][true])
-        precise = _any(fake[inside], len(generated))
-        covered = _any(true[inside], len(real))
+        precise = _count_different(fake[inside], len(generated))
+        covered = _count_different(true[inside], len(real))
         balls = int(inside.sum())
         fake, true, distance = in_generated
         inside = of_generated[fake] & of_real[true] & (distance <= radii[1][fake])
-        recalled = _any(true[inside], len(real))
+        recalled = _count_different(true[inside], len(real))
         n_real, n_generated = int(of_real.sum()), int(of_generated.sum())
         results.append(
             PrecisionRecall(
@@ -138,93 +144,43 @@ def precision_recall_of_subsets(real, generated, k, members_real, members_genera
     return results
 
 
-def _any(numbers, length):
-    """How many different numbers there are."""
+def _count_different(numbers, length):
+    """Count the different numbers among integers below `length`."""
     flags = np.zeros(length, bool)
     flags[numbers] = True
     return int(flags.sum())
 
 
-class _Block:
-    """Squared distances of some samples x to all y.
+def _blocks(x, y, batch_size=None):
+    """Yield `(slice of x, squared distances of these x to all y)`.
 
-    `approximate` comes from a matrix product and is off by `tolerance` at most.
+    The distances are lowered by their rounding error, so that a sample on the boundary of a ball
+    is never outside because of rounding.
     """
-
-    def __init__(self, x, y, squares_y):
-        self.x, self.y = x, y
-        scale = np.einsum("ij,ij->i", x, x)[:, None] + squares_y[None, :]
-        self.approximate = scale - 2 * (x @ y.T)
-        self.tolerance = scale * ((x.shape[1] + 8) * np.finfo(np.float64).eps)
-
-    def exact(self, rows, columns):
-        """Squared distances of pairs, from differences."""
-        distances = np.empty(len(rows))
-        step = max(1, BLOCK_VALUES // self.x.shape[1])
-        for start in range(0, len(rows), step):
-            part = slice(start, start + step)
-            differences = self.x[rows[part]] - self.y[columns[part]]
-            distances[part] = np.square(differences).sum(axis=1)
-        return distances
-
-    def at_most(self, limits):
-        """Whether each squared distance is at most its limit; limits are broadcast."""
-        inside = self.approximate <= limits
-        unsure = np.nonzero(np.abs(self.approximate - limits) <= self.tolerance)
-        if len(unsure[0]):
-            inside[unsure] = self.exact(*unsure) <= np.broadcast_to(limits, inside.shape)[unsure]
-        return inside
-
-    def pairs(self, limits, offset):
-        """(x's number, y's number, squared distance) of all pairs up to their limit."""
-        rows, columns = np.nonzero(self.approximate <= limits + self.tolerance)
-        return rows + offset, columns, self.exact(rows, columns)
-
-    def nearest(self, number):
-        """Columns and squared distances of the nearest y of each x, the nearest first."""
-        limits = np.partition(self.approximate, number - 1, axis=1)[:, number - 1, None]
-        rows, columns = np.nonzero(self.approximate <= limits + 2 * self.tolerance)
-        distances = self.exact(rows, columns)
-        order = np.lexsort((distances, rows))
-        starts = np.searchsorted(rows, np.arange(len(self.x)))
-        chosen = order[starts[:, None] + np.arange(number)]
-        return columns[chosen], distances[chosen]
+    squares_x, squares_y = (np.einsum("ij,ij->i", z, z) for z in (x, y))
+    error = 4 * (x.shape[1] + 8) * np.finfo(np.float64).eps
+    for rows in gen_batches(len(x), batch_size or max(1, BLOCK_VALUES // len(y))):
+        distances = euclidean_distances(x[rows], y, squared=True)
+        distances -= error * (squares_x[rows, None] + squares_y)
+        yield rows, distances
 
 
-def _blocks(x, y, batch_size):
-    """Yields (slice of x, its `_Block` of distances to all y)."""
-    squares = np.einsum("ij,ij->i", y, y)
-    step = batch_size or max(1, BLOCK_VALUES // len(y))
-    for start in range(0, len(x), step):
-        rows = slice(start, min(start + step, len(x)))
-        yield rows, _Block(x[rows], y, squares)
-
-
-def _nearest(x, number, batch_size):
-    """Yields (slice, columns, squared distances) of each sample's nearest others."""
-    for rows, block in _blocks(x, x, batch_size):
-        own = np.arange(len(block.x))
-        block.approximate[own, rows.start + own] = np.inf
-        yield rows, *block.nearest(number)
-
-
-def _radii(x, k, batch_size):
-    """Squared distance of each sample to its k-th nearest other one."""
-    return np.concatenate([distances[:, -1] for _, _, distances in _nearest(x, k, batch_size)])
+def _nearest(x, number):
+    """Return squared distances and row numbers of each sample's nearest others, nearest first."""
+    distances, rows = NearestNeighbors(n_neighbors=number, algorithm="brute").fit(x).kneighbors()
+    return np.square(distances), rows
 
 
 class _Neighbours:
-    """Each sample's nearest others in the whole set, up to a number."""
+    """Nearest neighbours of each sample in the whole set, up to a number."""
 
     def __init__(self, x, number):
-        found = list(_nearest(x, min(number, len(x) - 1), None))
-        self.columns = np.concatenate([columns for _, columns, _ in found])
-        self.distances = np.concatenate([distances for _, _, distances in found])
+        self.distances, self.rows = _nearest(x, min(number, len(x) - 1))
         self.reach = self.distances[:, -1]
 
     def radii(self, members, k):
-        """Squared distance of each sample to its k-th nearest other one among `members`."""
-        so_far = np.cumsum(members[self.columns], axis=1, dtype=np.int32)
-        # Where there are fewer the list's end, the best that is known.
-        place = np.minimum((so_far < k).sum(axis=1), self.columns.shape[1] - 1)
+        """Return the squared distance of each sample to its k-th nearest neighbour in a subset."""
+        so_far = np.cumsum(members[self.rows], axis=1, dtype=np.int32)
+        # With fewer than k members in the list, the last neighbour is the best that is known.
+        place = np.minimum((so_far < k).sum(axis=1), self.rows.shape[1] - 1)
         return self.distances[np.arange(len(place)), place]

@@ -7,14 +7,14 @@ import numpy as np
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.data.cache import fingerprint_of
 from keras_sparse_dm.files import whole_file
-from keras_sparse_dm.metrics.bootstrap import Interval, bootstrap_interval
 from keras_sparse_dm.metrics.costs.cost import cost
+from keras_sparse_dm.metrics.features.cache import cached_features
 from keras_sparse_dm.metrics.features.embedded import EmbeddedFeatures
 from keras_sparse_dm.metrics.features.inception import InceptionFeatures
 from keras_sparse_dm.metrics.frechet import FewSamplesWarning, frechet_distance
+from keras_sparse_dm.metrics.intervals import Interval, bootstrap_interval
 from keras_sparse_dm.metrics.kernel import kernel_distance
 from keras_sparse_dm.metrics.precision_recall import precision_recall
-from keras_sparse_dm.metrics.statistics import cached_features
 from keras_sparse_dm.runs.folder import write_json
 from keras_sparse_dm.runs.samples import generate
 

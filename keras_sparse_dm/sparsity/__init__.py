@@ -1,4 +1,4 @@
-"""Making a model sparse, changing its masks in training, and checking them.
+"""Sparse models: making, training, reporting and checking them.
 
 Loads on first use: `densities` needs only NumPy.
 """

@@ -1,4 +1,4 @@
-"""`DynamicSparsity`: sparse training in `fit`, by one callback."""
+"""`DynamicSparsity`, the callback for sparse training in `fit`."""
 
 import warnings
 
@@ -12,29 +12,29 @@ from keras_sparse_dm.sparsity.schedules import next_update
 
 
 class DynamicSparsity(keras.callbacks.Callback):
-    """Trains a sparse model sparsely from the first step of `fit` to the last.
+    """Callback that trains a sparse model sparsely in every step of `fit`.
 
-    Pruned weights stay exactly zero; with a dynamic method, every `update_every` steps each
-    kernel drops its weakest weights and grows as many elsewhere (paper, Algorithm 2). The
-    logs, and so the progress bar and every other logger, gain `sparsity`.
+    Pruned weights stay exactly zero. With a dynamic method, every kernel drops its weakest weights
+    and grows as many others every `update_every` steps (paper, Algorithm 2). The callback adds
+    `sparsity` to the logs, and so to the progress bar and other loggers.
 
     Args:
-        *args, **options: As in `SparsityOptions`: `method`, `update_every`, `prune_rate`,
+        *args, **options: Arguments of `SparsityOptions`: `method`, `update_every`, `prune_rate`,
             `start_step`, `stop_step`, `schedule`, `seed`, `competition`, `grow_init`,
             `gradient_steps`, `grow_warmup`.
-        log_dir: Optional folder for TensorBoard: scalars of each kernel's density, the share
-            of its active weights exchanged at each update and the share of its weights ever
-            active; and a picture of each mask after every epoch.
+        log_dir: Optional folder for TensorBoard. Logs each kernel's density, the share of its
+            active weights exchanged by each update, the share of its weights that have ever been
+            active, and an image of each mask after every epoch.
 
-    Callbacks that read `sparsity` in the logs come after it in the list. Those that restore
-    earlier weights (EarlyStopping) may come before or after it: masks become those of the
-    restored weights. A weight that had grown just before the restored epoch ended is zero there,
-    and may be another zero afterwards.
+    Put callbacks that read `sparsity` from the logs after this one. Callbacks that restore earlier
+    weights (EarlyStopping) may come before or after it; the masks adapt to the restored weights.
+    Weights that grew just before the restored epoch are still zero there, so the adapted mask may
+    have other weights in their place.
 
     Raises:
-        ValueError: as `SparsityOptions` does; and from `fit`, before the first step, where the
-            callback could not do its work: the model has nothing sparse, nothing is pruned, or
-            the optimizer or the distribution strategy is not supported.
+        ValueError: as `SparsityOptions`; and from `fit`, before the first step, if the model has
+            no sparse kernel, nothing is pruned, or the optimizer or distribution strategy is not
+            supported.
 
     Example:
 
@@ -46,7 +46,7 @@ class DynamicSparsity(keras.callbacks.Callback):
     def __init__(self, *args, log_dir=None, **options):
         super().__init__()
         self.options = SparsityOptions(*args, **options)
-        # Each option is an attribute too.
+        # Options are attributes of the callback too.
         vars(self).update(vars(self.options))
         self.log_dir = log_dir
         self._writer = None
@@ -57,8 +57,7 @@ class DynamicSparsity(keras.callbacks.Callback):
 
     def set_model(self, model):
         super().set_model(model)
-        # Keras calls this before it makes the train function, which then contains the
-        # masked step.
+        # Keras calls this before it makes the train function, which then includes sparse training.
         self._optimizer = install(model, self.options)
 
     def on_train_begin(self, logs=None):
@@ -71,8 +70,8 @@ class DynamicSparsity(keras.callbacks.Callback):
         self._warned = False
 
     def on_epoch_begin(self, epoch, logs=None):
-        # Something may have put back the weights of an epoch before.
-        self._optimizer.weights_were_put_back()
+        # A callback may have restored the weights of an earlier epoch.
+        self._optimizer.sync_masks_with_weights()
         if not self._warned:
             self._warned = True
             self._warn_of_no_update(epoch)
@@ -108,14 +107,14 @@ class DynamicSparsity(keras.callbacks.Callback):
             self._writer.flush()
 
     def on_train_end(self, logs=None):
-        # A callback before this one may have put back the weights of an epoch before.
-        self._optimizer.weights_were_put_back()
+        # A callback before this one may have restored the weights of an earlier epoch.
+        self._optimizer.sync_masks_with_weights()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
     def _verify(self):
-        """Stops training by an optimizer that moves pruned weights although it is given none."""
+        """Raise a ValueError if a step has changed pruned weights."""
         for k in self._optimizer.kernels:
             pruned = keras.ops.where(k.mask, keras.ops.zeros_like(k.kernel), k.kernel)
             if bool(keras.ops.any(pruned != 0)):
@@ -128,7 +127,7 @@ class DynamicSparsity(keras.callbacks.Callback):
         self._verified = True
 
     def _warn_of_no_update(self, epoch):
-        """Warn where the next topology update falls after the end of `fit`."""
+        """Warn if the next topology update would come after the end of `fit`."""
         batches = (self.params or {}).get("steps")
         if not (self.method.dynamic and batches):
             return
@@ -137,7 +136,7 @@ class DynamicSparsity(keras.callbacks.Callback):
         due = next_update(self.schedule, done)
         if due is not None and due > done + steps:
             warnings.warn(
-                f"No topology update falls into this `fit`: the next is due at step {due}, and "
+                f"No topology update takes place in this `fit`: the next is due at step {due}, and "
                 f"`fit` ends at step {done + steps}. Choose a smaller `update_every` (or "
                 "`start_step`) or train for longer.",
                 stacklevel=2,
@@ -153,7 +152,7 @@ class DynamicSparsity(keras.callbacks.Callback):
 
 
 def _picture(k, side=256):
-    """Returns a mask as a picture `(rows, columns)` of densities in [0, 1], at most `side` wide."""
+    """Return a mask as an image `(rows, columns)` of densities, at most `side` wide and high."""
     mask = keras.ops.convert_to_numpy(k.mask).astype("float32")
     outputs = [axis % mask.ndim for axis in k.axes.outputs]
     inputs = [axis for axis in range(mask.ndim) if axis not in outputs]

@@ -1,4 +1,4 @@
-"""Putting a `SparseOptimizer` in the place of an optimizer, and finding it there."""
+"""Installation of a `SparseOptimizer` in a compiled model."""
 
 import contextlib
 
@@ -11,7 +11,7 @@ from keras_sparse_dm.sparsity.options import SparsityOptions, takes_options
 
 
 def innermost_optimizer(model):
-    """Return the optimizer of a model that does the updates, below all that wrap it, or None."""
+    """Return a model's optimizer inside all wrappers, or None."""
     optimizer = getattr(model, "optimizer", None)
     while getattr(optimizer, "inner_optimizer", None) is not None:
         optimizer = optimizer.inner_optimizer
@@ -19,7 +19,7 @@ def innermost_optimizer(model):
 
 
 def innermost_sparse_optimizer(model):
-    """Return the model's `SparseOptimizer`, under loss scaling too, or None."""
+    """Return a model's `SparseOptimizer`, also inside loss scaling, or None."""
     optimizer = getattr(model, "optimizer", None)
     while optimizer is not None and not isinstance(optimizer, SparseOptimizer):
         optimizer = getattr(optimizer, "inner_optimizer", None)
@@ -27,9 +27,9 @@ def innermost_sparse_optimizer(model):
 
 
 def build_optimizer(model):
-    """Make the variables of a compiled model's optimizer, if they are not made yet.
+    """Build the optimizer of a compiled model if it is not built yet.
 
-    While the first training step is traced, they would be made too, but by tracing it twice.
+    The first training step would build it too, but then Keras would trace the step twice.
     """
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None and not optimizer.built:
@@ -40,7 +40,7 @@ def build_optimizer(model):
 
 @takes_options
 def sparse_optimizer(model, optimizer=None, *args, **options):
-    """Make the optimizer of sparse training without `fit`, or for `train_on_batch`.
+    """Make an optimizer for sparse training in your own loop, or with `train_on_batch`.
 
     ```python
     sparsify(model, sparsity=0.9)
@@ -52,25 +52,25 @@ def sparse_optimizer(model, optimizer=None, *args, **options):
         optimizer.apply(gradients, model.trainable_variables)
     ```
 
-    The gradients must be the dense ones, as automatic differentiation returns them. With
-    `optimizer=None` the optimizer of the compiled model is replaced, after which
-    `train_on_batch`, `fit` and a loop of your own train sparsely, callback or not. At the end
-    of a loop of your own with averaged weights (`use_ema`) call
-    `optimizer.finalize_variable_values(model.trainable_variables)`, as `fit` does; and wherever
-    you put back earlier weights (`set_weights`), call `optimizer.weights_were_put_back()`.
-    Several optimizers may train one model, or parts of it, each wrapped by itself.
+    Pass the dense gradients, as automatic differentiation returns them. `optimizer=None` replaces
+    the optimizer of the compiled model; then `train_on_batch`, `fit` and your own loop all train
+    sparsely, with or without the callback. At the end of your own loop with averaged weights
+    (`use_ema`), call `optimizer.finalize_variable_values(model.trainable_variables)`, as `fit`
+    does. After you restore earlier weights (`set_weights`), call
+    `optimizer.sync_masks_with_weights()`. If several optimizers train one model or its parts, wrap
+    each of them.
 
     Args:
         model: A built `keras.Model` that was made sparse.
-        optimizer: The `keras.optimizers.Optimizer` to train with; under `mixed_float16` a
-            `LossScaleOptimizer`. None for that of the compiled model.
-        *args, **options: As in `SparsityOptions`.
+        optimizer: The `keras.optimizers.Optimizer` to train with; for `mixed_float16`, a
+            `LossScaleOptimizer`. None for the optimizer of the compiled model.
+        *args, **options: Arguments of `SparsityOptions`.
 
     Returns:
-        The optimizer to call: a `SparseOptimizer`, within a `LossScaleOptimizer` if given one.
+        The optimizer to call: a `SparseOptimizer`, or the given `LossScaleOptimizer` around it.
 
     Raises:
-        ValueError: as `DynamicSparsity` does.
+        ValueError: as `DynamicSparsity`.
     """
     options = SparsityOptions(*args, **options)
     if optimizer is None:
@@ -86,14 +86,17 @@ def sparse_optimizer(model, optimizer=None, *args, **options):
 
 
 def install(model, options):
-    """Make a compiled model's optimizer a `SparseOptimizer`, once, and return it.
+    """Wrap the optimizer of a compiled model in a `SparseOptimizer`, and return the wrapper.
 
-    A model that has one already (it was loaded, or `fit` is called again) keeps it with all
-    its state; its options become those given.
+    If the model already has one (after loading, or when `fit` is called again), it keeps its state
+    and takes the new options.
 
     Args:
         model: A compiled `keras.Model` that was made sparse.
         options: `SparsityOptions`.
+
+    Raises:
+        ValueError: as `DynamicSparsity`.
     """
     if getattr(model, "optimizer", None) is None:
         raise ValueError(f"Compile model {model.name!r} with an optimizer before training it.")
@@ -115,14 +118,14 @@ def install(model, options):
 
 
 def unwrap_optimizer(model):
-    """Give a compiled model the optimizer inside its `SparseOptimizer`, if it has one."""
+    """Replace a model's `SparseOptimizer`, if it has one, by the optimizer inside."""
     sparse = innermost_sparse_optimizer(model)
     if sparse is None:
         return
     if model.optimizer is sparse:
         _set_optimizer(model, sparse.inner_optimizer)
     else:
-        # Below loss scaling.
+        # Inside loss scaling.
         model.optimizer.inner_optimizer = sparse.inner_optimizer
         model.train_function = None
 
@@ -130,23 +133,23 @@ def unwrap_optimizer(model):
 def _set_optimizer(model, optimizer):
     model.optimizer = optimizer
     _keras.record_compiled_optimizer(model, optimizer)
-    # The function that holds the old optimizer.
+    # The compiled step refers to the old optimizer.
     model.train_function = None
 
 
 def _wrapped(optimizer, model, options):
-    """Return the optimizer to call, and the `SparseOptimizer` that it is or holds."""
+    """Return the optimizer to call, and the `SparseOptimizer` that it is or contains."""
     scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     inner = optimizer.inner_optimizer if scales else optimizer
     if scales and not optimizer.built and not isinstance(inner, SparseOptimizer):
-        # Keras tracks other variables of Adafactor when that is built by itself, and a file
-        # holds those that are tracked: the loaded optimizer is built by loss scaling.
+        # Files hold the tracked variables, and Keras tracks different variables of Adafactor if it
+        # is built alone. Build it through loss scaling, as a loaded optimizer is.
         optimizer.build(model.trainable_variables)
     sparse = SparseOptimizer(inner, **vars(options))
     sparse.attach(model)
     if not scales:
         return sparse, sparse
-    # Below loss scaling, so that gradients come unscaled and only when they are finite.
+    # Inside loss scaling, so that gradients arrive unscaled and only if they are finite.
     optimizer.inner_optimizer = sparse
     return optimizer, sparse
 
@@ -172,8 +175,8 @@ def _check_strategy(strategy, optimizer):
     while optimizer is not None:
         if optimizer.gradient_accumulation_steps:
             raise ValueError(
-                "Keras accumulates no gradients on several replicas: "
+                "Keras cannot accumulate gradients on several replicas: "
                 f"{type(optimizer).__name__} has gradient_accumulation_steps="
-                f"{optimizer.gradient_accumulation_steps}. Use larger batches."
+                f"{optimizer.gradient_accumulation_steps}. Use larger batches instead."
             )
         optimizer = getattr(optimizer, "inner_optimizer", None)

@@ -1,4 +1,4 @@
-"""The invariant that all sparse training keeps, as a check for any model at any time."""
+"""Check of the invariant that sparse training keeps."""
 
 import numpy as np
 from keras import ops
@@ -8,19 +8,18 @@ from keras_sparse_dm.sparsity.kernels import masked_kernels
 
 
 def check_invariant(model, mask_ones=None):
-    """Checks that a model is exactly as sparse as its masks say.
+    """Check that a model is exactly as sparse as its masks.
 
-    Every pruned weight is zero, so are its optimizer moments and its averaged (EMA) copy,
-    and each mask has the number of ones that it was given.
+    Every pruned weight must be zero, and so must its optimizer moments and its averaged (EMA)
+    copy. Each mask must have the number of ones that it was given.
 
     Args:
         model: A built `keras.Model` with sparse layers, compiled or not.
-        mask_ones: Optional `{kernel name: number of ones}` to hold the masks to. Without
-            it, the numbers that the model's `SparseOptimizer` remembers are taken, if it
-            has one.
+        mask_ones: `{kernel name: number of ones}` that the masks must have; by default the
+            numbers that the model's `SparseOptimizer` remembers, if it has one.
 
     Raises:
-        AssertionError: naming every kernel that breaks the invariant and how.
+        AssertionError: if the invariant is broken; names every kernel and problem.
         ValueError: if the model has no sparse kernel.
     """
     kernels = masked_kernels(model)

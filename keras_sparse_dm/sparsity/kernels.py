@@ -1,4 +1,4 @@
-"""The kernels of a model: those that are sparse, those that can be, and why others cannot."""
+"""Kernels of a model: sparse kernels, candidates, and kernels that cannot be sparse."""
 
 import math
 from dataclasses import dataclass
@@ -28,21 +28,22 @@ class MaskedKernel:
 
     @property
     def mask(self):
-        """The boolean mask variable, True where a weight is active."""
+        """Boolean mask variable, True for active weights."""
         return self.record.mask
 
     @property
     def axes(self):
-        """`KernelAxes`, what the kernel's axes stand for."""
+        """`KernelAxes`, the meaning of the kernel's axes."""
         return self.record.axes
 
     @property
     def target(self):
-        """`KernelTarget`, what the mask was asked to be."""
+        """`KernelTarget`, the target of the mask."""
         return self.record.target
 
     @property
     def structure(self):
+        """Structure of the mask: `Unstructured`, `Blocks` or `NM`."""
         return self.record.target.structure
 
     @property
@@ -52,7 +53,7 @@ class MaskedKernel:
 
     @property
     def size(self):
-        """Number of weights, pruned ones included."""
+        """Number of weights, including pruned ones."""
         return math.prod(self.shape)
 
     def __repr__(self):
@@ -63,7 +64,7 @@ class MaskedKernel:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A kernel that can be sparse, and the layer to turn sparse for it."""
+    """Kernel that can be sparse, with the layer to turn sparse for it."""
 
     variable: keras.Variable
     axes: KernelAxes
@@ -78,8 +79,8 @@ class Candidate:
 def masked_kernels(model):
     """List the sparse kernels of a model, each once, in the order of its variables.
 
-    Where something other than sparse training has written a kernel (`set_weights`, a callback
-    that restores an earlier epoch), its mask first becomes that of the written weights.
+    First adapts the masks of kernels that something other than sparse training has written
+    (`set_weights`, or a callback that restores an earlier epoch).
 
     Args:
         model: A `keras.Model` or `keras.Layer`.
@@ -103,11 +104,11 @@ def candidates(model):
     """Find the kernels that can be sparse.
 
     Returns:
-        `({name: Candidate}, {name: reason}, {name: variable})`: those that can be, those that are
-        left alone with the reason, and the variables of both.
+        `({name: Candidate}, {name: reason}, {name: variable})`: the kernels that can be sparse,
+        the reasons why others are left alone, and the variables of all.
     """
     layers = flatten_layers(model)
-    # A projection of an attention layer, or the cell of a recurrent one, is turned with it.
+    # Projections of attention layers and cells of recurrent layers are turned with their owner.
     owners = {id(part): layer for layer in layers for part in parts(layer)}
     found, reasons, others = {}, {}, {}
     for layer in layers:
@@ -121,7 +122,7 @@ def candidates(model):
         for variable in own_variables(layer):
             kernel_like = "kernel" in variable.name and len(variable.shape) > 1
             if kernel_like and id(variable) not in mine:
-                # What LoRA and quantization add to a kernel has the kernel's reason.
+                # Variables that LoRA and quantization add get the reason of their kernel.
                 reason = _left_alone(layer, variable) if kernels else None
                 reason = reason or f"{type(layer).__name__} has no sparse twin"
                 others[id(variable)] = (variable, reason)
@@ -140,7 +141,7 @@ def candidates(model):
 
 
 def check_weights(kernels):
-    """Raise a ValueError for weights that are not those of a mask as sparse as the kernel's own.
+    """Raise a ValueError if weights do not fit a mask with as many ones as the kernel's own.
 
     Args:
         kernels: List of `MaskedKernel`.
@@ -150,20 +151,20 @@ def check_weights(kernels):
             nonzeros = int(ops.sum(ops.cast(k.kernel != 0, "int32")))
             ones = int(ops.sum(ops.cast(k.mask, "int32")))
             raise ValueError(
-                f"The weights of {k.name} are those of another mask: {nonzeros} of them are not "
-                f"zero, and the mask has {ones} ones. Restore weights with as many nonzeros at "
-                "most, or call `sparsify` again."
+                f"The weights of {k.name} do not fit its mask: {nonzeros} of them are not zero, "
+                f"and the mask has {ones} ones. Restore weights with at most that many nonzeros, "
+                "or call `sparsify` again."
             )
 
 
 def what_is_left_alone(model):
-    """Return `{kernel name: reason}` of a model's kernels that are dense and cannot be sparse."""
+    """Return `{kernel name: reason}` of a model's kernels that cannot be sparse."""
     sparse = {k.name for k in masked_kernels(model)}
     return {name: why for name, why in candidates(model)[1].items() if name not in sparse}
 
 
 def check_is_layer(model):
-    """Raise a TypeError for what is no Keras model or layer."""
+    """Raise a TypeError unless `model` is a Keras model or layer."""
     if not isinstance(model, keras.layers.Layer):
         raise TypeError(f"`model` must be a keras.Model; received {model!r}.")
 
@@ -173,17 +174,17 @@ def _named(model, variables):
     order = {id(variable): i for i, variable in enumerate(model.variables)}
     named = {}
     for variable in sorted(variables, key=lambda v: order[id(v)]):
-        # Keras gives two layers of one name the same path.
+        # Variables of layers with the same name have the same path.
         named[unique_name(variable.path, named)] = variable
     return named
 
 
 def _left_alone(layer, variable):
-    """Return why a kernel is not made sparse, or None."""
+    """Return the reason why a kernel cannot be sparse, or None."""
     if getattr(layer, "quantization_mode", None) is not None:
         return f"quantized ({layer.quantization_mode})"
     if not keras.backend.is_float_dtype(variable.dtype):
-        return f"of type {variable.dtype}"
+        return f"type {variable.dtype}"
     if getattr(layer, "lora_enabled", False):
         return "LoRA-enabled"
     if not variable.trainable:

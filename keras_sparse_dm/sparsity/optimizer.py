@@ -1,4 +1,4 @@
-"""`SparseOptimizer`: the one place where training becomes sparse training."""
+"""`SparseOptimizer`, the one place where training becomes sparse."""
 
 import weakref
 from dataclasses import replace
@@ -29,25 +29,26 @@ from keras_sparse_dm.sparsity.wrapper import OptimizerWrapper
 
 @keras.saving.register_keras_serializable(package="keras_sparse_dm")
 class SparseOptimizer(OptimizerWrapper):
-    """Wraps an optimizer so that it trains a sparse model sparsely.
+    """Optimizer wrapper that trains a sparse model sparsely.
 
-    Each step masks the gradients before the wrapped optimizer sees them, so that moments, weight
-    decay and gradient clipping never see a pruned weight. On due steps, the topology is updated
-    after the optimizer (paper, Algorithm 2), with the unmasked gradient of that same step, inside
-    the same compiled function. Under `tf.distribute.MirroredStrategy` the unmasked gradients are
-    summed over the replicas once, and every replica gets the same masks.
+    Each step masks the gradients before they reach the wrapped optimizer, so that moments, weight
+    decay and gradient clipping never see a pruned weight. On due steps, a topology update follows
+    the optimizer update (paper, Algorithm 2), with the unmasked gradient of the same step and in
+    the same compiled function. Under `tf.distribute.MirroredStrategy`, the unmasked gradients are
+    summed over the replicas once, and all replicas get the same masks.
 
-    `DynamicSparsity` installs it for `fit`, and `sparse_optimizer` makes it for everything else.
+    `DynamicSparsity` installs the wrapper for `fit`; use `sparse_optimizer` for other loops.
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` to wrap, built or not.
-        method, seed, **options: As in `SparsityOptions`.
-        schedule: A `PruningSchedule`, or a name as there; None with the static method only.
+        method, seed, **options: Arguments of `SparsityOptions`.
+        schedule: A `PruningSchedule` or a name as in `SparsityOptions`; may be None for the
+            static method.
         name: Optional name.
 
     Raises:
-        ValueError: as `SparsityOptions` does, or for an optimizer that cannot train sparsely
-            (Ftrl, MultiOptimizer, and Adafactor with `epsilon_1` below 1e-16).
+        ValueError: as `SparsityOptions`, or for an optimizer that cannot train sparsely (Ftrl,
+            MultiOptimizer, and Adafactor with `epsilon_1` below 1e-16).
     """
 
     def __init__(
@@ -69,19 +70,19 @@ class SparseOptimizer(OptimizerWrapper):
         self._state = None
         self._kernels = ()
         self._model = lambda: None
-        # The keys of those whose masks are full, and what a compiled step depends on.
+        # Keys of kernels with full masks, and everything that a compiled step depends on.
         self._full, self._traced = set(), None
         self._checked = False
 
     def configure(self, options):
-        """Change the options, but for the seed; return whether they differ from before."""
+        """Change all options except the seed; return True if they differ from before."""
         before, options = self._options, replace(options, seed=self._options.seed)
         if options.grow_warmup:
             check_grow_warmup(self.inner_optimizer)
         self._options = options
         changed = options != before
         other_method = options.get_config()["method"] != before.get_config()["method"]
-        # What was added up was meant for an update that may not come now.
+        # Accumulated gradients belong to an update that may no longer take place.
         if self.built and changed and (options.method.gradient != "momentum" or other_method):
             self._state.clear_gradients()
         return changed
@@ -98,7 +99,7 @@ class SparseOptimizer(OptimizerWrapper):
         self._add_kernels()
 
     def _add_kernels(self):
-        """Add the state of kernels that are sparse now, which a file may hold."""
+        """Add the state of kernels that are sparse now, so that it can be loaded from files."""
         trained = {_keras.variable_key(self, v): v for v in _keras.trained_variables(self)}
         kernels = {key: v for key, v in trained.items() if guarded(v) is not None}
         self._state.add_kernels(self, kernels, self._options)
@@ -110,7 +111,7 @@ class SparseOptimizer(OptimizerWrapper):
         self._state.track_masks(self, [guarded(v).mask for v in kernels.values()])
 
     def check_trains(self, model, names=None):
-        """Raise a ValueError for a model whose variables this optimizer was not built for.
+        """Raise a ValueError if this optimizer was not built for a model's variables.
 
         Args:
             model: The `keras.Model`.
@@ -129,22 +130,21 @@ class SparseOptimizer(OptimizerWrapper):
                     f"{', '.join(unknown)}: compile the model again with a new optimizer."
                 )
         elif self.inner_optimizer.built:
-            # Keras's own error.
+            # This raises Keras's own error.
             _keras.check_known(self.inner_optimizer, model.trainable_variables)
 
     def attach(self, model, masks_changed=False):
-        """Tell the optimizer which variables of a built model have masks.
+        """Attach the optimizer to the masks of a built model.
 
         Args:
             model: The built `keras.Model` whose trainable variables this optimizer trains.
-            masks_changed: True where the masks were drawn anew since the optimizer's state
-                was made; the state of pruned weights is then cleared.
+            masks_changed: True if new masks were drawn after the optimizer's state was created;
+                the state of pruned weights is then cleared.
 
         Raises:
-            ValueError: if the model has no trainable sparse kernel or nothing in it is pruned,
-                the method does not go with the masks' structure, the optimizer was built for
-                other variables, weights are not those of a mask, or a mask does not have as many
-                ones as when this optimizer first met it.
+            ValueError: if the model has no trainable sparse kernel or no pruned weight, the method
+                does not support the masks' structure, the optimizer was built for other variables,
+                weights do not fit their mask, or the number of a mask's ones has changed.
         """
         kernels = [k for k in masked_kernels(model) if k.kernel.trainable]
         if not kernels:
@@ -163,7 +163,7 @@ class SparseOptimizer(OptimizerWrapper):
             )
         for k in kernels:
             guard(k.kernel, k.record)
-        # Masks drawn anew may be for another method, which comes with the next `fit`.
+        # New masks may be for another method, which the next `fit` sets.
         self._checked = not masks_changed
         if self._checked:
             self._options.check_kernels(kernels)
@@ -174,7 +174,7 @@ class SparseOptimizer(OptimizerWrapper):
             self._options.check_not_done(kernels, [ones[self._key(k)] for k in kernels])
         traced = [(self._key(k), k.target) for k in kernels], full
         if traced != self._traced:
-            # A step compiled before knows other kernels or structures.
+            # The compiled step is for other kernels or structures.
             model.train_function = None
         self._kernels, self._full, self._traced = tuple(kernels), full, traced
         self._model = weakref.ref(model)
@@ -186,14 +186,13 @@ class SparseOptimizer(OptimizerWrapper):
         if fresh or masks_changed:
             known = dict.fromkeys(known, -1)
             self._state.start.assign(self.inner_optimizer.iterations)
-        # A kernel that is frozen, or trains for the first time, is in one record only.
+        # Kernels that are frozen now, or trained for the first time, have no number to compare.
         differ = [k.name for k in kernels if known[self._key(k)] not in (-1, ones[self._key(k)])]
-        # Where the numbers change in training, a callback may have put back earlier masks.
+        # If updates change the numbers, a callback may have restored an earlier mask.
         if differ and not self._options.ones_vary:
             raise ValueError(
-                "The masks of the model do not have as many ones as those that this optimizer's "
-                f"state belongs to: {', '.join(differ)}. Call `sparsify` after loading, or compile "
-                "again."
+                "The number of ones in the masks differs from this optimizer's state: "
+                f"{', '.join(differ)}. Call `sparsify` after loading, or compile again."
             )
         if not masks_changed:
             check_weights(kernels)
@@ -203,20 +202,20 @@ class SparseOptimizer(OptimizerWrapper):
         self._state.set_mask_ones(ones)
         self.clear_pruned()
 
-    def weights_were_put_back(self):
-        """Take weights as they are, after something else has written to them.
+    def sync_masks_with_weights(self):
+        """Adapt masks and state after something else has written the model's weights.
 
-        As a callback that restores those of an earlier epoch, or `set_weights`: masks become those
-        of the weights, and the state of pruned weights becomes zero.
+        Call it after `set_weights`, or after a callback has restored an earlier epoch. Masks
+        become those of the weights, and the state of pruned weights becomes zero.
 
         Raises:
-            ValueError: for weights with more nonzeros than a mask may have ones.
+            ValueError: for weights with more nonzeros than the mask may have ones.
         """
         check_weights(self._kernels)
         self.clear_pruned()
 
     def mask_has_changed(self, kernel):
-        """Clear the state of a kernel whose mask something else has changed."""
+        """Clear the state of pruned weights after something else has changed a kernel's mask."""
         for k in self._kernels:
             if k.kernel is kernel:
                 self._clear(k)
@@ -225,7 +224,7 @@ class SparseOptimizer(OptimizerWrapper):
                     self._state.set_mask_ones({self._key(k): ones})
 
     def clear_pruned(self):
-        """Zero pruned weights and their state, after something else has written to them."""
+        """Set pruned weights and their state to zero."""
         for k in self._kernels:
             k.kernel.assign(masked(k.mask, k.kernel))
             self._clear(k)
@@ -237,7 +236,7 @@ class SparseOptimizer(OptimizerWrapper):
     def apply(self, grads, trainable_variables=None):
         if not self._kernels:
             raise ValueError(
-                "This SparseOptimizer does not know its model yet: pass the DynamicSparsity "
+                "This SparseOptimizer is not attached to a model: pass the DynamicSparsity "
                 "callback to `fit`, or call `optimizer.attach(model)`."
             )
         if trainable_variables is None:
@@ -245,11 +244,11 @@ class SparseOptimizer(OptimizerWrapper):
         if not self._checked:
             self._options.check_kernels(self._kernels)
             self._checked = True
-        # Before the masks, so that one sum serves both; and none is possible in a conditional.
+        # Sum before masking, so that one sum serves both uses; a conditional cannot contain a sum.
         grads = on_tensorflow("sum_over_replicas", list)(list(grads))
         pairs = list(zip(trainable_variables, grads, strict=True))
         dense = {_keras.variable_key(self, v): g for v, g in pairs if g is not None}
-        # Kernels that this step does not train keep their masks too.
+        # Masks of kernels that this step does not train stay unchanged.
         trained = {key: k for k in self._kernels if (key := self._key(k)) in dense}
         options, mixing = self._options, is_one_of(self.inner_optimizer, MIXING)
         if options.grow_warmup:
@@ -259,7 +258,7 @@ class SparseOptimizer(OptimizerWrapper):
             apply_masked(
                 self.inner_optimizer,
                 pairs,
-                # A mask that is full and stays so masks nothing.
+                # Skip masks that are full and stay full.
                 {
                     key: k.mask
                     for key, k in trained.items()
@@ -284,17 +283,17 @@ class SparseOptimizer(OptimizerWrapper):
         once(after_step, {key: dense[key] for key in trained} if options.method.gradient else {})
 
     def updates(self, kernels):
-        """Return the `Updates` of those kernels that a step trains, `{key: MaskedKernel}`."""
+        """Return the `Updates` of the kernels that a step trains, `{key: MaskedKernel}`."""
         final = self._options.final_sparsity(self._kernels)
         return Updates(self._options, self._state, kernels, self._full, self._seed_generator, final)
 
     def attached_model(self):
-        """Return the attached `keras.Model`, or None; no property, which saving would look into."""
+        """Return the attached `keras.Model` or None; Keras would save what a property returns."""
         return self._model()
 
     @property
     def kernels(self):
-        """Tuple of the attached `MaskedKernel`s."""
+        """Tuple of `MaskedKernel`, the attached kernels."""
         return self._kernels
 
     @property
@@ -304,7 +303,7 @@ class SparseOptimizer(OptimizerWrapper):
 
     @property
     def steps_since_start(self):
-        """Number of optimizer steps since the masks were drawn, as schedules count."""
+        """Number of optimizer steps since the masks were drawn, from which schedules count."""
         return self.steps - int(ops.convert_to_numpy(self._state.start))
 
     @property
@@ -318,7 +317,7 @@ class SparseOptimizer(OptimizerWrapper):
         return self._options.method
 
     def exchanged(self, kernels=None):
-        """Return `{kernel name: weights exchanged by the last update}`.
+        """Return `{kernel name: number of weights that the last update exchanged}`.
 
         Args:
             kernels: As in `mask_ones`.
@@ -326,11 +325,11 @@ class SparseOptimizer(OptimizerWrapper):
         return self._by_kernel("exchanged", kernels)
 
     def mask_ones(self, kernels=None):
-        """Return `{kernel name: number of ones that its mask must have}`.
+        """Return `{kernel name: number of ones that the mask must have}`.
 
         Args:
-            kernels: `MaskedKernel`s to answer for, where this optimizer knows them; the
-                attached ones by default.
+            kernels: List of `MaskedKernel`, of which unknown ones are ignored; the attached ones
+                by default.
         """
         counts = self._by_kernel("mask_ones", kernels)
         return {name: ones for name, ones in counts.items() if ones >= 0}
@@ -345,7 +344,7 @@ class SparseOptimizer(OptimizerWrapper):
     def history(self, kernel):
         """Return `(active at the start, ever active)`, boolean arrays of a kernel's shape.
 
-        The start is when this optimizer first met the masks. None for an unknown kernel.
+        The start is when the optimizer was first attached. Returns None for an unknown kernel.
         """
         state = self._state_of(kernel)
         if state is None:
@@ -354,7 +353,7 @@ class SparseOptimizer(OptimizerWrapper):
         return bits & ACTIVE_AT_START > 0, bits & EVER_ACTIVE > 0
 
     def state_of(self, kernel):
-        """List the wrapped optimizer's per-weight variables of a kernel; none if unknown."""
+        """List the wrapped optimizer's per-weight variables of a kernel; empty if unknown."""
         state = self._state_of(kernel)
         return [] if state is None else list(state.slots.values())
 
@@ -366,16 +365,16 @@ class SparseOptimizer(OptimizerWrapper):
         return _keras.variable_key(self, k.kernel)
 
     def save_own_variables(self, store):
-        # The wrapped optimizer saves its own, under `inner_optimizer`.
+        # The wrapped optimizer saves its own variables under `inner_optimizer`.
         store["seed_state"] = ops.convert_to_numpy(self._seed_generator.state)
         if self.built:
-            # Where a callback has put back weights, before either is saved.
+            # A callback may have restored weights; adapt the masks before both are saved.
             for k in self._kernels:
                 k.record.follow(k.kernel)
             self._state.save(store)
 
     def load_own_variables(self, store):
-        # Version 0.1 numbered its variables, with the seed's state in the third place.
+        # Version 0.1 numbered its variables; the third is the seed's state.
         seed = "seed_state" if "seed_state" in store.keys() else "2"
         if seed in store.keys():
             self._seed_generator.state.assign(store[seed])

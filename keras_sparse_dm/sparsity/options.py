@@ -1,4 +1,4 @@
-"""The options of sparse training, declared once for every signature that takes them."""
+"""Options of sparse training, declared once for all signatures that take them."""
 
 import functools
 import inspect
@@ -17,7 +17,7 @@ GROW_INIT = ("zeros", "normal")
 
 @dataclass(frozen=True)
 class SparsityOptions:
-    """How a sparse model trains: the method, when masks change, and by how much.
+    """Options of sparse training: the method, and the times and sizes of topology updates.
 
     `DynamicSparsity`, `sparse_optimizer` and `SparseOptimizer` take these arguments.
 
@@ -25,28 +25,28 @@ class SparsityOptions:
         method: `"rigl"`, `"magran"`, `"set"`, `"snfs"`, `"gmp"`, `"static"` or a
             `SparsityMethod`.
         update_every: Training steps between topology updates (the paper's exploration
-            frequency), 1 or more. Updates come at its multiples. Steps are the optimizer's
-            updates: with gradient accumulation, one for several batches.
+            frequency), 1 or more. Updates take place at its multiples. A step is an update of the
+            optimizer; with gradient accumulation, one step takes several batches.
         prune_rate: Share of each kernel's active weights that an update exchanges, in (0, 1].
-        start_step: First training step at which an update may come, counted, as all steps here,
-            from where the masks were drawn.
-        stop_step: Last such step; -1 for the whole run, as in the paper.
-        schedule: `"constant"`, `"cosine"` (falls to zero at `stop_step`) or a
-            `PruningSchedule` of tensorflow_model_optimization, which then alone says when
-            and how much. `"gmp"` needs its `PolynomialDecay`, of the sparsity.
-        seed: Integer seed of the methods that draw; None for a random one. A model that was
-            trained sparsely before continues its draws.
-        competition: `"kernel"`: every kernel grows as many weights as it dropped. `"global"`:
-            all kernels compete for what all have dropped, so that densities shift among them;
-            needs the memory of all scores at once.
-        grow_init: Initial value of grown weights: `"zeros"`, as in RigL, or `"normal"`, drawn
-            with the standard deviation of the kernel's active weights.
-        gradient_steps: Number of optimizer steps, up to the update's, over which the dense
-            gradient is averaged; 1, as in the paper, or more, up to those between two updates.
-            Above 1 it costs memory of the kernels' size.
-        grow_warmup: True counts the bias correction of Adam and AdamW from each weight's growth
-            (SMET, arXiv 2606.00888); False, as in the paper, from the start of training. True
-            costs 4 bytes per weight of the kernels.
+        start_step: First training step that may have an update. Steps count from the draw of the
+            masks.
+        stop_step: Last training step that may have an update; -1 for no limit, as in the paper.
+        schedule: `"constant"`, `"cosine"` (falls to zero at `stop_step`) or a `PruningSchedule` of
+            tensorflow_model_optimization, which replaces the four arguments above. `"gmp"` needs
+            a `PolynomialDecay` of the sparsity.
+        seed: Integer seed of methods that draw; None for a random seed. A model that was already
+            trained sparsely continues its random sequence.
+        competition: `"kernel"`: each kernel grows as many weights as it dropped. `"global"`: all
+            kernels compete for all dropped weights, so their densities change; needs memory for
+            all scores at once.
+        grow_init: Initial value of grown weights: `"zeros"`, as in RigL, or `"normal"`, with the
+            standard deviation of the kernel's active weights.
+        gradient_steps: Number of optimizer steps before and including the update over which the
+            dense gradient is averaged: 1, as in the paper, or more, up to the interval between
+            updates. More than 1 needs memory of the kernels' size.
+        grow_warmup: True to count the bias correction of Adam and AdamW from each weight's growth
+            (SMET, arXiv 2606.00888), which needs 4 bytes per weight of the kernels; False to count
+            from the start of training, as in the paper.
 
     Raises:
         ValueError: for an unknown method, schedule or option, or a value outside its range.
@@ -65,7 +65,7 @@ class SparsityOptions:
     grow_warmup: bool = False
 
     def __post_init__(self):
-        # Loads the toolkit.
+        # Imported here because it loads the toolkit.
         from keras_sparse_dm.sparsity.schedules import make_schedule
 
         method = get_method(self.method)
@@ -98,38 +98,38 @@ class SparsityOptions:
         interval = getattr(schedule, "frequency", getattr(schedule, "update_every", None))
         if interval is not None and interval < steps > 1:
             raise ValueError(
-                f"`gradient_steps` must not be more than the {interval} steps between two "
-                f"updates; received {steps}."
+                f"`gradient_steps` must not exceed the {interval} steps between updates; "
+                f"received {steps}."
             )
         if method.dense_to_sparse and self.competition == "global":
             raise ValueError(
-                f"`competition` is about growth, and method {method.name!r} grows nothing; "
+                f"`competition` must be 'kernel' for method {method.name!r}, which grows nothing; "
                 "received 'global'."
             )
-        # What names stand for, from here on.
+        # Replace names by objects.
         object.__setattr__(self, "method", method)
         object.__setattr__(self, "schedule", schedule)
         object.__setattr__(self, "gradient_steps", int(steps))
 
     @property
     def ones_vary(self):
-        """True where topology updates change the number of a mask's ones."""
+        """True if topology updates change the number of a mask's ones."""
         return self.competition == "global" or self.method.dense_to_sparse
 
     def keeps_gradients(self, accumulation_steps=1):
-        """Tell whether dense gradients are kept from one batch to the next."""
+        """Tell if dense gradients are kept from batch to batch."""
         if self.method.gradient == "momentum":
             return True
         return self.method.gradient == "step" and self.gradient_steps * accumulation_steps > 1
 
     def check_kernels(self, kernels):
-        """Check that the method can keep what the masks were asked to be.
+        """Check that the method can keep the targets of the masks.
 
         Args:
             kernels: List of `MaskedKernel`.
 
         Raises:
-            ValueError: naming the kernel, and what does not go together.
+            ValueError: if it cannot; names the kernel and the conflict.
         """
         method, competition = self.method, self.competition
         for k in kernels:
@@ -145,7 +145,7 @@ class SparsityOptions:
                 )
             if method.dense_to_sparse and k.target.density is None:
                 raise ValueError(
-                    f"`method` {method.name!r} needs the densities to reach: call "
+                    f"`method` {method.name!r} needs densities to prune to: call "
                     "`keras_sparse_dm.sparsify(model, sparsity, dense_start=True)` first."
                 )
         units = {k.structure.unit for k in kernels if k.target.density != 1.0}
@@ -161,28 +161,28 @@ class SparsityOptions:
             check_reaches_its_end(self.schedule)
 
     def check_not_done(self, kernels, ones):
-        """Check that a method that starts dense does not begin where it should end.
+        """Check that a method that starts dense has something left to prune.
 
         Args:
             kernels: List of `MaskedKernel`.
             ones: Number of ones of each mask.
 
         Raises:
-            ValueError: if it does.
+            ValueError: if all masks have reached their target.
         """
         done = all(n == k.record.asked_ones for n, k in zip(ones, kernels, strict=True))
         if self.method.dense_to_sparse and done:
             raise ValueError(
-                f"`method` {self.method.name!r} has nothing to prune, for the masks are as sparse "
-                "as asked: call `keras_sparse_dm.sparsify(model, sparsity, dense_start=True)`, or "
-                "use method 'static' to keep them."
+                f"`method` {self.method.name!r} has nothing to prune, because the masks have "
+                "reached their densities: call `keras_sparse_dm.sparsify(model, sparsity, "
+                "dense_start=True)`, or use method 'static' to keep them."
             )
 
     def final_sparsity(self, kernels):
-        """Return the sparsity at which a method that starts dense ends, None for others.
+        """Return the final sparsity of a method that starts dense, None for other methods.
 
         Raises:
-            ValueError: where the schedule ends at another than `sparsify` was asked for.
+            ValueError: if the schedule ends at another sparsity than `sparsify` was asked for.
         """
         if not self.method.dense_to_sparse:
             return None
@@ -194,16 +194,16 @@ class SparsityOptions:
         rounding = max(5e-3, len(kernels) / size)
         if asked <= 0.0 or (final is not None and abs(asked - final) > rounding):
             raise ValueError(
-                f"`schedule` ends at sparsity {final}, and `sparsify` was asked for "
-                f"{asked:.4f}: ask both for the same, above 0."
+                f"`schedule` ends at sparsity {final}, but `sparsify` was asked for "
+                f"{asked:.4f}: both must be equal and above 0."
             )
         return asked if final is None else final
 
     def get_config(self):
-        """Return the options as Keras serializes them."""
+        """Return the options in Keras's serialized form."""
         from keras_sparse_dm.sparsity.schedules import serialize_schedule
 
-        # What the schedule has taken in is in its own configuration.
+        # The configuration of the schedule contains the arguments that it replaces.
         names = [f.name for f in fields(self) if f.name not in _OF_THE_SCHEDULE]
         config = {name: getattr(self, name) for name in names}
         config["method"] = keras.saving.serialize_keras_object(self.method)
@@ -218,7 +218,7 @@ class SparsityOptions:
         config["method"] = keras.saving.deserialize_keras_object(
             config["method"], custom_objects=custom_objects
         )
-        # Version 0.1 had none with the static method.
+        # Version 0.1 saved no schedule for the static method.
         schedule = config.pop("schedule", None)
         if schedule is not None:
             config["schedule"] = deserialize_schedule(schedule)
@@ -234,9 +234,9 @@ _OF_THE_SCHEDULE = ("update_every", "prune_rate", "start_step", "stop_step")
 
 
 def takes_options(function):
-    """Give a function with `*args, **options` the signature that `SparsityOptions` declares.
+    """Give a function with `*args, **options` the signature of `SparsityOptions`.
 
-    The decorated function's own parameters come first, and its keyword-only ones last.
+    The function's own positional parameters come first, its keyword-only parameters last.
     """
     own = list(inspect.signature(function).parameters.values())
     declared = list(inspect.signature(SparsityOptions).parameters.values())

@@ -1,4 +1,4 @@
-"""How sparse a model is, kernel by kernel."""
+"""Report on a model's sparse kernels."""
 
 import html
 import io
@@ -10,29 +10,30 @@ from keras import ops
 from keras_sparse_dm.sparsity.install import innermost_sparse_optimizer
 from keras_sparse_dm.sparsity.kernels import check_is_layer, masked_kernels, what_is_left_alone
 
-# So many kernels of one part of a model, left alone for one reason, share a line.
+# More than so many kernels of one part of a model, left alone for one reason, share a line.
 MANY_LEFT_ALONE = 8
 
 
 @dataclass(frozen=True)
 class KernelReport:
-    """One sparse kernel.
+    """Report on one sparse kernel.
 
     Attributes:
-        name, shape, size: Of the kernel; the size counts pruned weights too.
-        active: Active weights, by the mask.
-        nonzeros: Weights that differ from zero; one just grown does not yet.
+        name, shape, size: Name, shape and number of weights, including pruned ones.
+        active: Number of active weights, by the mask.
+        nonzeros: Number of nonzero weights; newly grown weights may still be zero.
         trainable: False for the kernel of a frozen layer.
-        asked: Density that `sparsify` asked for; None if the mask was made otherwise.
-        structure: What is dropped and grown together, as `"blocks of 4"` or `"2:4"`; None for
-            single weights.
-        dead_outputs: Output features that no active weight leads to.
-        unused_inputs: Input features from which no active weight leads on.
-        exchanged: Weights that the last topology update grew.
-        active_at_start: Weights active when sparse training began; None if it has not.
-        exchanged_since_start: Share of those that are not active any more; None likewise.
+        asked: Density that `sparsify` was asked for; None if it did not make the mask.
+        structure: Structure of the mask, such as `"blocks of 4"` or `"2:4"`; None for single
+            weights.
+        dead_outputs: Number of output features without active weights.
+        unused_inputs: Number of input features without active weights.
+        exchanged: Number of weights that the last topology update grew.
+        active_at_start: Number of weights that were active at the start of sparse training; None
+            before it.
+        exchanged_since_start: Share of these weights that are no longer active, or None.
         ever_active: Share of all weights that have ever been active (in-time
-            over-parameterization rate, Liu et al. 2021); None likewise.
+            over-parameterization rate, Liu et al. 2021), or None.
     """
 
     name: str
@@ -52,18 +53,19 @@ class KernelReport:
 
     @property
     def density(self):
+        """Share of active weights, 0 to 1."""
         return self.active / self.size
 
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """The sparse kernels of a model; prints as a table, in a notebook as HTML.
+    """Report on a model's sparse kernels; prints as a table, in a notebook as HTML.
 
     Attributes:
         kernels: Tuple of `KernelReport`.
-        parameters: Number of trainable parameters of the model, pruned ones included.
-        left_alone: `{kernel name: reason}` of what `sparsify` could not make sparse or was
-            told not to; not counted in the totals.
+        parameters: Number of trainable parameters of the model, including pruned ones.
+        left_alone: `{kernel name: reason}` of kernels that `sparsify` could not make sparse or
+            was told to leave dense; the totals exclude them.
     """
 
     kernels: tuple
@@ -72,27 +74,27 @@ class SparsityReport:
 
     @property
     def size(self):
-        """Weights in sparse kernels, pruned ones included."""
+        """Number of weights in sparse kernels, including pruned ones."""
         return sum(k.size for k in self.kernels)
 
     @property
     def active(self):
-        """Active weights in sparse kernels, by the masks."""
+        """Number of active weights in sparse kernels, by the masks."""
         return sum(k.active for k in self.kernels)
 
     @property
     def nonzeros(self):
-        """Weights in sparse kernels that differ from zero; one just grown does not yet."""
+        """Number of nonzero weights in sparse kernels; newly grown weights may still be zero."""
         return sum(k.nonzeros for k in self.kernels)
 
     @property
     def sparsity(self):
-        """Share of the weights in sparse kernels that is pruned."""
+        """Share of pruned weights in sparse kernels, 0 to 1."""
         return 1.0 - self.active / self.size
 
     @property
     def active_parameters(self):
-        """Trainable parameters that are not pruned, biases and the like included."""
+        """Number of trainable parameters that are not pruned, including biases and the like."""
         return self.parameters - sum(k.size - k.active for k in self.kernels if k.trainable)
 
     @property
@@ -102,7 +104,7 @@ class SparsityReport:
 
     @property
     def exchanged_since_start(self):
-        """Share of the weights active at the start that are not active any more, or None."""
+        """Share of the weights active at the start that are no longer active, or None."""
         known = [k for k in self.kernels if k.active_at_start is not None]
         if not known:
             return None
@@ -118,7 +120,7 @@ class SparsityReport:
         return sum(k.ever_active * k.size for k in known) / sum(k.size for k in known)
 
     def to_dict(self):
-        """Returns the report as a dictionary of plain numbers, strings and lists."""
+        """Return the report as a dictionary of plain numbers, strings and lists."""
         return {
             "parameters": self.parameters,
             "active_parameters": self.active_parameters,
@@ -135,7 +137,7 @@ class SparsityReport:
         }
 
     def _columns(self):
-        """Returns `[(header, total, cells)]`; columns that would say nothing are left out."""
+        """Return `[(header, total, cells)]`, without columns that hold no information."""
         kernels = self.kernels
         columns = [
             ("kernel", "total", [k.name for k in kernels]),
@@ -177,7 +179,7 @@ class SparsityReport:
         return columns
 
     def _left_alone_lines(self):
-        """What was left alone, a line each; of a whole part of the model, one line."""
+        """List a line for each kernel left alone, or one line for a whole part of the model."""
         parts = {}
         for name, reason in self.left_alone.items():
             parts.setdefault((name.split("/")[0], reason), []).append(name)
@@ -231,19 +233,19 @@ class SparsityReport:
 
 
 def sparsity_report(model, left_alone=None):
-    """Reports the sparse kernels of a built model.
+    """Report on the sparse kernels of a built model.
 
     Args:
         model: A built `keras.Model` that was made sparse.
-        left_alone: Optional `{kernel name: reason}` to report in place of what cannot be made
-            sparse; `sparsify` gives what it was told to leave, too.
+        left_alone: `{kernel name: reason}` to report as left alone; by default the kernels that
+            cannot be sparse.
 
     Returns:
-        A `SparsityReport`: per kernel and in total shape, density and nonzeros, dead outputs
-        and unused inputs; once the model was trained sparsely, what its masks have exchanged.
+        `SparsityReport` with shape, density, nonzeros, dead outputs and unused inputs of each
+        kernel; after sparse training, also the exchanged weights.
 
     Raises:
-        TypeError: if `model` is no Keras model or layer.
+        TypeError: if `model` is not a Keras model or layer.
         ValueError: if the model has no sparse kernel.
 
     Example:
@@ -258,7 +260,7 @@ def sparsity_report(model, left_alone=None):
             "`keras_sparse_dm.sparsify(model, sparsity)` first."
         )
     optimizer = innermost_sparse_optimizer(model)
-    # Also of an optimizer that was just loaded.
+    # A newly loaded optimizer, which is not attached yet, knows them too.
     known = optimizer.mask_ones(kernels) if optimizer is not None else {}
     exchanged = optimizer.exchanged(kernels) if known else {}
     rows = []
@@ -297,14 +299,14 @@ def sparsity_report(model, left_alone=None):
 
 
 def _count_without(mask, axes):
-    """Counts the features along axes (counted from the end) that have no active weight."""
+    """Count the features along axes (counted from the end) without active weights."""
     axes = {axis % mask.ndim for axis in axes}
     others = tuple(axis for axis in range(mask.ndim) if axis not in axes)
     return int(np.count_nonzero(~mask.any(axis=others)))
 
 
 def _by_group(mask, axes):
-    """Lays the groups of a grouped convolution beside each other along the input axis."""
+    """Concatenate the groups of a grouped convolution along the input axis."""
     if axes.groups == 1:
         return mask
     return np.concatenate(np.split(mask, axes.groups, axis=-1), axis=-2)

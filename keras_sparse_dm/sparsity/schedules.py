@@ -1,9 +1,8 @@
-"""Schedules: at which training steps the topology changes, and by what share.
+"""Schedules of topology updates and prune rates.
 
-A schedule is a `PruningSchedule` of the TensorFlow Model Optimization Toolkit: called with a
-training step it answers `(due, rate)`, and here the rate is the share of each kernel's active
-weights that is exchanged. So the toolkit's own `ConstantSparsity` and `PolynomialDecay` are
-accepted beside the two of this module.
+A schedule is a `PruningSchedule` of the TensorFlow Model Optimization Toolkit. Called with a
+training step, it returns `(due, rate)`; the rate is the share of each kernel's active weights that
+an update exchanges. The toolkit's `ConstantSparsity` and `PolynomialDecay` work as well.
 """
 
 import numbers
@@ -20,7 +19,7 @@ from tensorflow_model_optimization.sparsity.keras import (
 
 
 class _UpdateSchedule(PruningSchedule):
-    """Due at the multiples of `update_every` from `start_step` to `stop_step`."""
+    """Schedule with updates at the multiples of `update_every`."""
 
     def __init__(self, prune_rate, update_every, start_step=0, stop_step=-1):
         self.prune_rate = check_prune_rate(prune_rate)
@@ -39,7 +38,7 @@ class _UpdateSchedule(PruningSchedule):
             )
 
     def _due(self, step):
-        # Step 0 comes before any training.
+        # Step 0 is before the first training step.
         begun = step >= max(1, self.start_step)
         due = ops.logical_and(begun, step % self.update_every == 0)
         return due if self.stop_step == -1 else ops.logical_and(due, step <= self.stop_step)
@@ -57,14 +56,14 @@ class _UpdateSchedule(PruningSchedule):
 
 
 class ConstantPruneRate(_UpdateSchedule):
-    """Exchanges the same share at every update, as the paper does.
+    """Schedule with the same prune rate at every update, as in the paper.
 
     Args:
-        prune_rate: Share of the active weights exchanged at an update, in (0, 1].
+        prune_rate: Share of the active weights that an update exchanges, in (0, 1].
         update_every: Training steps between updates (the paper's exploration frequency),
-            1 or more; updates come at its multiples.
-        start_step: First training step at which an update may come.
-        stop_step: Last such step; -1 for the whole run.
+            1 or more; updates take place at its multiples.
+        start_step: First training step that may have an update.
+        stop_step: Last training step that may have an update; -1 for no limit.
 
     Raises:
         ValueError: for values outside these ranges.
@@ -75,13 +74,13 @@ class ConstantPruneRate(_UpdateSchedule):
 
 
 class CosinePruneRate(_UpdateSchedule):
-    """Lets the exchanged share fall to zero along half a cosine, as RigL does (Evci et al.).
+    """Schedule whose prune rate falls to zero along half a cosine, as in RigL (Evci et al. 2021).
 
     Args:
-        prune_rate: Share exchanged at the start, in (0, 1].
+        prune_rate: Prune rate at the start, in (0, 1].
         update_every: Training steps between updates, 1 or more.
-        start_step: First training step at which an update may come.
-        stop_step: Training step at which the share has reached zero; must be given.
+        start_step: First training step that may have an update.
+        stop_step: Training step at which the prune rate reaches zero; must be given.
 
     Raises:
         ValueError: for values outside these ranges.
@@ -110,7 +109,7 @@ _SCHEDULES = {
 
 
 def make_schedule(schedule, prune_rate, update_every, start_step=0, stop_step=-1):
-    """Returns the schedule for `"constant"`, `"cosine"` or a `PruningSchedule`.
+    """Return the schedule of the name `"constant"` or `"cosine"`, or a given `PruningSchedule`.
 
     Raises:
         ValueError: for anything else.
@@ -134,7 +133,7 @@ def next_update(schedule, done):
         done: Number of steps so far.
 
     Returns:
-        The step; None if none is due any more, or a schedule of one's own does not say.
+        The step; None after the last update, or for a custom schedule.
     """
     if isinstance(schedule, _UpdateSchedule):
         every, begin, end = schedule.update_every, 0, schedule.stop_step
@@ -150,7 +149,7 @@ def next_update(schedule, done):
 
 
 def check_reaches_its_end(schedule):
-    """Raises a ValueError for a `PolynomialDecay` whose last update comes before its end."""
+    """Raise a ValueError for a `PolynomialDecay` whose last update is before its end."""
     if not isinstance(schedule, PolynomialDecay):
         return
     short = (schedule.end_step - schedule.begin_step) % schedule.frequency
@@ -165,15 +164,15 @@ def check_reaches_its_end(schedule):
 
 
 def serialize_schedule(schedule):
-    """Describes a schedule so that `deserialize_schedule` can rebuild it, a user's own too."""
+    """Return the configuration of a schedule, also a custom one, for `deserialize_schedule`."""
     config = schedule.get_config()
-    # The toolkit nests the arguments.
+    # The toolkit nests the arguments in its configuration.
     config = config.get("config", config)
     return {"class_name": keras.saving.get_registered_name(type(schedule)), "config": config}
 
 
 def deserialize_schedule(config):
-    """Rebuilds a schedule from what `serialize_schedule` returned.
+    """Return the schedule of a configuration from `serialize_schedule`.
 
     Raises:
         ValueError: for a class that is not registered with Keras.
@@ -189,7 +188,7 @@ def deserialize_schedule(config):
 
 
 def check_prune_rate(prune_rate):
-    """Returns `prune_rate` as a float in (0, 1], or raises a ValueError."""
+    """Return `prune_rate` as a float; raise a ValueError unless it is in (0, 1]."""
     try:
         value = float(prune_rate)
     except (TypeError, ValueError):
@@ -200,7 +199,7 @@ def check_prune_rate(prune_rate):
 
 
 def check_update_every(update_every):
-    """Returns `update_every` as an integer of at least 1, or raises a ValueError."""
+    """Return `update_every` as an integer; raise a ValueError unless it is 1 or more."""
     if isinstance(update_every, numbers.Real) and not isinstance(update_every, bool):
         if update_every >= 1 and float(update_every).is_integer():
             return int(update_every)

@@ -1,4 +1,4 @@
-"""Which kernels a user names: by layer, by name, by pattern."""
+"""Selection of kernels by layer, name or pattern."""
 
 import difflib
 import fnmatch
@@ -13,10 +13,20 @@ _NAMES_SHOWN = 20
 
 
 def matching(argument, model, variables, items, left_alone=None):
-    """Return the names of the kernels that layers, names or patterns match.
+    """Return the set of names of the kernels that layers, names or patterns match.
 
-    Raise a ValueError where one matches nothing, or, given what is left alone, nothing else.
-    A layer of the model that has no kernel matches, and adds none.
+    Layers of the model without kernels are allowed and match no kernel.
+
+    Args:
+        argument: Name of the argument, for errors.
+        model: The `keras.Model`.
+        variables: `{kernel name: variable}`.
+        items: A layer, string or compiled regular expression, or an iterable of these.
+        left_alone: Optional `{kernel name: reason}` of kernels that cannot be sparse; they are
+            left out of the result.
+
+    Raises:
+        ValueError: for an item that matches nothing, or only kernels in `left_alone`.
     """
     if isinstance(items, (str, keras.layers.Layer, re.Pattern)) or not isinstance(items, Iterable):
         items = (items,)
@@ -48,14 +58,15 @@ def matching(argument, model, variables, items, left_alone=None):
         if left_alone and found and all(name in left_alone for name in found):
             reasons = {name: left_alone[name] for name in found}
             raise ValueError(
-                f"`{argument}` names what cannot be made sparse by {item!r}: {listed(reasons)}."
+                f"`{argument}` must match kernels that can be sparse; {item!r} matches only "
+                f"{listed(reasons)}."
             )
         names |= found - set(left_alone or ())
     return names
 
 
 def listed(names):
-    """List names, with the reason of each where there is one, as far as they can be read."""
+    """Join names, each with its reason if it has one, into a text of limited length."""
     shown = [f"{name} ({why})" if why else name for name, why in names.items()][:_NAMES_SHOWN]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -1,4 +1,4 @@
-"""`sparsify`: make a model sparse."""
+"""`sparsify` and `to_plain`: make a model sparse, and plain again."""
 
 import math
 import warnings
@@ -33,63 +33,60 @@ def sparsify(
     dense_start=False,
     masks="random",
 ):
-    """Make a model sparse: draw the masks and zero what they prune (paper, section 3.1).
+    """Make a model sparse: draw masks and set pruned weights to zero (paper, section 3.1).
 
-    Takes any built Keras 3 model: its dense, convolution, recurrent and attention layers
-    become sparse layers where they stand, and those of `keras_sparse_dm.layers` are sparse
-    layers already. Each kernel gets its density from the distribution, a mask with
-    `round(density * size)` ones placed uniformly at random (or where its largest weights
-    are, by `masks`), and keeps its values at those places. On a model that is sparse already
-    the masks are drawn anew, over the kernels as they are: trained weights outside the new
-    masks are lost, and those new in them start at zero. A training step that you compiled
-    yourself is to be compiled again. Train it afterwards with the `DynamicSparsity` callback,
-    which keeps pruned weights at zero.
+    Takes any built Keras 3 model. Its dense, convolution, recurrent and attention layers become
+    sparse layers in place; layers of `keras_sparse_dm.layers` are sparse already. Each kernel gets
+    a density from the distribution, and a mask with `round(density * size)` ones: placed uniformly
+    at random, or at the largest weights (see `masks`). Active weights keep their values. If the
+    model is already sparse, new masks are drawn: trained weights outside them are lost, and newly
+    active weights start at zero. Compile your own training steps again after this call. Train the
+    model with the `DynamicSparsity` callback, which keeps pruned weights at zero.
 
-    Biases, normalization and embeddings are never pruned. Frozen, LoRA-enabled and quantized
-    layers are left alone, and so are kernels of layers that have no sparse twin; the report
-    lists them with the reason, and the sparsity counts without them. The input axis along
-    which a structure lies is the last one that is summed over: for the output projection of
-    attention, that of a single head.
+    Biases, normalization and embeddings are never pruned. Frozen, LoRA-enabled and quantized layers
+    are left alone, and so are kernels of layers without a sparse twin. The report lists them with
+    the reason, and the sparsity excludes them. A structure lies along the last axis that the layer
+    sums over; for the output projection of attention, that is the axis of a single head.
 
     Args:
         model: A built `keras.Model`.
-        sparsity: Share of all weights in the sparse kernels that is pruned, in [0, 1). Or a
-            dictionary that gives single kernels their own, from layers, names or patterns (as
-            in `exclude`) to sparsities: the last entry that matches a kernel decides, and a
-            kernel that none matches stays dense; `distribution` then has no say.
+        sparsity: Share of pruned weights among all weights of the sparse kernels, in [0, 1). Or a
+            dictionary from layers, names or patterns (as in `exclude`) to sparsities of single
+            kernels: the last entry that matches a kernel counts, kernels without a match stay
+            dense, and `distribution` is not used.
         distribution: `"erk"`, `"er"`, `"uniform"`, or a function of a kernel's shape; see
             `densities`.
-        seed: Integer for the draw of the masks; None for a random one.
-        exclude: Layers, names of layers or kernels, patterns with wildcards as in
-            `"*/attention_output/*"`, or compiled regular expressions, searched for in the
-            kernels' names: kernels that stay dense. What they would have given up, the others
-            give up instead. Layers without a kernel may be among them, as in `model.layers[:9]`.
-        include: The same for the only kernels to make sparse; None for all. The others are
-            left alone.
-        structure: `Blocks(size)` or `NM(n, m)`, along the kernels' input axis; None for
-            single weights. N:M needs distribution `"uniform"` and sparsity `1 - n / m`.
-        on_misfit: What to do with kernels whose input axis the structure does not divide:
-            `"warn"` leaves them alone and says so, `"raise"` raises.
-        dense_start: Whether to leave all weights active for now and only record what is
-            asked, for a method that prunes while it trains (`"gmp"`).
+        seed: Integer seed of the masks; None for a random seed.
+        exclude: Kernels that stay dense, as layers, names of layers or kernels, patterns with
+            wildcards (`"*/attention_output/*"`), or compiled regular expressions to search for in
+            kernel names. The other kernels get sparser to reach the total. Layers without kernels
+            are allowed, as in `model.layers[:9]`.
+        include: The only kernels to make sparse, given as in `exclude`; None for all. Other
+            kernels are left alone.
+        structure: `Blocks(size)` or `NM(n, m)`, along the kernels' input axis; None for single
+            weights. N:M needs distribution `"uniform"` and sparsity `1 - n / m`.
+        on_misfit: Treatment of kernels whose input axis is not a multiple of the structure:
+            `"warn"` leaves them alone with a warning, `"raise"` raises an error.
+        dense_start: True to keep all weights active for now and only record the densities, for a
+            method that prunes while it trains (`"gmp"`).
         masks: `"random"`, as in the paper, for a model that is trained sparsely from its first
-            step; `"magnitude"` keeps the largest weights of each kernel, for a model that is
-            trained already. A warning says so where random masks meet trained weights.
+            step; `"magnitude"`, the largest weights of each kernel, for a trained model. Random
+            masks on trained weights cause a warning.
 
     Returns:
         The `SparsityReport` of the model.
 
     Raises:
-        TypeError: if `model` is no Keras model or layer.
-        ValueError: for a sparsity outside [0, 1), an unknown distribution, a model that is
-            not built or has nothing to make sparse, something in `exclude`, `include` or
-            `sparsity` that matches nothing, or a sparsity that cannot be reached with what is
-            excluded. Whatever is raised, the model is as it was.
+        TypeError: if `model` is not a Keras model or layer.
+        ValueError: for a sparsity outside [0, 1), an unknown distribution, a model that is not
+            built or has nothing to make sparse, an entry of `exclude`, `include` or `sparsity`
+            that matches nothing, or a sparsity that is out of reach with the excluded kernels.
+            After any error the model is unchanged.
 
     Example:
 
     >>> model = keras.applications.MobileNetV3Small(weights=None)
-    >>> print(sparsify(model, 0.8, exclude=["conv", "*expanded_conv/*"]))
+    >>> print(sparsify(model, 0.8, exclude=["conv", "*_depthwise/*"]))
     """
     check_is_layer(model)
     structure = Unstructured() if structure is None else structure
@@ -112,8 +109,8 @@ def sparsify(
     trained = masks == "random" and not dense_start and sparsity and _looks_trained(model, kernels)
     if trained:
         warnings.warn(
-            f"`model` {model.name!r} is trained ({trained}), and random masks prune its weights "
-            'whatever they are worth: use masks="magnitude" to keep the largest.',
+            f"`model` {model.name!r} is trained ({trained}), but random masks ignore the size of "
+            'its weights: use masks="magnitude" to keep the largest.',
             stacklevel=2,
         )
     drawn = {}
@@ -127,13 +124,13 @@ def sparsify(
             drawn[name] = target.structure.mask_of_largest(score, axis, ones)
         else:
             drawn[name] = target.structure.random_mask(k.shape, target.density, generator, axis)
-    # All that train these kernels have state of what is pruned now.
+    # All optimizers that train these kernels hold state of newly pruned weights.
     optimizers = {o for k in kernels.values() if (r := guarded(k.variable)) for o in r.optimizers}
     optimizers |= {innermost_sparse_optimizer(model)} - {None}
     for optimizer in optimizers:
         optimizer.check_trains(optimizer.attached_model() or model, kernels)
     unguarded = any(guarded(k.variable) is None for k in kernels.values())
-    # Nothing has been changed up to here, and nothing below fails for its arguments.
+    # The model is unchanged so far, and the arguments cannot cause errors below.
     turn_sparse(model, list({id(k.layer): k.layer for k in kernels.values()}.values()))
     records = {id(k.kernel): k.record for k in masked_kernels(model)}
     for name, k in kernels.items():
@@ -143,7 +140,7 @@ def sparsify(
         record.mask.assign(drawn[name])
         k.variable.assign(ops.where(drawn[name], k.variable, ops.zeros_like(k.variable)))
     if unguarded:
-        # A step that was compiled before does not know the guards.
+        # A step that was compiled earlier does not include the guards.
         model.train_function = None
     for optimizer in optimizers:
         optimizer.attach(optimizer.attached_model() or model, masks_changed=True)
@@ -151,20 +148,19 @@ def sparsify(
 
 
 def to_plain(model):
-    """Turn a sparse model into the same model of plain Keras layers.
+    """Turn a sparse model into a model of plain Keras layers, in place.
 
-    Kernels keep their values, zeros included, so predictions are equal, and `get_weights` is
-    that of a model that was never sparse. Masks are dropped, and so is a `SparseOptimizer`: the
-    model keeps the optimizer inside, and training it is dense from then on.
+    Kernels keep their values, including zeros, so predictions stay equal. Masks are removed, and a
+    `SparseOptimizer` is replaced by the optimizer inside, so further training is dense.
 
     Args:
-        model: A built `keras.Model`; it and all layers in it stay the same objects.
+        model: A built `keras.Model`; the model and its layers stay the same objects.
 
     Returns:
         The model.
 
     Raises:
-        TypeError: if `model` is no Keras model or layer.
+        TypeError: if `model` is not a Keras model or layer.
 
     Example:
 
@@ -181,10 +177,10 @@ def to_plain(model):
 
 
 def _looks_trained(model, kernels):
-    """Return why a model seems to be trained, or None.
+    """Return the reason why a model seems to be trained, or None.
 
-    An optimizer has taken steps, or a layer with a kernel to prune, or a normalization layer, has
-    biases or statistics that differ from what they start as.
+    Either its optimizer has taken steps, or the biases or statistics of a normalization layer, or
+    of a layer with a kernel to prune, differ from their initial values.
     """
     optimizer = getattr(model, "optimizer", None)
     steps = int(optimizer.iterations) if optimizer is not None and optimizer.built else 0
@@ -201,16 +197,16 @@ def _looks_trained(model, kernels):
             variable = getattr(layer, name, None)
             if isinstance(initializer, keras.initializers.Zeros) and variable is not None:
                 if bool(ops.any(ops.not_equal(variable, 0))):
-                    return f"{variable.path} is not what it starts as"
+                    return f"{variable.path} differs from its initial value"
     return None
 
 
 def _plan(model, sparsity, distribution, exclude, include, structure, on_misfit):
-    """Decide what each kernel's mask is to be; see `sparsify` for the arguments.
+    """Choose the target of each kernel's mask; see `sparsify` for the arguments.
 
     Returns:
         `({name: Candidate}, {name: KernelTarget}, {name: reason})`: the kernels to make sparse,
-        what their masks are to be, and what is left alone.
+        the targets of their masks, and the kernels to leave alone.
     """
     kernels, left_alone, variables = candidates(model)
     own_sparsities = isinstance(sparsity, dict)
@@ -219,12 +215,15 @@ def _plan(model, sparsity, distribution, exclude, include, structure, on_misfit)
         left_alone |= {name: "not included" for name in kernels if name not in included}
         kernels = {name: k for name, k in kernels.items() if name in included}
     excluded = matching("exclude", model, variables, exclude) & set(kernels)
-    # What is to stay dense needs no structure.
+    # Kernels that stay dense need no structure.
     dense = set(excluded)
     if own_sparsities:
         own = matching("sparsity", model, variables, tuple(sparsity))
         if any(sparsity.values()) and not own:
-            raise ValueError(f"`sparsity` names only layers without a kernel: {list(sparsity)}.")
+            raise ValueError(
+                "`sparsity` must match kernels; received only layers without kernels: "
+                f"{list(sparsity)}."
+            )
         dense |= set(kernels) - own
     misfits = {
         name: reason
@@ -257,7 +256,7 @@ def _plan(model, sparsity, distribution, exclude, include, structure, on_misfit)
     targets = {}
     for name in kernels:
         share = shares.get(name, 1.0)
-        # N:M has no dense masks.
+        # N:M masks cannot be full.
         free = name in dense or (isinstance(structure, NM) and share == 1.0)
         targets[name] = KernelTarget(share, Unstructured() if free else structure)
     ones = {
@@ -268,22 +267,22 @@ def _plan(model, sparsity, distribution, exclude, include, structure, on_misfit)
     if empty:
         warnings.warn(
             f"At `sparsity` {sparsity} no weight is left in {listed(empty)}, and none will grow "
-            "there: exclude them, or ask for less"
-            + ("." if own_sparsities or distribution == "erk" else ", or for distribution 'erk'."),
+            "there: exclude them, or choose a lower sparsity"
+            + ("." if own_sparsities or distribution == "erk" else " or distribution 'erk'."),
             stacklevel=3,
         )
     return kernels, targets, left_alone
 
 
 def _shares(kernels, excluded, sparsity, distribution):
-    """Returns `{name: density}` of the kernels that are not excluded."""
+    """Return `{name: density}` of the kernels that are not excluded."""
     sizes = {name: math.prod(k.variable.shape) for name, k in kernels.items()}
     total = sum(sizes.values())
     free = total - sum(sizes[name] for name in excluded)
     if excluded and sparsity and sparsity * total >= free:
         raise ValueError(
             f"`sparsity` of {sparsity} cannot be reached with {len(excluded)} kernels excluded: "
-            f"the others hold {free / total:.4f} of the weights, and it must be below that."
+            f"the others hold only {free / total:.4f} of the weights; choose a lower sparsity."
         )
     if not free:
         return {}

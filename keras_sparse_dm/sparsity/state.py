@@ -1,4 +1,4 @@
-"""The state of sparse training, beside kernels, masks and the wrapped optimizer's state."""
+"""State of sparse training besides kernels, masks and the wrapped optimizer's state."""
 
 import warnings
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from keras_sparse_dm.layers.kernel_mask import strategy_of
 from keras_sparse_dm.layers.locations import match_paths, unique_name
 from keras_sparse_dm.sparsity.topology_update import ACTIVE_AT_START, EVER_ACTIVE
 
-# Variables of version 0.1 before those of single kernels, in their order: iteration, learning
+# Number of variables before those of single kernels in files of version 0.1: iteration, learning
 # rate, seed, topology updates, start, mask ones, exchanged.
 _NUMBERED = 7
 
@@ -22,8 +22,8 @@ class KernelState:
     """State of sparse training of one kernel.
 
     Attributes:
-        history: Bits of each weight, uint8: see `topology_update`.
-        gradient: Sum or mean of dense gradients, float32, where the method keeps one.
+        history: Bits of each weight, uint8; see `topology_update`.
+        gradient: Sum or mean of dense gradients, float32, if the options need one.
         grown_at: Optimizer step at which each weight grew, int32, 0 for the start; only with
             `grow_warmup`.
         slots: `{name: variable}` of the wrapped optimizer's state of the kernel; None until known.
@@ -35,7 +35,7 @@ class KernelState:
     slots: dict | None = None
 
     def variables(self):
-        """Return `{name: variable}` of what is there, the wrapped optimizer's state excepted."""
+        """Return `{name: variable}` of the existing variables, without `slots`."""
         names = ("history", "gradient", "grown_at")
         return {name: v for name in names if (v := getattr(self, name)) is not None}
 
@@ -46,11 +46,11 @@ class SparsityState:
 
     Attributes:
         updates: Number of topology updates so far.
-        start: Optimizer step at which the masks were drawn, from which schedules count.
-        mask_ones: Number of ones that each trained variable's mask must have; -1 without one.
-        exchanged: Number of weights of each that the last update grew.
+        start: Optimizer step at which the masks were drawn; schedules count from it.
+        mask_ones: Number of ones of each trained variable's mask; -1 without a mask.
+        exchanged: Number of weights of each trained variable that the last update grew.
         names: Name of each trained variable, its path made unique.
-        index: `{key of a variable: its place}` in the three above.
+        index: `{key of a variable: index}` into the three attributes above.
         kernels: `{key of a kernel: KernelState}`.
     """
 
@@ -73,7 +73,7 @@ class SparsityState:
         """
         names = []
         for variable in variables:
-            # Keras gives two layers of one name the same path.
+            # Variables of layers with the same name have the same path.
             names.append(unique_name(variable.path, names))
         index = {key: i for i, key in enumerate(keys)}
         shape = (len(names),)
@@ -89,7 +89,7 @@ class SparsityState:
         )
 
     def add_kernels(self, optimizer, kernels, options):
-        """Add what is missing of the kernels' state, and remove what the options do not use.
+        """Add missing state of the kernels, and remove state that the options do not need.
 
         Args:
             optimizer: The `SparseOptimizer`.
@@ -116,7 +116,7 @@ class SparsityState:
                     setattr(self.kernels[key], what, None)
 
     def track_masks(self, optimizer, masks):
-        """Make the optimizer track masks, where it can assign only what it tracks."""
+        """Make the optimizer track the masks on JAX, where it can assign only tracked variables."""
         if keras.backend.backend() != "jax":
             return
         tracked = {id(v) for v in optimizer.variables}
@@ -125,11 +125,12 @@ class SparsityState:
                 track(optimizer, mask)
 
     def begin(self, key, mask):
-        """Begin the history of a kernel."""
+        """Start the history of a kernel."""
         bits = ops.where(mask, ACTIVE_AT_START + EVER_ACTIVE, 0)
         self.kernels[key].history.assign(ops.cast(bits, "uint8"))
 
     def clear_gradients(self):
+        """Set accumulated gradients to zero."""
         for state in self.kernels.values():
             if state.gradient is not None:
                 state.gradient.assign(ops.zeros_like(state.gradient))
@@ -140,11 +141,11 @@ class SparsityState:
         return {key: int(numbers[i]) for key, i in self.index.items()}
 
     def set_mask_ones(self, ones):
-        """Set the numbers of some masks' ones, from `{key: number or scalar}`."""
+        """Set the numbers of ones of some masks, from `{key: number or scalar}`."""
         self.mask_ones.assign(self._replaced("mask_ones", ones))
 
     def set_exchanged(self, numbers):
-        """Set the numbers of exchanged weights, 0 for kernels that are not named."""
+        """Set the numbers of exchanged weights, 0 for kernels without one."""
         zeros = dict.fromkeys(self.index, ops.zeros((), "int32"))
         self.exchanged.assign(self._replaced("exchanged", zeros | numbers))
 
@@ -155,7 +156,7 @@ class SparsityState:
         )
 
     def save(self, store):
-        """Save everything, each kernel's under the path of its variable."""
+        """Save the state, each kernel's under the path of its variable."""
         store["topology_updates"] = ops.convert_to_numpy(self.updates)
         store["start"] = ops.convert_to_numpy(self.start)
         ones, exchanged = self.counts("mask_ones"), self.counts("exchanged")
@@ -165,11 +166,11 @@ class SparsityState:
             store[f"{path}:mask_ones"] = np.array(ones[key], "int32")
             store[f"{path}:exchanged"] = np.array(exchanged[key], "int32")
             for what, variable in state.variables().items():
-                # The variable, not a copy: a file takes one after another.
+                # Pass the variable, not a copy, so that only one array is copied at a time.
                 store[f"{path}:{what}"] = variable
 
     def load(self, store):
-        """Load what `save` saved, or what version 0.1 did; warn where it does not fit."""
+        """Load state saved by `save` or by version 0.1; warn and skip it if it does not fit."""
         stored = {key: store[key] for key in store.keys()}
         if "topology_updates" not in stored:
             self._load_numbered(stored)
@@ -194,10 +195,10 @@ class SparsityState:
         self.set_exchanged(exchanged)
 
     def _by_place(self, found, stored):
-        """Match paths in the order of the variables, by which Keras loads the wrapped optimizer.
+        """Match paths by the order of the variables, as Keras does for the wrapped optimizer.
 
         Returns:
-            `{path here: path in the file}`, or None where numbers or shapes differ.
+            `{path here: path in the file}`, or None if numbers or shapes differ.
         """
         found = sorted(found, key=lambda path: int(np.asarray(stored[f"{_stored(path)}:place"])))
         keys = sorted(self.kernels, key=self.index.get)
@@ -208,7 +209,7 @@ class SparsityState:
         return dict(zip(here, found, strict=True))
 
     def _load_numbered(self, stored):
-        """Load the state of version 0.1: numbered, kernels in the order of the variables."""
+        """Load state of version 0.1, whose variables have numbers instead of names."""
         states = [self.kernels[key] for key in self.index if key in self.kernels]
         arrays = [state.history for state in states]
         arrays += [state.gradient for state in states if state.gradient is not None]
@@ -225,14 +226,15 @@ class SparsityState:
 
     def _forget(self, why):
         warnings.warn(
-            f"The state of sparse training in the file is skipped: {why}. Its record begins anew.",
+            f"The state of sparse training in the file does not fit and is skipped: {why}. It "
+            "starts anew.",
             stacklevel=2,
         )
         self.mask_ones.assign(ops.full_like(self.mask_ones, -1))
 
 
 def _stored(path):
-    # Keras's files take a slash for a group.
+    # A slash would start a group in Keras's files.
     return path.replace("/", "|")
 
 

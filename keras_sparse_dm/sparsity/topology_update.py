@@ -1,7 +1,7 @@
-"""Topology updates as functions of arrays: drop, grow, and what changes with the masks.
+"""Topology updates as functions of arrays: drop, grow, and the new weights and state.
 
-Nothing here assigns a variable, but for the state of a random generator that a method draws from.
-A unit is what a structure drops and grows as one: a weight, or a block of weights.
+Nothing here assigns variables, except the state of random generators. A unit is the smallest part
+that a structure drops or grows: a weight, or a block of weights.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,15 @@ ACTIVE_AT_START, EVER_ACTIVE = 1, 2
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """What one topology update changes of one kernel.
+    """Result of one topology update of one kernel.
 
     Attributes:
-        weights: The kernel; what stayed active keeps its value.
-        mask: Its new mask.
-        slots: The optimizer's state of the kernel, a list; zero but for what stayed active.
+        weights: The new kernel; weights that stayed active keep their values.
+        mask: The new mask.
+        slots: List of the optimizer's state of the kernel; zero except for weights that stayed
+            active.
         history: Bits of each weight, uint8.
-        grown: Boolean array, the weights that are new.
+        grown: Boolean array, True for grown weights.
         ones: Number of ones of the new mask.
     """
 
@@ -40,26 +41,26 @@ class Exchange:
 
 
 def masked(mask, values):
-    """Return values with zeros where the mask prunes.
+    """Return the values with zeros for pruned weights.
 
-    Uses `where`, not a product: a pruned weight stays zero even where its value is NaN.
+    Uses `where` instead of a product, so that a pruned NaN also becomes zero.
     """
-    # A scalar zero: an array of zeros would cost the memory of the kernel.
+    # A scalar zero saves the memory of an array of zeros.
     return ops.where(mask, values, ops.zeros((), values.dtype))
 
 
 def kept_units(k, method, rate, final_sparsity=None):
-    """Choose the units of a kernel that an update does not drop (paper, Algorithm 2).
+    """Choose the units of a kernel that an update keeps (paper, Algorithm 2).
 
     Args:
-        k: The `MaskedKernel`.
-        method: The `SparsityMethod`.
-        rate: Share of the active units to drop; with a method that starts dense, the sparsity
-            that the model is to have now.
-        final_sparsity: Sparsity at which such a method ends.
+        k: `MaskedKernel`.
+        method: `SparsityMethod`.
+        rate: Share of the active units to drop; for a method that starts dense, the sparsity to
+            reach now.
+        final_sparsity: Final sparsity of a method that starts dense.
 
     Returns:
-        `(kept, dropped)`: boolean array of units, and how many others were active.
+        `(kept, dropped)`: a boolean array of units, and the number of dropped units.
     """
     structure, axis = k.structure, k.axes.structured
     mask = structure.to_units(ops.convert_to_tensor(k.mask), axis, ops.any)
@@ -74,23 +75,23 @@ def kept_units(k, method, rate, final_sparsity=None):
 
 
 def growth_score(k, method, gradient, seed):
-    """Return the score of each unit's growth, as the method has it.
+    """Return the method's growth score of each unit.
 
     Args:
-        k: The `MaskedKernel`.
-        method: The `SparsityMethod`.
+        k: `MaskedKernel`.
+        method: `SparsityMethod`.
         gradient: The dense gradient, or None.
-        seed: The `keras.random.SeedGenerator` that a method draws from.
+        seed: `keras.random.SeedGenerator` for methods that draw.
     """
     if gradient is not None:
-        # One that comes out of a loop, as a recurrent layer's, may not know its shape.
+        # Gradients from a loop, as in a recurrent layer, may lack a static shape.
         gradient = ops.reshape(gradient, k.shape)
     score = method.growth_score(k.kernel, gradient, seed)
     return k.structure.to_units(score, k.axes.structured, ops.sum)
 
 
 def new_units(k, method, gradient, rate, seed, final_sparsity=None):
-    """Choose the units of a kernel that are active after an update, as many as before."""
+    """Choose the units of a kernel that are active after an update."""
     kept, dropped = kept_units(k, method, rate, final_sparsity)
     if method.dense_to_sparse:
         return kept
@@ -99,7 +100,7 @@ def new_units(k, method, gradient, rate, seed, final_sparsity=None):
 
 
 def new_units_among(kernels, method, gradients, rate, seed):
-    """Choose the units of several kernels, all of which compete for what all have dropped.
+    """Choose the active units of several kernels that compete for all dropped weights.
 
     Args:
         kernels: List of `MaskedKernel`.
@@ -116,21 +117,17 @@ def new_units_among(kernels, method, gradients, rate, seed):
 
 
 def exchange(k, units, slots, history, grow_init, seed):
-    """Give a kernel the mask of its new units.
+    """Return the `Exchange` that gives a kernel the mask of its new units.
 
-    What was active and still is keeps its value and state; what was dropped and what is new has
-    neither.
+    Weights that stay active keep their values and state; dropped and grown weights lose them.
 
     Args:
-        k: The `MaskedKernel`.
+        k: `MaskedKernel`.
         units: Boolean array of the active units.
         slots: List of the optimizer's state of the kernel.
         history: Bits of each weight so far.
         grow_init: `"zeros"` or `"normal"`.
-        seed: The `keras.random.SeedGenerator` that `"normal"` draws from.
-
-    Returns:
-        An `Exchange`.
+        seed: `keras.random.SeedGenerator` for `"normal"`.
     """
     old = ops.convert_to_tensor(k.mask)
     new = k.structure.to_weights(units, k.shape, k.axes.structured)
@@ -156,8 +153,8 @@ def exchange(k, units, slots, history, grow_init, seed):
 
 
 def _still_kept(k, sparsity, final_sparsity, active):
-    """Return how many units a method that starts dense keeps at a sparsity of the model."""
-    # Pruned so far, as a share of what is to be pruned in the end.
+    """Return the number of units that a method that starts dense keeps at a given sparsity."""
+    # Share of the final pruning that is done at this sparsity.
     progress = ops.cast(sparsity, "float32") / final_sparsity
     units = k.size // k.structure.unit
     final = units - k.structure.ones(k.shape, k.target.density) // k.structure.unit

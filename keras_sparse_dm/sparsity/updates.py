@@ -1,4 +1,4 @@
-"""When a topology update is due, and the assignment of what it changes."""
+"""Topology updates during training: accumulated gradients, due steps, assignments."""
 
 import contextlib
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from keras_sparse_dm.sparsity.topology_update import exchange, new_units, new_un
 
 @dataclass(frozen=True, eq=False)
 class Updates:
-    """The topology updates of one optimizer.
+    """Topology updates of one optimizer.
 
     Attributes:
         options: `SparsityOptions`.
         state: `SparsityState`.
-        kernels: `{key: MaskedKernel}` of those that the step trains.
+        kernels: `{key: MaskedKernel}` of the kernels that the step trains.
         full: Keys of the kernels whose masks are full.
-        seed: The `keras.random.SeedGenerator` that methods draw from.
-        final_sparsity: Sparsity at which a method that starts dense ends, None for others.
+        seed: `keras.random.SeedGenerator` for methods that draw.
+        final_sparsity: Final sparsity of a method that starts dense, None for other methods.
     """
 
     options: SparsityOptions
@@ -33,12 +33,12 @@ class Updates:
     final_sparsity: float | None = None
 
     def after_batch(self, gradients, batches, accumulation_steps):
-        """Keep what is kept of the dense gradients, and update the topology on due steps.
+        """Accumulate dense gradients if the options ask for it, and update on due steps.
 
         Args:
             gradients: `{key: dense gradient}` of this batch; empty if the method needs none.
-            batches: Scalar integer, number of batches so far, this one included.
-            accumulation_steps: Number of batches in an optimizer step.
+            batches: Scalar integer, number of batches so far, including this one.
+            accumulation_steps: Number of batches per optimizer step.
         """
         method, schedule, state = self.options.method, self.options.schedule, self.state
         step = (batches + accumulation_steps - 1) // accumulation_steps
@@ -49,7 +49,7 @@ class Updates:
         if method.gradient == "momentum":
             decay = method.momentum
             share = (1.0 - decay) / accumulation_steps
-            # Once per step; its other batches only add to it.
+            # Decay once per step; the step's other batches only add to the mean.
             if accumulation_steps > 1:
                 decay = ops.where(batches % accumulation_steps == 1, decay, 1.0)
             for key, gradient in gradients.items():
@@ -78,8 +78,8 @@ class Updates:
 
         Args:
             gradients: `{key: dense gradient}`; empty if the method needs none.
-            rate: Share of the active weights to exchange; with a method that starts dense, the
-                sparsity that the model is to have.
+            rate: Share of the active weights to exchange; for a method that starts dense, the
+                sparsity to reach.
             steps: Scalar integer, number of optimizer steps so far.
         """
         method, state = self.options.method, self.state
@@ -106,7 +106,7 @@ class Updates:
 
         exchanged, ones, done = {}, {}, []
         for key, k in changing.items():
-            # One after another, so that temporaries of one kernel only are alive.
+            # One kernel after another, so that only one kernel's temporaries take memory.
             with _after(done):
                 new = self._exchange(key, k, units_of(key, k), steps)
             exchanged[key], ones[key], done = count(new.grown), new.ones, [new.history]
@@ -118,24 +118,24 @@ class Updates:
         state.updates.assign_add(1)
 
     def _changing(self):
-        """Return `{key: MaskedKernel}` of those whose masks can change."""
+        """Return `{key: MaskedKernel}` of the kernels whose masks can change."""
         options = self.options
         if options.competition == "global":
-            # A kernel that was asked to be full does not give to others.
+            # A kernel whose target is a full mask keeps all its weights.
             stay = {key for key, k in self.kernels.items() if k.target.density == 1.0} & self.full
         else:
-            # A full mask stays full: what it drops is all that can grow.
+            # A full mask stays full: only the weights it drops could grow.
             stay = set() if options.method.dense_to_sparse else self.full
         return {key: k for key, k in self.kernels.items() if key not in stay}
 
     def _exchange(self, key, k, units, steps):
-        """Give a kernel its new units, and return the `Exchange`."""
+        """Assign a kernel's new units, and return the `Exchange`."""
         own = self.state.kernels[key]
-        # Other optimizers of the same kernel have state of it too.
+        # Other optimizers of the kernel hold state of it too.
         slots = list(own.slots.values())
         for optimizer in k.record.optimizers:
             slots += [v for v in optimizer.state_of(k.kernel) if all(v is not s for s in slots)]
-        # All is read before the mask is overwritten.
+        # Compute everything before the first assignment.
         new = exchange(k, units, slots, own.history, self.options.grow_init, self.seed)
         k.kernel.assign(new.weights)
         for slot, value in zip(slots, new.slots, strict=True):
@@ -148,7 +148,7 @@ class Updates:
 
 
 def _after(tensors):
-    """Context whose operations wait for tensors, where the backend runs them as it likes."""
+    """Context whose operations run after those of tensors, if the backend may reorder them."""
     if keras.backend.backend() != "tensorflow":
         return contextlib.nullcontext()
     from keras_sparse_dm.sparsity.tensorflow import after

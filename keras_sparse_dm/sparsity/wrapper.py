@@ -1,4 +1,4 @@
-"""An optimizer that wraps another: all that it only passes on."""
+"""Base of optimizer wrappers, with the members that only delegate."""
 
 import keras
 from keras import ops
@@ -7,7 +7,7 @@ from keras_sparse_dm import _keras
 
 
 class OptimizerWrapper(_keras.AveragesOfInner, keras.optimizers.Optimizer):
-    """Base class of an optimizer whose steps are those of its `inner_optimizer`.
+    """Optimizer that delegates its steps to an `inner_optimizer`.
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` to wrap.
@@ -53,10 +53,11 @@ class OptimizerWrapper(_keras.AveragesOfInner, keras.optimizers.Optimizer):
         """Number of batches in one step of the wrapped optimizer, 1 or more."""
         return self.inner_optimizer.gradient_accumulation_steps or 1
 
-    # Keras's SwapEMAWeights looks one wrapper deep, and finds this one below loss scaling.
+    # Keras's SwapEMAWeights looks through one wrapper, which may be loss scaling; then it finds
+    # this one.
     @property
     def use_ema(self):
-        # Not while this wrapper is built: it keeps no averages of its own.
+        # False while this wrapper is built, so that it creates no averages of its own.
         return self.built and self.inner_optimizer.use_ema
 
     @use_ema.setter
@@ -64,6 +65,6 @@ class OptimizerWrapper(_keras.AveragesOfInner, keras.optimizers.Optimizer):
         pass
 
     def set_weights(self, weights):
-        """Set all variables, the wrapped optimizer's too, as Keras's HDF5 files do."""
+        """Set all variables, including the wrapped optimizer's, for Keras's HDF5 files."""
         super().set_weights(weights)
         self.inner_optimizer.set_weights(weights[len(super().variables) :])

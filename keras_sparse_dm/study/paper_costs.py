@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import keras
 
 from keras_sparse_dm.masks.distributions import densities
-from keras_sparse_dm.metrics.costs.cost import step_flops
-from keras_sparse_dm.metrics.costs.flops import counted_kernels, forward_flops
+from keras_sparse_dm.metrics.costs.flops import forward_flops
+from keras_sparse_dm.metrics.costs.kernels import counted_kernels
+from keras_sparse_dm.metrics.costs.training_flops import step_flops
 from keras_sparse_dm.models import ChiroDiff, UNet
 from keras_sparse_dm.presets import get_preset
 from keras_sparse_dm.sparsity.methods import get_method

@@ -1,4 +1,4 @@
-"""Stacks of bidirectional GRUs, and what Keras computes with them, one layer after the other."""
+"""Stacks of bidirectional GRUs, and their outputs computed by Keras layer by layer."""
 
 import keras
 
@@ -12,7 +12,7 @@ def make_layers(units=(5, 3), features=4, **options):
         layers.append(keras.layers.Bidirectional(gru))
         layers[-1].build((None, None, features))
         features = 2 * number
-    # Biases start at zero, which would hide where they are added.
+    # Zero biases would hide errors in adding them.
     for layer in layers:
         for variable in layer.trainable_variables:
             variable.assign(keras.random.normal(variable.shape, stddev=0.5))
@@ -20,7 +20,7 @@ def make_layers(units=(5, 3), features=4, **options):
 
 
 def one_after_the_other(layers, sequences, mask, training=False):
-    """Output of the last layer, which Keras leaves zero at padding."""
+    """Return the output of the last layer, which is zero at padding."""
     for layer in layers:
         sequences = layer(sequences, mask=mask, training=training)
     return sequences

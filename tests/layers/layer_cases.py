@@ -1,4 +1,4 @@
-"""Every layer that has a sparse twin, with arguments of many kinds, and how to compare the two."""
+"""Cases for every layer with a sparse twin, and functions to compare both layers."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ BATCH = 3
 STEPS = 6
 PADDING = np.arange(STEPS) < np.array([6, 2, 4])[:, None]
 
-# Keras's name -> the sparse layer.
+# Keras's name -> sparse layer.
 SPARSE = {
     "GroupQueryAttention": ksd.layers.SparseGroupedQueryAttention,
     **{
@@ -26,7 +26,7 @@ SPARSE = {
 
 
 class Sparse:
-    """Stands for `keras.layers`, with the sparse layers under the names of Keras's."""
+    """Replacement of `keras.layers` with the sparse layers under Keras's names."""
 
     def __getattr__(self, name):
         return SPARSE.get(name) or getattr(layers, name)
@@ -146,7 +146,7 @@ CASES = {
     ),
 }
 
-# One for each class.
+# One case for each class.
 ONE_EACH = (
     *("dense", "einsum_heads", "conv1d", "conv2d", "conv3d", "conv1d_transpose"),
     *("conv2d_transpose", "conv3d_transpose", "depthwise1d", "depthwise2d", "separable1d"),
@@ -156,14 +156,14 @@ ONE_EACH = (
 
 
 def randomize(layer, seed=0):
-    """Gives every trained weight, biases too, a random value."""
+    """Set every trained weight, including biases, to random values."""
     random = np.random.default_rng(seed)
     for v in layer.trainable_variables:
         v.assign(random.normal(size=v.shape) * 0.5)
 
 
 def copy_trainable(source, target):
-    """Gives the twin the same trained weights, matched by position, path and shape."""
+    """Copy the trained weights to the twin, matched by position, path and shape."""
     assert [v.shape for v in source.trainable_variables] == [
         v.shape for v in target.trainable_variables
     ]
@@ -173,7 +173,7 @@ def copy_trainable(source, target):
 
 
 def twins(case, dtype=None):
-    """Returns the built Keras layer and the built sparse layer, with the same random weights."""
+    """Return the built Keras layer and the built sparse layer with equal random weights."""
     policy = keras.config.dtype_policy()
     if dtype is not None:
         keras.config.set_dtype_policy(dtype)
@@ -189,7 +189,7 @@ def twins(case, dtype=None):
 
 
 def outputs_and_gradients(layer, case, xs):
-    """Outputs, and the gradients of a loss that weighs every output entry differently."""
+    """Return outputs, and gradients of a loss with a different weight for every output entry."""
     with tf.GradientTape() as tape:
         tape.watch(xs)
         outputs = tf.nest.flatten(layer(*xs, **case.call))

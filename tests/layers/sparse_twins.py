@@ -1,4 +1,4 @@
-"""A pytest plugin that puts the sparse twins in the place of Keras's layers, for Keras's tests."""
+"""Pytest plugin that replaces Keras's layers by the sparse twins, for Keras's own tests."""
 
 import keras.src.layers
 

@@ -1,4 +1,4 @@
-"""Saving and loading of layers that hold others: what `Sparsified` adds, and what it refuses."""
+"""Saving and loading of layers that hold other layers, with `Sparsified`."""
 
 import json
 
@@ -26,7 +26,7 @@ def assert_same_sparse_model(one, other, x):
 
 @registered
 class Inner(layers.Layer):
-    """Makes its sublayers in `build`, two of them or three."""
+    """Layer that makes two or three sublayers in `build`."""
 
     def __init__(self, deep=False, **kwargs):
         super().__init__(**kwargs)
@@ -52,7 +52,7 @@ class Inner(layers.Layer):
 
 @registered
 class Outer(layers.Layer):
-    """Has no `build`: its sublayers are built when it is first called."""
+    """Layer without `build`, whose sublayers are built in the first call."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -108,7 +108,7 @@ def test_block_without_build_is_restored_when_it_is_called():
     config = json.loads(json.dumps(block.get_config()))
     restored = type(block).from_config(config)
     assert type(restored).__name__ == "Outer"
-    # Still what it is to become, if it is saved before it was called.
+    # A layer that is saved before its first call keeps its configuration.
     assert restored.get_config()["sparse_layers"] == config["sparse_layers"]
     x = np.random.default_rng(0).normal(size=(2, 4)).astype("float32")
     restored(x)
@@ -170,7 +170,7 @@ def test_custom_objects_are_passed_on(tmp_path):
 
 
 class TakesAnArray(keras.Model):
-    """Its argument is no part of a configuration, and it writes none."""
+    """Layer without a configuration, whose argument cannot be serialized."""
 
     def __init__(self, scale):
         super().__init__()
@@ -187,7 +187,7 @@ class Oracle:
 
 
 def test_model_that_keras_cannot_save_says_so_as_before(tmp_path):
-    """Keras's own refusal reaches the caller, and the model goes on being sparse."""
+    """Keras's error reaches the caller, and the model stays sparse."""
     x = np.ones((2, 4), "float32")
     model, plain = TakesAnArray(Oracle()), TakesAnArray(Oracle())
     model(x), plain(x)
@@ -207,7 +207,7 @@ def test_model_that_keras_cannot_save_says_so_as_before(tmp_path):
 
 @registered
 class Growing(layers.Layer):
-    """Holds layers that no configuration tells of."""
+    """Layer with sublayers that are not in its configuration."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -230,7 +230,7 @@ def test_block_that_a_file_cannot_restore_says_what_to_do(tmp_path):
     model.save(tmp_path / "model.keras")
     with pytest.raises((ValueError, TypeError), match="cannot be restored .*`load_weights`"):
         keras.saving.load_model(tmp_path / "model.keras")
-    # What the message advises works.
+    # The advice in the message works.
     other = grown()
     ksd.sparsify(other, 0.5)
     model.save_weights(tmp_path / "model.weights.h5")
@@ -243,7 +243,7 @@ ORDER = ["a", "b"]
 
 @registered
 class AnyOrder(keras.Model):
-    """Makes two sublayers of equal shape, in an order that a new version of its code may change."""
+    """Layer with two sublayers of equal shape, whose order may change between versions."""
 
     def __init__(self, named=False, **kwargs):
         super().__init__(**kwargs)
@@ -317,7 +317,7 @@ def test_mask_targets_name_their_kernels():
     ksd.sparsify(model, 0.5, seed=0)
     config = model.layers[0].get_config()
     assert list(config["mask_targets"]) == ["kernel"]
-    # As version 0.1 had it.
+    # The format of version 0.1.
     listed = {**config, "mask_targets": [config["mask_targets"]["kernel"]]}
     for one in (config, listed):
         again = SparseDense.from_config(one)

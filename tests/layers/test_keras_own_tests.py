@@ -1,6 +1,6 @@
-"""Keras's own tests of its layers, which its wheel contains, pass with the sparse twins.
+"""Keras's own tests of its layers, from its wheel, run with the sparse twins.
 
-They check what a layer owes its users: numbers of weights, `set_weights`, legacy loading,
+They check what users of a layer rely on: numbers of weights, `set_weights`, legacy loading,
 constraints, quantization, LoRA, masking, serialization.
 """
 
@@ -29,7 +29,7 @@ FILES = {
         "attention/grouped_query_attention_test.py",
     ],
 }
-# What a sparse layer has to refuse, with the reason.
+# Tests that a sparse layer cannot pass, with the reason.
 REFUSED = {}
 
 

@@ -9,7 +9,7 @@ from keras_sparse_dm.models import ChiroDiff, UNet, VQAutoencoder
 
 
 class Holder(keras.layers.Layer):
-    """Holds layers in every way that Keras tracks."""
+    """Layer that holds others in every way that Keras tracks."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -27,7 +27,7 @@ class Holder(keras.layers.Layer):
 
 
 def numbered_anew(make):
-    """Locations of two models of one kind, between which Keras has numbered other layers."""
+    """Return the locations of two equal models, with other unnamed layers made in between."""
     first = locations(make())
     [cls(1) for cls in (layers.Dense, layers.GRU) for _ in range(11)]
     return first, locations(make())
@@ -57,7 +57,7 @@ def test_attributes_lists_and_dictionaries():
         "pair/1/1/deep",
         "_many/0",
     ]
-    # A set has no order: that of the names.
+    # A set has no order; names decide.
     assert [found[f"loose/{i}"].name for i in range(3)] == ["loose_9", "loose_10", "loose_11"]
     assert found["again/0"] is found[""].encoder and found["again/1"] is found[""]._zeta
 
@@ -85,7 +85,7 @@ def test_names_of_graphs_are_counted_within_each():
     }
     assert [type(layer) for layer in first.values()] == [type(la) for la in second.values()]
     assert first["dense"].name != second["dense"].name
-    # By the graph, not in order of creation.
+    # In the order of the graph, not of creation.
     x = keras.Input((8,))
     last, start = layers.Dense(8), layers.Dense(8)
     found = locations(keras.Model(x, last(start(x))))
@@ -105,7 +105,7 @@ def test_attributes_of_a_functional_model_beside_its_graph():
 def test_references_to_others_are_no_way_to_them():
     root = keras.layers.Layer()
     root.a, root.b = keras.layers.Layer(), keras.layers.Layer()
-    # Untracked, as by a class that keeps Keras from tracking its parent.
+    # Untracked, as in a class that hides its parent from Keras.
     for name in ("_parent", "_sibling"):
         object.__setattr__(root.a, name, root if name == "_parent" else root.b)
     object.__setattr__(root, "other", layers.Dense(1))

@@ -1,4 +1,4 @@
-"""Sparse layers against the Keras layers that they replace."""
+"""Sparse layers compared with the Keras layers that they replace."""
 
 import inspect
 import re
@@ -51,7 +51,7 @@ def assert_twins_agree(case, theirs, ours, run=lambda function: function, dtype=
     assert_same_bits(our_g, their_g)
     variables = [*xs, *ours.trainable_variables]
     for v, gradient in zip(variables, our_g, strict=True):
-        # The loss reaches every weight, but for the bias of keys, to which softmax is blind.
+        # The loss depends on every weight except the bias of keys, which softmax cancels.
         assert np.any(gradient) or "key/bias" in v.path
 
 
@@ -60,13 +60,13 @@ def test_full_masks_give_the_bits_of_the_keras_layer(name):
     case = CASES[name]
     theirs, ours = twins(case)
     assert_twins_agree(case, theirs, ours)
-    # And where nothing has values yet.
+    # The same before variables have values.
     symbolic = [layer(*case.symbolic_inputs(), **case.call) for layer in (ours, theirs)]
     for one, other, y in zip(
         *map(tf.nest.flatten, [*symbolic, ours(*case.inputs(), **case.call)]), strict=True
     ):
         assert one.shape == other.shape
-        # Keras takes the axes behind an ellipsis in another order, and knows not all of others.
+        # Keras orders the axes behind an ellipsis differently and cannot infer all of them.
         known = zip(one.shape, y.shape, strict=True)
         assert name == "einsum_ellipsis" or all(i in (None, j) for i, j in known)
         assert one.dtype == other.dtype == y.dtype.name
@@ -94,7 +94,7 @@ def test_dtype_policies(name, policy):
 
 
 class KerasChecks(keras_testing.TestCase):
-    """What Keras asks of each of its own layers."""
+    """Checks that Keras runs on each of its own layers."""
 
     def runTest(self):
         pass
@@ -151,13 +151,13 @@ def test_passes_the_checks_of_keras(name):
         SPARSE[name],
         arguments,
         input_shape=shape,
-        # Keras's training check gives a layer one input.
+        # Keras's training check passes a single input.
         run_training_check=not isinstance(shape, dict),
         **counts,
     )
 
 
-# Arguments that are not the defaults.
+# Arguments other than the defaults.
 UNUSUAL = {
     "activation": "relu",
     "recurrent_activation": "tanh",
@@ -224,7 +224,7 @@ def test_configuration_is_that_of_the_keras_layer(name):
 
 
 def described(variables):
-    """All but the numbers in names that Keras counts up for the whole process."""
+    """Return a text without the numbers that Keras counts up in names."""
     return [(re.sub(r"_\d+/", "/", v.path), v.shape, v.dtype, v.trainable) for v in variables]
 
 
@@ -319,7 +319,7 @@ def test_output_ignores_padding():
 
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_training_is_that_of_the_keras_layer(name):
-    """By a plain optimizer, while the masks are full."""
+    """A plain optimizer trains sparse layers with full masks."""
     case = CASES[name]
     theirs, ours = twins(case)
     before = [numpy(v) for v in ours.trainable_variables]
@@ -355,7 +355,7 @@ def test_masks_are_boolean_variables_beside_their_kernels(name):
         assert mask.dtype == "bool" and not mask.trainable and mask.shape == kernel.shape
         assert mask.path == f"{kernel.path}_mask"
         assert numpy(mask).all()
-        # A mask is no weight.
+        # Masks are not weights.
         assert all(mask is not v for v in ours.variables)
         assert sum(kernel is v for v in ours.weights) == 1
     assert len(ours.variables) == len(theirs.variables)
@@ -365,7 +365,7 @@ def test_masks_are_boolean_variables_beside_their_kernels(name):
 
 
 def linear_layers():
-    """`{name: (layer, input shape)}`; stride 1 and no padding, so all positions are alike."""
+    """Return `{name: (layer, input shape)}`, with stride 1 and no padding."""
     plain = {"use_bias": False}
     return {
         "dense": (TWIN.Dense(3, **plain), (5,)),
@@ -407,7 +407,7 @@ def attention_layers():
 
 
 def jacobian(layer, shape):
-    """`(outputs, inputs)` of a linear layer, for one example."""
+    """Return the Jacobian (outputs, inputs) of a linear layer for one example."""
     size = np.prod(shape)
     unit = np.eye(size, dtype="float32").reshape(size, *shape)
     return numpy(layer(unit)).reshape(size, -1).T
@@ -415,7 +415,7 @@ def jacobian(layer, shape):
 
 @pytest.mark.parametrize("name", [*linear_layers(), *attention_layers()])
 def test_axes_of_a_kernel_are_what_the_layer_makes_of_it(name):
-    """Slices of the kernel connect other inputs, or other outputs, and all of them together."""
+    """Each slice along an axis connects different features, and all slices connect all."""
     layer, shape = {**linear_layers(), **attention_layers()}[name]
     if not layer.built:
         layer.build((1, *shape))
@@ -426,7 +426,7 @@ def test_axes_of_a_kernel_are_what_the_layer_makes_of_it(name):
     full = jacobian(layer, shape)
     assert full.any(axis=0).all() and full.any(axis=1).all()
 
-    # An output in the middle of the picture meets the whole window, of all its inputs.
+    # An output in the middle of the image depends on the whole window of all its inputs.
     *window, inputs, outputs = axes.as_matrix(kernel.shape)
     assert (full != 0).sum(axis=1).max() == np.prod(window) * inputs
     assert np.prod(window) * inputs * outputs == values.size
@@ -443,7 +443,7 @@ def test_axes_of_a_kernel_are_what_the_layer_makes_of_it(name):
             reached += jacobian(layer, shape).any(axis=side)
             kernel.assign(values - chosen)
             gone.append((~jacobian(layer, shape).any(axis=side)).sum())
-        # No two slices reach the same feature, and without one its features are cut off.
+        # No two slices connect the same feature, and removing a slice disconnects its features.
         np.testing.assert_array_equal(reached, 1)
         assert sum(gone) == reached.size and len(set(gone)) == 1
     assert axes.groups == getattr(layer, "groups", 1)
@@ -459,7 +459,7 @@ def test_axes_of_separable_kernels(name):
     depthwise, pointwise = layer.depthwise_kernel, layer.pointwise_kernel
     assert axes["depthwise_kernel"].as_matrix(depthwise.shape) == (*depthwise.shape[:-2], 1, 6)
     assert axes["pointwise_kernel"].as_matrix(pointwise.shape) == (*[1] * (len(shape) - 1), 6, 6)
-    # With the identity after it, the depthwise kernel is seen alone.
+    # An identity as pointwise kernel shows the depthwise kernel alone.
     pointwise.assign(np.eye(6).reshape(pointwise.shape))
     for channel in range(3):
         for multiple in range(2):

@@ -1,4 +1,4 @@
-"""The fast stack of GRUs and its gradient against Keras's layers, one after the other."""
+"""Fast stack of GRUs and its gradient, compared with Keras's layers."""
 
 import functools
 
@@ -16,7 +16,7 @@ by_keras = functools.partial(one_after_the_other, training=True)
 
 
 def outputs_and_gradients(compute, layers, sequences, mask, upstream):
-    """Outputs, and the gradients of the inputs and of all weights."""
+    """Return outputs, and gradients of the inputs and of all weights."""
     weights = [v.value for layer in layers for v in layer.trainable_variables]
     with tf.GradientTape() as tape:
         tape.watch(sequences)

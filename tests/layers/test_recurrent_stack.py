@@ -1,4 +1,4 @@
-"""The fast stack of GRUs against Keras's layers, one after the other."""
+"""Fast stack of GRUs, compared with Keras's layers."""
 
 import keras
 import numpy as np
@@ -57,7 +57,7 @@ def test_a_head_is_computed_at_every_point(layers, compiled):
 
     def head(outputs):
         assert outputs.shape.rank == 3
-        # It may compute in another precision than the layers.
+        # The stack may use another precision than the layers.
         return tf.tensordot(tf.cast(outputs, "float64"), kernel, 1) + 1.0
 
     def compute(sequences, mask):

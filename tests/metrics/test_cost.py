@@ -28,7 +28,7 @@ def dense_network(*units, inputs=7, shape=()):
 
 
 def frozen_graph(function, *example):
-    """The graph of a function with its variables as constants and all shapes known."""
+    """Return the graph of a function with constant variables and static shapes."""
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
     )
@@ -41,7 +41,7 @@ def frozen_graph(function, *example):
 
 
 def profiler_flops(function, *example):
-    """What TensorFlow's own profiler counts for the multiplications of one forward pass."""
+    """Return TensorFlow's own count of the products in one forward pass."""
     graph = frozen_graph(lambda *x: function(*x), *example)
     options = tf.compat.v1.profiler.ProfileOptionBuilder(
         tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
@@ -59,9 +59,9 @@ def profiler_flops(function, *example):
 
 
 def einsum_flops(function, *example):
-    """FLOPs of the sums of products in a graph, of which the profiler knows nothing.
+    """Return the FLOPs of a graph's einsum operations, which the profiler does not count.
 
-    One multiply-add for each combination of all indices of an equation.
+    Counts one multiply-add for each combination of an equation's indices.
     """
     total = 0
     for operation in frozen_graph(function, *example).get_operations():
@@ -131,7 +131,7 @@ def test_layers_agree_with_tensorflows_profiler(layer, shape):
     ids=name_of,
 )
 def test_every_multiplication_counts_once(layer, shape):
-    """With ones for weights and inputs, the outputs add up to the number of products."""
+    """With all weights and inputs at one, the outputs sum to the number of products."""
     model = keras.Sequential([keras.Input(shape), layer])
     ((kernel, _),) = layer.masks
     kernel.assign(np.ones(kernel.shape))
@@ -292,7 +292,7 @@ def test_training_flops(update_every):
 
 
 def test_training_flops_of_pruning_while_training():
-    """Each step costs what the masks of that step do."""
+    """Each step counts at its own sparsity."""
     model = dense_network(8, 8, inputs=8)
     sparsify(model, 0.5, "uniform", seed=0)
     schedule = PolynomialDecay(0.0, 0.5, begin_step=2, end_step=6, power=1, frequency=2)
@@ -413,7 +413,7 @@ def test_dense_keras_layers_by_hand(layer, shape, products):
     "layer",
     [
         keras.layers.MultiHeadAttention(2, 4, value_dim=5, output_shape=8),
-        # Which takes other operations than the one above.
+        # This model uses other operations than the one above.
         keras.layers.MultiHeadAttention(2, 4, dropout=0.1),
         keras.layers.GroupQueryAttention(4, 6, 2, use_gate=True),
         sparse.SparseMultiHeadAttention(3, 2),
@@ -620,7 +620,7 @@ print(json.dumps({"dense": dense, "shapes": shapes, "memory": memory() - before}
 
 @pytest.fixture(scope="module")
 def paper_unet():
-    """Costs of the full network, from a process that holds none of its weights."""
+    """Return costs of the full network from a process that holds none of its weights."""
     done = subprocess.run(
         [sys.executable, "-c", PAPER_UNET], capture_output=True, text=True, check=True
     )
@@ -637,7 +637,7 @@ def test_the_full_network_costs_what_the_paper_says(paper_unet):
     assert dense["dense_batch_training_flops"] == 12 * dense["dense_training_flops"]
     assert dense["sparse_training_flops"] == dense["dense_training_flops"]
     assert dense["nonzero_kernel_parameters"] is None and not dense["not_counted"]
-    # Neither weights nor the state of an optimizer are made.
+    # The process creates neither weights nor optimizer state.
     assert paper_unet["memory"] < 1e9
     assert dense["training_bytes"]["optimizer"] == 2 * 4 * 274_056_163
     # 5 blocks each at 32 x 32, 16 x 16 and 8 x 8 positions, and the middle one.
@@ -647,7 +647,7 @@ def test_the_full_network_costs_what_the_paper_says(paper_unet):
 
 @pytest.fixture(scope="module")
 def paper_networks(paper_unet):
-    """`{preset: (parameters, {kernel: (shape, FLOPs)})}`; ChiroDiff's FLOPs are of one point."""
+    """Return `{preset: (parameters, {kernel: (shape, FLOPs)})}`, for one point of ChiroDiff."""
     found = {}
     for preset, setting in PAPER_SETTINGS.items():
         if setting.size:
@@ -671,7 +671,7 @@ def paper_networks(paper_unet):
     "row", PAPER_COSTS, ids=lambda row: f"{row.preset}-{row.method}-{row.sparsity}"
 )
 def test_the_papers_tables(row, paper_networks):
-    """Every figure as printed, or named with the reason why not; none is named for nothing."""
+    """Every figure is as printed, or listed with a reason; no listed figure is as printed."""
     setting = PAPER_SETTINGS[row.preset]
     parameters, kernels = paper_networks[row.preset]
     dense = sum(flops for _, flops in kernels.values())
@@ -712,7 +712,7 @@ def test_the_papers_tables(row, paper_networks):
     ],
 )
 def test_sketch_lengths_that_the_papers_figures_imply(preset, weights, sampling, training):
-    """Sampling and training figures ask for the same mean number of points."""
+    """Sampling and training figures imply the same mean number of points."""
     setting = PAPER_SETTINGS[preset]
     half_a_digit = 0.005 * 10 ** math.floor(math.log10(sampling))
     low, high = ((sampling + sign * half_a_digit) / 50 / 2 / weights for sign in (-1, 1))
@@ -756,7 +756,7 @@ def test_file_bytes_are_those_of_the_encodings():
                 index = -(-len(numbers) * low // 8) + -(-unary // 8)
                 ways["bitmask"] = len(values) + np.packbits(mask).nbytes
                 ways["index"] = len(values) + index
-                # With a mask, of whichever kind, wherever something is pruned.
+                # Every pruned kernel has one of the two encodings of its mask.
                 ways["sparse"] = min(ways["bitmask"], ways["index"])
             wanted = {name: wanted[name] + ways[name] for name in wanted}
         assert vars(files) == wanted
@@ -776,7 +776,7 @@ def test_training_bytes_are_those_of_the_optimizer_in_training(method, ema):
     after = cost(model, (1, 7), method=method, update_every=2).training_bytes
     assert before.training_bytes == after
     held = [np.asarray(v) for v in model.optimizer.variables if len(v.shape) > 1]
-    # Biases have the optimizer's own state alone: two moments, and an average.
+    # Biases have only the optimizer's state: two moments and an average.
     biases = (2 + ema) * (6 + 3) * 4
     kept = after.optimizer + after.averages + after.history + after.dense_gradients
     assert kept == sum(array.nbytes for array in held) + biases
@@ -797,14 +797,14 @@ def test_training_bytes_by_optimizer():
     assert held(keras.optimizers.Adam(amsgrad=True)).optimizer == 3 * 4 * parameters
     wrapped = keras.optimizers.LossScaleOptimizer(keras.optimizers.Lion(use_ema=True))
     assert (held(wrapped).optimizer, held(wrapped).averages) == (4 * parameters, 4 * parameters)
-    # As the presets train.
+    # The optimizer of the presets.
     assert (held(None).optimizer, held(None).averages) == (8 * parameters, 4 * parameters)
     assert held(None).masks == held(None).history == held(None).dense_gradients == 0
     model.compile("rmsprop")
     assert held(None).optimizer == 4 * parameters
 
 
-# What is shown ----------------------------------------------------------------------------------
+# Printing ---------------------------------------------------------------------------------------
 
 
 def test_supposed_sparsity_costs_what_sparsify_makes():

@@ -1,4 +1,4 @@
-"""The embedded features: Keras's own layers' answers, images of every form, ranking, damage."""
+"""Embedded features: equality to Keras layers, image formats, ranking, damaged files."""
 
 import importlib.util
 import os
@@ -22,7 +22,7 @@ from keras_sparse_dm.metrics.features.embedded import (
     read_weights,
     write_weights,
 )
-from keras_sparse_dm.metrics.features.render import render_sketches
+from keras_sparse_dm.metrics.features.sketch_images import render_sketches
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -61,7 +61,7 @@ def rank():
 @pytest.fixture(scope="module")
 def training(monkeypatch_module):
     module = script("train_feature_network")
-    # Where a dataclass looks for its annotations, and a pickle for functions.
+    # Dataclasses and pickles look up the module here.
     monkeypatch_module.setitem(sys.modules, "train_feature_network", module)
     return module
 
@@ -76,7 +76,7 @@ def images(n=5, shape=(SIZE, SIZE), seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, *shape), np.uint8)
 
 
-# What is computed ----------------------------------------------------------------------------
+# Features ------------------------------------------------------------------------------------
 
 
 def test_features_are_those_of_the_same_network_in_keras(features):
@@ -110,9 +110,9 @@ def test_images_are_averaged_down_as_pillow_does(length):
     assert weights.shape == (SIZE, length) and weights.dtype == np.float32
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(weights.sum(axis=0), SIZE / length, rtol=1e-5)
-    if length % SIZE == 0:  # else Pillow takes whole pixels only
+    if length % SIZE == 0:  # otherwise Pillow takes whole pixels only
         np.testing.assert_allclose(row @ weights.T, expected, rtol=1e-5)
-    # By definition: the mean over each 64th of a row that is made of 64 times finer pixels.
+    # The definition: the mean over each 64th of a row with every pixel split into 64.
     fine = np.repeat(row[0].astype(float), SIZE).reshape(SIZE, length).mean(axis=1)
     np.testing.assert_allclose(weights @ row[0], fine, rtol=1e-5)
 
@@ -135,7 +135,7 @@ def test_size_and_colour_of_images(features):
     np.testing.assert_allclose(features(grey), expected, rtol=1e-4, atol=1e-4)
     colour = images(3, (SIZE, SIZE, 3))
     pillow = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in colour])
-    # Pillow rounds to whole greys.
+    # Pillow rounds to integers.
     np.testing.assert_allclose(features(colour), features(pillow), atol=0.05)
     assert features(images(2, (28, 28))).shape == (2, features.dimensions)
     assert features(images(2, (300, 1))).shape == (2, features.dimensions)
@@ -164,21 +164,21 @@ def test_progress(features, capsys):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (np.zeros((2, 8, 8)), r"of type float64; it must be uint8.*np.round\(images \* 255\)"),
-        (np.zeros((2, 8, 8), np.int64), "of type int64"),
+        (np.zeros((2, 8, 8)), r"has type float64; it must be uint8.*np.round\(images \* 255\)"),
+        (np.zeros((2, 8, 8), np.int64), "has type int64"),
         (np.zeros((8, 8), np.uint8), r"shape \(8, 8\); it must be \(n, height, width\).*image\["),
         (np.zeros((2, 8, 8, 4), np.uint8), r"shape \(2, 8, 8, 4\)"),
         (np.zeros((2, 0, 8), np.uint8), r"shape \(2, 0, 8\)"),
     ],
 )
-def test_what_images_must_be_is_told(features, given, message):
+def test_refuses_images(features, given, message):
     with pytest.raises(ValueError, match=message):
         features(given)
     with pytest.raises(ValueError, match="batch_size=0"):
         features(images(), 0)
 
 
-# The file ------------------------------------------------------------------------------------
+# Files ---------------------------------------------------------------------------------------
 
 
 def test_the_file_is_small_plain_and_tells_its_accuracy(features):
@@ -189,7 +189,7 @@ def test_the_file_is_small_plain_and_tells_its_accuracy(features):
     assert features.name == "FD-kanji"
     assert features.name in repr(features) and features.fingerprint in repr(features)
     assert 128 <= features.dimensions <= 256
-    # Chance is the mean share of characters that hold a component, a few hundredths.
+    # Chance level is the mean share of characters with a component, a few percent.
     assert features.accuracy["KanjiVG: mean average precision"] > 0.6
     assert features.accuracy["digits: accuracy"] > 0.9
     assert features.accuracy["KanjiVG: held-out drawings"] > 900
@@ -283,7 +283,7 @@ def test_a_file_with_a_pickle_runs_nothing(tmp_path):
 def test_importing_loads_no_tensorflow():
     code = (
         "import sys, keras_sparse_dm.metrics.features.embedded\n"
-        "import keras_sparse_dm.metrics.features.render\n"
+        "import keras_sparse_dm.metrics.features.sketch_images\n"
         "print([m for m in ('tensorflow', 'keras', 'PIL') if m in sys.modules])"
     )
     result = subprocess.run(
@@ -293,7 +293,7 @@ def test_importing_loads_no_tensorflow():
     assert result.stdout.strip() == "[]"
 
 
-# How it is made ------------------------------------------------------------------------------
+# Training ------------------------------------------------------------------------------------
 
 
 def test_what_is_written_computes_what_was_trained(training, tmp_path):
@@ -332,12 +332,12 @@ def test_training_pictures_depend_on_seed_and_number_alone(training, sketches):
     np.testing.assert_array_equal(strengths, strengths_again)
     assert strengths.min() == 0 and strengths.max() <= 1 and (strengths.max(axis=0) > 0).all()
     assert (warped != draw(4, True, 1.0)[0]).any(axis=(1, 2)).all()
-    # Little enough is changed where nothing is damaged that ink stays where it was.
+    # Undamaged drawings change so little that ink stays in place.
     ink, moved = (255.0 - p.reshape(40, -1) for p in (plain, draw(3, True, 0.0)[0]))
     assert (ink * moved).sum() > 1.5 * (ink * np.roll(moved, 1, axis=0)).sum()
 
 
-# What it is good for -------------------------------------------------------------------------
+# Use -----------------------------------------------------------------------------------------
 
 
 def test_digits_are_told_apart_by_their_features_alone(features, sketches):

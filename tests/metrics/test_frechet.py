@@ -1,4 +1,4 @@
-"""The Fréchet distance: torch-fidelity's answers, closed forms, singular covariances, errors."""
+"""Fréchet distance: torch-fidelity's results, closed forms, singular covariances, errors."""
 
 import warnings
 
@@ -8,8 +8,8 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keras_sparse_dm.metrics import FeatureStatistics
 from keras_sparse_dm.metrics.frechet import FewSamplesWarning, frechet_distance
-from keras_sparse_dm.metrics.statistics import FeatureStatistics
 
 of = FeatureStatistics.from_features
 
@@ -29,7 +29,7 @@ def few_samples():
 
 
 def both_ways(a, b):
-    """The distance of features, of statistics, and of one and the other."""
+    """Return the distances of features, of statistics, and of both mixed."""
     return [frechet_distance(*pair) for pair in ((a, b), (of(a), of(b)), (a, of(b)), (of(a), b))]
 
 
@@ -85,7 +85,7 @@ def test_of_one_feature_is_the_closed_form():
 
 
 def test_of_features_far_from_zero_and_of_float32():
-    # What a difference of sums of squares would lose altogether.
+    # A difference of sums of squares would lose all digits.
     rng = np.random.default_rng(2)
     a = rng.normal(size=(400, 6)).astype(np.float32)
     b = (1 + rng.normal(size=(300, 6))).astype(np.float32)
@@ -134,8 +134,8 @@ def test_warns_of_too_few_samples_for_the_features(make):
         (np.zeros((5, 2)), np.zeros((1, 2)), "`features_b` must .* 2 samples or more"),
         (of(np.zeros((1, 2))), np.zeros((5, 2)), "`features_a` must .* received statistics of 1"),
         (FeatureStatistics(), np.zeros((5, 2)), "`features_a` must .* received statistics of 0"),
-        (np.zeros((5, 2)), np.zeros((5, 3)), "as many features; received 2 and 3"),
-        (np.zeros((5, 2)), of(np.zeros((5, 3))), "as many features; received 2 and 3"),
+        (np.zeros((5, 2)), np.zeros((5, 3)), "same number of features; received 2 and 3"),
+        (np.zeros((5, 2)), of(np.zeros((5, 3))), "same number of features; received 2 and 3"),
         (np.full((5, 2), np.nan), np.zeros((5, 2)), "`features_a` must be finite.* in sample 0"),
         (np.zeros((5, 2)), [["a", "b"]] * 5, "`features_b` must be an array of real numbers"),
         (np.zeros((5, 2)), np.zeros((5, 2), complex), "`features_b` must be .* of real numbers"),

@@ -1,4 +1,4 @@
-"""The Inception networks: the originals' answers, names, files, resizing, pooling, errors."""
+"""Inception networks: results of the originals, names, files, resizing, pooling, errors."""
 
 import hashlib
 import importlib.util
@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_sparse_dm.metrics.features import inception
 from keras_sparse_dm.metrics.features.inception import InceptionFeatures
+from keras_sparse_dm.metrics.features.inception_network import average_pool
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "evaluation.py"
 
@@ -21,7 +22,7 @@ def torch():
 
 @pytest.fixture(scope="module")
 def programs(torch):
-    """The networks written in PyTorch, of the benchmark."""
+    """Return the benchmark module, which has the networks in PyTorch."""
     spec = importlib.util.spec_from_file_location("inception_benchmark", BENCHMARK)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -30,7 +31,7 @@ def programs(torch):
 
 @pytest.fixture(scope="module")
 def state(reference):
-    """The weights behind the reference answers, by torch-fidelity's names."""
+    """Return the weights of the reference results, under torch-fidelity's names."""
     return reference.state_dict("fid.npz")
 
 
@@ -43,19 +44,19 @@ def answers(reference):
 
 @pytest.fixture(scope="module")
 def whole(state):
-    """The whole network."""
+    """Return the whole network."""
     return InceptionFeatures(state)
 
 
 @pytest.fixture(scope="module")
 def stem(state):
-    """Only its first convolutions: fast."""
+    """Return a fast network of only the first convolutions."""
     return InceptionFeatures(state, features=64)
 
 
 @pytest.fixture(scope="module")
 def sketch_state(programs):
-    """A torchvision-like network for sketches as it is published, with all that trains it."""
+    """Return the tensors of a network for sketches as published, with its training parts."""
     network = programs.random_network("quickdraw")
     tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     tensors["AuxLogits.conv0.conv.weight"] = np.zeros((128, 768, 1, 1), "float32")
@@ -67,7 +68,7 @@ def random_images(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype="uint8")
 
 
-# The originals' answers
+# Results of the originals
 
 
 @pytest.mark.parametrize("tap", [64, "192", 768, 2048])
@@ -89,7 +90,7 @@ def test_the_classifier_without_its_bias(state, answers):
 
 
 def test_equals_the_network_for_sketches_in_pytorch(programs, torch, sketch_state):
-    # Dark strokes of every darkness on paper that is nearly white.
+    # Strokes of every darkness on nearly white paper.
     images = np.random.default_rng(1).integers(231, 256, (2, 64, 48)).astype("uint8")
     images[:, 10:50, 20:23] = random_images(2, 40, 3)
     features = InceptionFeatures(sketch_state)
@@ -107,7 +108,7 @@ def test_equals_the_network_for_sketches_in_pytorch(programs, torch, sketch_stat
         features(random_images(1, 8, 8, 3))
 
 
-# What features depend on
+# Dependence on images and batches
 
 
 def test_features_do_not_depend_on_the_batch_size(whole):
@@ -116,7 +117,7 @@ def test_features_do_not_depend_on_the_batch_size(whole):
     scale = np.abs(together).max()
     for batch_size in (1, 3):
         np.testing.assert_allclose(whole(images, batch_size), together, atol=1e-5 * scale)
-    # One graph, whatever was asked for in this file so far.
+    # All calls in this file so far have used one graph.
     assert whole._forward.experimental_get_tracing_count() == 1
 
 
@@ -154,7 +155,7 @@ def test_the_fingerprint_tells_what_gives_other_features_apart(state, stem):
 
 
 def as_pytorch_fid_wraps(state):
-    """What the state dict of pytorch-fid's class calls the tensors; it has no classifier."""
+    """Return the tensors under pytorch-fid's names, without the classifier."""
     blocks = [
         ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", None],
         ["Conv2d_3b_1x1", "Conv2d_4a_3x3", None],
@@ -193,16 +194,16 @@ def test_only_the_published_file_gives_fid(tmp_path, state, monkeypatch):
     )
     path = tmp_path / "weights-inception-2015-12-05-6726825d.safetensors"
     safetensors.save_file(state, path)
-    # The name of a file proves nothing.
+    # A file's name does not identify its contents.
     features = InceptionFeatures(path)
-    assert features.name == "FD-inception" and "not read from the published" in features.note
+    assert features.name == "FD-inception" and "do not come from the published" in features.note
     assert InceptionFeatures(state, 768).name == "FD-inception-768"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setattr(inception, "FID_FILE_SHA256", digest)
     features = InceptionFeatures(path)
     assert (features.name, features.note, features.dimensions) == ("FID", None, 2048)
     features = InceptionFeatures(path, features=64)
-    assert features.name == "FD-inception-64" and "Not the features that FID" in features.note
+    assert features.name == "FD-inception-64" and "other features" in features.note
 
 
 @pytest.mark.parametrize("kind", ["fid", "quickdraw"])
@@ -217,7 +218,7 @@ def test_says_where_weights_are(kind):
 
 
 def slow_resize(image, size, half_pixel_centers):
-    """Bilinear resizing, one value after the other, in float64."""
+    """Resize bilinearly, value by value, in float64."""
     height, width, channels = image.shape
     resized = np.empty((size, size, channels))
 
@@ -262,7 +263,7 @@ def test_average_pooling_at_the_border(counts_padding):
             seen = x[0, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
             count = 9 if counts_padding else seen.shape[0] * seen.shape[1]
             expected[0, i, j] = seen.sum(axis=(0, 1)) / count
-    pooled = np.asarray(inception._average_pool(x, counts_padding))
+    pooled = np.asarray(average_pool(x, counts_padding))
     np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -274,7 +275,7 @@ def test_average_pooling_at_the_border(counts_padding):
     [
         (np.zeros((2, 8, 8, 3), "float32"), r"must be uint8.* received float32\. Convert .*127\.5"),
         (np.zeros((2, 8, 8, 3), "int64"), "must be uint8.* received int64"),
-        (random_images(8, 8, 3), r"received \(8, 8, 3\)\. One image is given as image\[None\]"),
+        (random_images(8, 8, 3), r"received \(8, 8, 3\)\. For one image pass image\[None\]"),
         (random_images(2, 3, 8, 8), r"received \(2, 3, 8, 8\).* np\.moveaxis\(images, 1, -1\)"),
         (random_images(2, 8, 8, 4), r"must be of shape .* received \(2, 8, 8, 4\)"),
         (random_images(0, 8, 8, 3), r"n 1 or more; received \(0, 8, 8, 3\)"),
@@ -295,7 +296,7 @@ def test_refuses_arguments(stem, state):
         InceptionFeatures(state, 128)
     with pytest.raises(ValueError, match="`kind` must be one of fid, quickdraw; received 'vgg'"):
         InceptionFeatures(state, kind="vgg")
-    with pytest.raises(ValueError, match="need the classifier fc.weight"):
+    with pytest.raises(ValueError, match="needs the classifier fc.weight"):
         InceptionFeatures({n: t for n, t in state.items() if n[:3] != "fc."}, "logits_unbiased")
 
 
@@ -307,7 +308,7 @@ def without(state, name):
     ("change", "message"),
     [
         (lambda s: without(s, "Mixed_6c.branch_pool.bn.bias"), "missing: Mixed_6c.branch_pool.bn"),
-        # Nothing but the first convolution.
+        # Only the first convolution.
         (
             lambda s: {"Conv2d_1a_3x3.conv.weight": s["Conv2d_1a_3x3.conv.weight"]},
             "missing: Conv2d_1a_3x3.bn.weight, .* and 465 more",
@@ -316,7 +317,7 @@ def without(state, name):
         # torchvision's network for photographs.
         (
             lambda s: s | {"fc.weight": np.zeros((1000, 2048)), "AuxLogits.fc.bias": np.zeros(9)},
-            r"another shape: fc.weight \(1000, 2048\), not \(1008, 2048\); unknown: AuxLogits",
+            r"wrong shape: fc.weight \(1000, 2048\), not \(1008, 2048\); unknown: AuxLogits",
         ),
         (
             lambda s: s | {"Conv2d_1a_3x3.conv.weight": np.zeros((32, 1, 3, 3))},
@@ -326,11 +327,11 @@ def without(state, name):
         (lambda s: {}, "it holds nothing"),
         (
             lambda s: s | {"Conv2d_2a_3x3.bn.running_var": np.full(32, -1.0)},
-            "values in Conv2d_2a_3x3.bn.running_var that no network has",
+            "variances of 0 or more; Conv2d_2a_3x3.bn.running_var holds others",
         ),
         (
             lambda s: s | {"Mixed_7c.branch1x1.bn.bias": np.full(320, np.nan)},
-            "values in Mixed_7c.branch1x1.bn.bias that no network has",
+            "finite weights .*; Mixed_7c.branch1x1.bn.bias holds others",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The kernel distance: double loops, torch-fidelity's formula, known expectations, errors."""
+"""Kernel distance: double loops, torch-fidelity's formula, known expectations, errors."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def by_loops(a, b, degree=3, gamma=None, coef0=1.0):
 
 
 def as_torch_fidelity(a, b, subsets, size, seed, degree=3, gamma=None, coef0=1.0):
-    """Its subsets, and its formula from sums over rows of the kernels."""
+    """Return mean and SD over torch-fidelity's subsets, by its formula."""
     random = np.random.RandomState(seed)
     gamma = 1.0 / a.shape[1] if gamma is None else gamma
     values = []
@@ -121,7 +121,7 @@ def test_prints_as_one_line():
         ({"coef0": "one"}, "`coef0` must be a finite number; received 'one'"),
         ({"seed": -1}, "`seed` must be an integer, 0 or more; received -1"),
         ({"seed": 2**32}, r"`seed` must be below 2\*\*32"),
-        ({"features_b": np.zeros((30, 4))}, "as many features; received 5 and 4"),
+        ({"features_b": np.zeros((30, 4))}, "same number of features; received 5 and 4"),
         ({"features_b": np.full((30, 5), np.nan)}, "`features_b` must be finite"),
         ({"features_a": np.zeros((1, 5))}, "`features_a` must .* 2 samples or more"),
     ],

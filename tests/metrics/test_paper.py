@@ -1,4 +1,4 @@
-"""The paper's printed FIDs against the paper's text."""
+"""FIDs printed in the paper, compared with the paper's text."""
 
 import re
 from collections import Counter
@@ -19,7 +19,7 @@ def of_table(*numbers):
 
 
 def printed_rows(paper_text, number):
-    """Rows of a table in the paper's text: lists of cells, without the heading."""
+    """Return the rows of a table in the paper's text as lists of cells, without the heading."""
     lines = iter(paper_text.splitlines())
     next(line for line in lines if line.startswith(f"Table {number}:"))
     rows, begun = [], False
@@ -33,7 +33,7 @@ def printed_rows(paper_text, number):
 
 
 def fids_in(cells):
-    """`(mean, SD or None, bold, underlined)` of each cell that is a FID."""
+    """List `(mean, SD or None, bold, underlined)` of each cell with an FID."""
     found = []
     for cell in cells:
         numbers = re.findall(r"\d+\.\d\d", cell)
@@ -58,7 +58,7 @@ def test_every_printed_fid_in_the_order_of_the_paper(number, count, paper_text):
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
 def test_rows_are_named_as_in_the_paper(number, paper_text):
-    """Data set, method and sparsity of each row of the text, read by itself."""
+    """Data set, method and sparsity of each row agree with the text."""
     titles = {title: preset for preset, title in DATASET_TITLES.items()}
     titles["LSUN-Bedrooms"] = titles["Bedrooms"]
     methods = {title: method for method, title in METHOD_TITLES.items()}
@@ -79,7 +79,7 @@ def test_rows_are_named_as_in_the_paper(number, paper_text):
 
 
 def test_what_the_paper_marks_follows_from_the_data(paper_text):
-    """Bold: better than dense, in Tables 5 and 6 than static. Underlined: the best sparse."""
+    """Bold means better than dense (static in Tables 5 and 6), underlined the best sparse one."""
     for number in range(1, 7):
         rows = of_table(number)
         marks = [fid[2:] for cells in printed_rows(paper_text, number) for fid in fids_in(cells)]
@@ -94,7 +94,7 @@ def test_what_the_paper_marks_follows_from_the_data(paper_text):
             (base,) = (other for other in alike if other.method == baseline)
             assert bold == (row.mean < base.mean), row.source
             best = min((r for r in alike if r.method != "dense"), key=lambda r: r.mean)
-            # Of Table 2's QuickDraw two rows are underlined; the better one is RigL-DM's. The
+            # Two rows of QuickDraw in Table 2 are underlined; the better one is RigL-DM's. The
             # text has lost the lines of Tables 1 and 4.
             second = row.preset == "chirodiff_quickdraw" and row.method == "magran"
             if number in (2, 3) and not second:
@@ -113,7 +113,7 @@ def test_tables_agree_with_each_other():
 
     quickdraw = one(2, "chirodiff_quickdraw", "magran", sparsity=0.9)
     assert quickdraw == one(6, "chirodiff_quickdraw", "magran", prune_rate=0.5)
-    # The first runs with half of CelebA-HQ, at 100 steps.
+    # The first runs used half of CelebA-HQ and 100 steps.
     for method in ("dense", "static", "magran"):
         at_100_steps = one(4, "ldm_celebahq", method, sampling_steps=100)
         assert one(3, "ldm_celebahq", method, full=False) == at_100_steps

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage against explicit loops; known cases; errors."""
+"""Precision, recall, density and coverage: explicit loops, known cases, errors."""
 
 import math
 import sys
@@ -54,7 +54,7 @@ def test_equals_loops(n, m, features, k, seed):
 
 def test_identical_sets():
     real = np.random.default_rng(0).normal(size=(200, 7))
-    # Each ball holds its own copy and those of k neighbours, the last on its boundary.
+    # Each ball contains the copies of its own sample and of k neighbours, one on the boundary.
     assert precision_recall(real, real[::-1]) == pytest.approx((1, 1, 4 / 3, 1))
 
 
@@ -64,7 +64,7 @@ def test_identical_sets_far_from_zero_and_in_float32():
 
 
 def test_all_samples_the_same():
-    # Every radius is 0: what rounding leaves of a distance of 0 would decide.
+    # Every radius is 0, so rounding errors of distances of 0 must not matter.
     same = np.tile(np.random.default_rng(2).normal(size=(1, 33)), (20, 1))
     assert precision_recall(same, same) == pytest.approx((1, 1, 20 / 3, 1))
 
@@ -133,7 +133,10 @@ def test_of_subsets_is_that_of_each(monkeypatch, blocks):
         ({"k": 0}, "`k` must be an integer, 1 or more; received 0"),
         ({"k": 8}, "`k` must be below .* 9 in `real` and 8 in `generated`; received 8"),
         ({"batch_size": 0}, "`batch_size` must be an integer, 1 or more; received 0"),
-        ({"real": np.zeros((9, 3))}, "`real` and `generated` .* as many features; .* 3 and 2"),
+        (
+            {"real": np.zeros((9, 3))},
+            "`real` and `generated` .* same number of features; .* 3 and 2",
+        ),
         ({"real": np.zeros(9)}, r"`real` must be of shape .* received shape \(9,\)"),
         ({"generated": np.full((8, 2), np.inf)}, "`generated` must be finite"),
     ],

@@ -1,4 +1,4 @@
-"""Streamed statistics against NumPy's of all samples; their files; the caches of both kinds."""
+"""Streamed statistics against NumPy, their files, and caches of statistics and features."""
 
 import os
 import subprocess
@@ -12,11 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_sparse_dm.metrics.statistics import (
-    FeatureStatistics,
-    cached_features,
-    cached_statistics,
-)
+from keras_sparse_dm.metrics import FeatureStatistics, cached_features, cached_statistics
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +61,7 @@ def test_more_samples_than_a_block_holds():
 
 
 def test_far_from_zero_nothing_is_lost():
-    # A sum of squares less the squared sum has no right digit here.
+    # The sum of squares minus the squared sum has no correct digit here.
     features = 1e8 + np.random.default_rng(1).integers(0, 4, (1000, 4)).astype(float)
     statistics = FeatureStatistics()
     for start in range(0, 1000, 7):
@@ -105,9 +101,9 @@ def test_what_is_merged_or_added_is_not_changed():
 
 def test_refuses_other_features_and_stays_as_it_was():
     statistics = FeatureStatistics.from_features(np.eye(3))
-    with pytest.raises(ValueError, match="`features` must be of 3 features .* received 2"):
+    with pytest.raises(ValueError, match="`features` must have 3 features, .* received 2"):
         statistics.update(np.zeros((4, 2)))
-    with pytest.raises(ValueError, match="`other` must be of 3 features .* received 2"):
+    with pytest.raises(ValueError, match="`other` must have 3 features, .* received 2"):
         statistics.merge(FeatureStatistics.from_features(np.zeros((4, 2))))
     with pytest.raises(ValueError, match="`other` must be `FeatureStatistics`; received 3"):
         statistics.merge(3)
@@ -121,7 +117,7 @@ def test_refuses_other_features_and_stays_as_it_was():
 
 
 def test_a_covariance_needs_two_samples():
-    with pytest.raises(ValueError, match="2 samples or more; these statistics are of 1"):
+    with pytest.raises(ValueError, match="2 samples or more; these statistics have 1"):
         _ = FeatureStatistics.from_features(np.zeros((1, 2))).covariance
 
 
@@ -141,14 +137,14 @@ def test_saved_and_loaded_is_the_same(tmp_path, name):
     assert os.listdir(tmp_path) == [name]
     loaded = FeatureStatistics.load(str(tmp_path / name))
     assert_same(loaded, statistics)
-    loaded.update(np.ones((2, 4)))  # goes on where it was
+    loaded.update(np.ones((2, 4)))  # continues where it was
 
 
 def test_files_that_are_no_statistics_are_refused(tmp_path):
     path = tmp_path / "real.npz"
     with pytest.raises(FileNotFoundError):
         FeatureStatistics.load(path)
-    with pytest.raises(ValueError, match="no sample cannot be saved"):
+    with pytest.raises(ValueError, match="without samples cannot be saved"):
         FeatureStatistics().save(path)
     assert not path.exists()
     good = {"count": 3, "mean": np.zeros(2), "scatter": np.eye(2)}
@@ -166,7 +162,7 @@ def test_files_that_are_no_statistics_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`path` must be a file that .*save"):
         FeatureStatistics.load(path)
     path.write_text("no zip")
-    with pytest.raises(ValueError, match="it is no .npz file"):
+    with pytest.raises(ValueError, match="it is not an .npz file"):
         FeatureStatistics.load(path)
 
 
@@ -174,7 +170,7 @@ def test_files_that_are_no_statistics_are_refused(tmp_path):
 
 
 class Maker:
-    """Gives what it was made with, and counts how often."""
+    """Function that returns a given value and counts its calls."""
 
     def __init__(self, value):
         self.value = value
@@ -282,8 +278,8 @@ def test_a_maker_that_fails_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("made", "key", "message"),
     [
-        (FEATURES, None, "`fingerprint` must be .* received None"),
-        (FEATURES, {"data": FEATURES}, "`fingerprint` must be .* JSON"),
+        (FEATURES, None, "`fingerprint` must identify .* received None"),
+        (FEATURES, {"data": FEATURES}, "`fingerprint` must identify .* JSON"),
         (3, KEY, "`make` must return features .* received 3"),
         ([], KEY, "`make` must return"),
         (np.zeros((0, 3)), KEY, "1 sample"),
@@ -308,7 +304,7 @@ AT_ONCE = """
 import sys, warnings
 from pathlib import Path
 import numpy as np
-from keras_sparse_dm.metrics.statistics import cached_features, cached_statistics
+from keras_sparse_dm.metrics import cached_features, cached_statistics
 
 warnings.simplefilter("error")
 features = np.random.default_rng(4).normal(size=(20, 3)).astype(np.float32)

@@ -11,7 +11,7 @@ import pytest
 
 from keras_sparse_dm.cli import main
 from keras_sparse_dm.data import read_sketches
-from keras_sparse_dm.metrics.bootstrap import Interval
+from keras_sparse_dm.metrics.intervals import Interval
 from keras_sparse_dm.runs import evaluate as evaluation
 from keras_sparse_dm.runs import samples
 from keras_sparse_dm.runs.sketches import Sketches

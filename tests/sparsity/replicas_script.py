@@ -1,4 +1,4 @@
-"""Trains on two logical CPU devices and on one; `test_replicas.py` looks at what it writes."""
+"""Train on two logical CPU devices and on one; `test_replicas.py` checks the results."""
 
 import contextlib
 import sys
@@ -99,7 +99,7 @@ def compare(case, method="rigl", policy="float32", eager=True, training=None, **
     record(case, *pair, start)
 
 
-# In a compiled function; then saved, loaded inside the scope and outside of it, and gone on.
+# In a compiled function; then saved, loaded inside and outside of the scope, and resumed.
 two, one = make(STRATEGY, eager=False), make(None, eager=False)
 first = masks(two)
 for model in (two, one):
@@ -135,7 +135,7 @@ compare("static", "static")
 compare("muon", optimizer=lambda: keras.optimizers.Muon(0.01, use_ema=True), layer=SparseDense)
 compare("mixed_float16", policy="mixed_float16", eager=False)
 
-# A custom loop on both, against `fit` on one.
+# A custom loop on two replicas, compared with `fit` on one.
 model = make(STRATEGY)
 with STRATEGY.scope():
     optimizer = sparse_optimizer(model, adam(), update_every=2, prune_rate=0.4, seed=0)
@@ -165,7 +165,7 @@ for i in range(4):
     part = slice(8 * i, 8 * i + 8)
     halves = STRATEGY.experimental_local_results(step(split(X[part]), split(Y[part])))
     different.append(bool(np.any(halves[0].numpy() != halves[1].numpy())))
-with STRATEGY.scope():  # which `fit` does in the end: averages become the weights
+with STRATEGY.scope():  # as `fit` does at its end: averages become the weights
     optimizer.finalize_variable_values(model.trainable_variables)
 RESULTS["gradients_differ"] = np.array(all(different))
 record("loop", model, fit(make(None)), first)

@@ -1,4 +1,4 @@
-"""`sparsify`, training, saving and loading on any Keras model, opaque ones included."""
+"""`sparsify`, training, saving and loading with any Keras model, including opaque ones."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ registered = keras.saving.register_keras_serializable("any_model")
 
 @registered
 class Branches(keras.Model):
-    """Sublayers in lists and dictionaries, one of them used twice, two of one name."""
+    """Model with sublayers in lists and dictionaries, a repeated layer and a repeated name."""
 
     def __init__(self, units=8, **kwargs):
         super().__init__(**kwargs)
@@ -57,7 +57,7 @@ class AutomaticBlock(layers.Layer):
 
 @registered
 class Automatic(keras.Model):
-    """No `get_config`: Keras writes one, as for blocks whose arguments are plain values."""
+    """Block without `get_config`, whose arguments Keras serializes by itself."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -73,7 +73,7 @@ class Automatic(keras.Model):
 
 @registered
 class TwoInputs(keras.Model):
-    """Called by name; its sublayers are made in `build`."""
+    """Block called with keyword arguments, with sublayers made in `build`."""
 
     def build(self, first_shape, second_shape):
         self.a, self.b = layers.Dense(4), layers.Dense(4)
@@ -88,7 +88,7 @@ class TwoInputs(keras.Model):
 
 @registered
 class Wrapper(keras.Model):
-    """A functional model's caller, for the keyword call of `TwoInputs`."""
+    """Model that makes the keyword call of `TwoInputs`."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -100,7 +100,7 @@ class Wrapper(keras.Model):
 
 @registered
 class LateBlock(layers.Layer):
-    """Makes its sublayers in `build`, as those of KerasHub do."""
+    """Block that makes its sublayers in `build`, as in KerasHub."""
 
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
@@ -130,7 +130,7 @@ class LateBlock(layers.Layer):
 
 @registered
 class EarlyBlock(layers.Layer):
-    """Makes its sublayers in `__init__`, another block and a model among them; no `build`."""
+    """Block without `build` that makes its sublayers, a block and a model too, in `__init__`."""
 
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
@@ -147,7 +147,7 @@ class EarlyBlock(layers.Layer):
 
 @registered
 class Backbone(keras.Model):
-    """Builds itself as a functional model, with a configuration of its own, as in KerasHub."""
+    """Functional model with its own configuration, as in KerasHub."""
 
     def __init__(self, vocabulary, width, blocks, **kwargs):
         tokens = keras.Input((None,), dtype="int32", name="token_ids")
@@ -170,7 +170,7 @@ class Backbone(keras.Model):
 
 @registered
 class Doubled(layers.Dense):
-    """A layer of one's own, derived from one with a sparse twin."""
+    """Custom layer derived from a layer with a sparse twin."""
 
     def call(self, x):
         return 2 * super().call(x)
@@ -178,7 +178,7 @@ class Doubled(layers.Dense):
 
 @registered
 class OwnCell(layers.Layer):
-    """A recurrent cell around a Dense layer."""
+    """Recurrent cell around a Dense layer."""
 
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
@@ -243,7 +243,7 @@ def recurrent():
 
 
 def blocks():
-    """Two instances of one block, and one of a block that holds one."""
+    """Return a model with two equal blocks, and a block that holds one."""
     inputs = keras.Input((5, 8))
     x = LateBlock(8)(LateBlock(4)(inputs))
     return keras.Model(inputs, layers.Dense(3)(EarlyBlock(6)(x)))
@@ -261,7 +261,7 @@ def called(model):
     return model
 
 
-# What makes the model, and how many kernels it has.
+# Function that makes the model, and its number of kernels.
 MODELS = {
     "sequential": (sequential, 3),
     "convolutions": (convolutions, 7),
@@ -292,7 +292,7 @@ def data(kind):
 
 
 def kernels_by_name(model):
-    """The kernels as their names tell them, without a word from the package."""
+    """Return the kernels by their names, without functions of the package."""
     return [v for v in model.trainable_variables if "kernel" in v.name.split("_")]
 
 
@@ -305,7 +305,7 @@ def masks(model):
 
 
 def fit(model, kind, epochs=1, eagerly=True, **options):
-    """Six steps; an update at each second one."""
+    """Train for six steps, with an update at every second one."""
     x, y = data(kind)
     if getattr(model, "optimizer", None) is None:
         model.compile(keras.optimizers.AdamW(0.01), "mse", run_eagerly=eagerly)
@@ -376,7 +376,7 @@ def test_sparsify_train_save_load_and_train_on(kind, tmp_path):
     check_invariant(loaded, {k.name: round(0.4 * k.size) for k in masked_kernels(loaded)})
     assert sum(np.sum(a != b) for a, b in zip(start, masks(loaded), strict=True)) > 0
     if kind in ("blocks", "recurrent"):
-        # And what was loaded can be saved.
+        # A loaded model can be saved again.
         loaded.save(path)
         assert_same_sparse_model(loaded, keras.saving.load_model(path), x)
 
@@ -392,7 +392,7 @@ def test_weights_file_and_list_of_weights_go_to_a_fresh_instance(kind, tmp_path)
     fresh.load_weights(tmp_path / "model.weights.h5")
     assert_same_sparse_model(model, fresh, x)
     other = MODELS[kind][0]()
-    # Masks are no weights: they become those of weights as sparse as was asked.
+    # `set_weights` sets no masks; they adapt to weights with the target sparsity.
     ksd.sparsify(other, 0.6, "uniform", seed=3)
     other.set_weights(model.get_weights())
     np.testing.assert_array_equal(outputs(other, x), outputs(model, x))
@@ -416,7 +416,7 @@ def test_clone_is_sparse_once_it_has_the_weights(kind):
         clone = type(model).from_config(model.get_config())
     else:
         clone = keras.models.clone_model(model)
-    # New weights of its own, and none pruned.
+    # The copy has new weights and none pruned.
     assert not {id(v) for v in clone.variables} & {id(v) for v in model.variables}
     assert all(mask.all() for mask in masks(clone))
     clone.set_weights(model.get_weights())
@@ -426,7 +426,7 @@ def test_clone_is_sparse_once_it_has_the_weights(kind):
 
 
 def test_layers_keep_being_what_they_were():
-    """For `isinstance`, by name, and for who holds a reference."""
+    """`isinstance`, class names and references stay valid."""
     model = made("blocks")
     early = model.layers[3]
     wide = early.late.wide
@@ -472,5 +472,5 @@ def test_load_in_a_fresh_process(tmp_path, kind="blocks"):
     assert updates == 3
     assert [k["active"] for k in report["kernels"]] == [k.active for k in expected.kernels]
     assert [k["asked"] for k in report["kernels"]] == [k.asked for k in expected.kernels]
-    # Another process, another number of threads: the same up to rounding.
+    # Another process may use other numbers of threads: equal up to rounding.
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), outputs(model, x), rtol=1e-5, atol=1e-6)

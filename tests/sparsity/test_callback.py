@@ -1,4 +1,4 @@
-"""`DynamicSparsity` through plain `compile` and `fit`."""
+"""`DynamicSparsity` in plain `compile` and `fit`."""
 
 import math
 
@@ -16,7 +16,7 @@ from keras_sparse_dm.sparsity import SparseOptimizer, callback, check_invariant,
 RNG = np.random.default_rng(0)
 X, Y = (RNG.normal(size=(48, n)).astype("float32") for n in (6, 4))
 SEQUENCES = RNG.normal(size=(48, 5, 3)).astype("float32")
-SEQUENCES[:, 3:] *= RNG.integers(0, 2, (48, 1, 1))  # some are padded
+SEQUENCES[:, 3:] *= RNG.integers(0, 2, (48, 1, 1))  # some sequences are padded
 
 
 def sequential(name="m"):
@@ -46,7 +46,7 @@ class Subclassed(keras.Model):
 
 
 class Recorder(keras.callbacks.Callback):
-    """Masks and what the optimizer says of its last update, after every batch."""
+    """Callback that records masks and the exchanged weights after every batch."""
 
     def on_train_begin(self, logs=None):
         self.masks = [masks_of(self.model)]
@@ -74,7 +74,7 @@ def masks_of(model):
 
 
 def everything(model):
-    """Weights, masks and all state of the optimizer, by position."""
+    """Return weights, masks and all state of the optimizer, by position."""
     return [numpy(v) for v in (*model.weights, *model.optimizer.variables)]
 
 
@@ -187,7 +187,7 @@ def test_load_and_go_on_ends_with_the_bits_of_an_unbroken_run(method, tmp_path):
 
     unbroken = make(optimizer=optimizer())
     fit(unbroken, callback(), epochs=1)
-    fit(unbroken, callback(), epochs=1)  # a second fit goes on where the first ended
+    fit(unbroken, callback(), epochs=1)  # a second `fit` continues after the first
     assert sparse_optimizer(unbroken).topology_updates == 3
 
     broken = make(optimizer=optimizer())
@@ -210,7 +210,7 @@ def test_one_fit_is_two_fits():
     fit(two, rigl(seed=0), epochs=1)
     fit(two, rigl(seed=0), initial_epoch=1)
     assert_same_bits(everything(one), everything(two))
-    # Weights, SparseOptimizer's own (a history per kernel), Adam's: nothing was wrapped twice.
+    # Weights, SparseOptimizer's state (a history per kernel) and Adam's: wrapped only once.
     assert len(everything(one)) == len(everything(two)) == 4 + (7 + 2) + (2 + 4 * 2)
 
 
@@ -243,7 +243,7 @@ def test_interrupted_run_goes_on_with_backup_and_restore(tmp_path):
         model.compile(keras.optimizers.Adam(0.01), "mse", run_eagerly=True)
         return model
 
-    unbroken, killed, resumed = start(1), start(1), start(8)  # other masks: they are restored
+    unbroken, killed, resumed = start(1), start(1), start(8)  # other masks, which are then restored
     fit(unbroken, rigl(seed=0))
     backup = str(tmp_path / "backup")
     with pytest.raises(Killed):
@@ -263,7 +263,7 @@ def test_mixed_float16_with_loss_scaling(tmp_path):
         assert type(model.optimizer) is keras.optimizers.LossScaleOptimizer
         assert type(model.optimizer.inner_optimizer) is SparseOptimizer
         check_invariant(model)
-        # The first steps may overflow at the initial scale and are then skipped.
+        # Steps that overflow at the initial scale are skipped.
         done = int(model.optimizer.iterations)
         assert sparse_optimizer(model).topology_updates == done // 4 > 0
         assert any(np.any(mask != start[name]) for name, mask in masks_of(model).items())
@@ -281,7 +281,7 @@ def test_mixed_float16_with_loss_scaling(tmp_path):
 @pytest.mark.parametrize("trained_before", [False, True])
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_adafactor_is_restored_from_a_file(policy, trained_before, tmp_path):
-    """Its state of vectors is counted or not, depending on who has built it."""
+    """Keras tracks Adafactor's state of vectors or not, depending on how it is built."""
     keras.config.set_dtype_policy(policy)
     try:
         model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6), keras.layers.Dense(4)])
@@ -304,7 +304,7 @@ def test_adafactor_is_restored_from_a_file(policy, trained_before, tmp_path):
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_swapped_averages_and_learning_rate_callbacks(policy):
-    """Keras's own callbacks that reach into the optimizer find what they look for."""
+    """Keras's callbacks that use attributes of the optimizer work through the wrapper."""
     keras.config.set_dtype_policy(policy)
     try:
         model = make(optimizer=keras.optimizers.AdamW(0.01, use_ema=True, ema_momentum=0.5))
@@ -322,26 +322,26 @@ def test_swapped_averages_and_learning_rate_callbacks(policy):
     finally:
         keras.config.set_dtype_policy("float32")
     check_invariant(model)
-    # Halved before each epoch; the plateau cuts to a tenth at the end of the second and third.
+    # The rate halves before each epoch and falls to a tenth after the second and the third.
     rates = history.history["learning_rate"]
     np.testing.assert_allclose(rates, [0.005, 0.0025, 0.000125], rtol=1e-5)
     assert float(model.optimizer.learning_rate) == pytest.approx(0.0000125, rel=1e-5)
     assert all(np.isfinite(history.history["val_loss"]))
-    # Evaluated with the averages, which the end of `fit` makes the weights.
+    # Evaluation uses the averages, which become the weights at the end of `fit`.
     assert model.evaluate(X, Y, verbose=0) == pytest.approx(
         history.history["val_loss"][-1], rel=1e-2
     )
 
 
 def test_gradient_accumulation_and_train_on_batch():
-    """An update every two of the optimizer's is one every six batches."""
+    """With three batches per step, an update every two steps is one every six batches."""
     model = make(optimizer=keras.optimizers.SGD(0.1, 0.9, gradient_accumulation_steps=3))
     recorder = Recorder()
     fit(model, rigl(update_every=2), recorder)
     check_invariant(model)
     assert recorder.updates[1:] == [0] * 5 + [1] * 6 + [2]
     before = masks_of(model)
-    # Batches 13 to 17, then 18, at which the next update is due.
+    # The next update is due at batch 18, after batches 13 to 17.
     for updates in (2, 2, 2, 2, 2, 3):
         assert all(np.array_equal(mask, before[name]) for name, mask in masks_of(model).items())
         model.train_on_batch(X[:8], Y[:8])
@@ -453,7 +453,7 @@ def test_tensorboard_scalars(tmp_path):
             6: pytest.approx(k.density),
             12: pytest.approx(k.density),
         }
-        # Counted from the masks after every batch.
+        # Counted in the masks after every batch.
         masks = [m[k.name] for m in recorder.masks]
         assert scalars(f"ever_active/{k.name}") == {
             step: pytest.approx(np.any(masks[: step + 1], axis=0).mean()) for step in (6, 12)
@@ -470,7 +470,7 @@ def test_tensorboard_scalars(tmp_path):
 
 
 def test_pictures_of_large_kernels_show_densities():
-    """A picture is at most as wide as asked, and its mean is the density."""
+    """An image is at most as wide as asked, and its mean is the density."""
     model = keras.Sequential([keras.Input((7, 3)), SparseConv1D(10, 5)])
     ksd.sparsify(model, 0.7, seed=0)
     [k] = masked_kernels(model)
@@ -482,7 +482,7 @@ def test_pictures_of_large_kernels_show_densities():
 
 
 def custom_loop(model, optimizer, compiled=False):
-    """What `fit` does in two epochs."""
+    """Train as `fit` does in two epochs."""
     loss_of = keras.losses.MeanSquaredError()
 
     def step(x, y):
@@ -511,7 +511,7 @@ def custom_loop(model, optimizer, compiled=False):
     ],
 )
 def test_a_custom_loop_is_fit(policy, compiled, method, options):
-    """The same bits, of weights, masks and all state of the optimizer."""
+    """Weights, masks and all state of the optimizer are equal bit for bit."""
     options = {"update_every": 4, "prune_rate": 0.4, "seed": 0} | options
 
     def optimizer():
@@ -556,7 +556,7 @@ def test_train_on_batch_is_fit(policy):
 
 
 def test_kernels_made_sparse_after_training_are_trained_sparsely_and_saved(tmp_path):
-    """The step compiled before knew nothing of them, and they come last in the state."""
+    """The compiled step did not include them, and they come last in the state."""
     model = keras.Sequential(
         [keras.Input((6,)), *(layers.Dense(6, name=name) for name in "abc"), layers.Dense(4)]
     )
@@ -575,13 +575,13 @@ def test_kernels_made_sparse_after_training_are_trained_sparsely_and_saved(tmp_p
         dense, again = (
             o._state_of(kernel).gradient for o, kernel in ((ours, k.kernel), (theirs, other.kernel))
         )
-        assert np.any(numpy(dense))  # those of the steps 11 and 12
+        assert np.any(numpy(dense))  # the gradients of steps 11 and 12
         np.testing.assert_array_equal(numpy(dense), numpy(again))
 
 
 def test_gradients_added_up_for_another_schedule_are_forgotten():
     model = make(run_eagerly=True)
-    fit(model, rigl(update_every=8, gradient_steps=4), epochs=1)  # steps 5 and 6 were added
+    fit(model, rigl(update_every=8, gradient_steps=4), epochs=1)  # steps 5 and 6 were accumulated
     totals = [state.gradient for state in model.optimizer._state.kernels.values()]
     assert len(totals) == 2 and all(np.any(numpy(total)) for total in totals)
     rigl(update_every=9, gradient_steps=4).set_model(model)

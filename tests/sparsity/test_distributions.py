@@ -1,4 +1,4 @@
-"""Who gets how many weights: against the original RigL program, and by properties."""
+"""Densities of kernels: comparison with the original RigL program, and properties."""
 
 import math
 
@@ -85,7 +85,7 @@ def test_more_sparsity_never_gives_a_kernel_more(shapes, one, other, distributio
 @settings(max_examples=100, deadline=None)
 @given(shapes_of_kernels, sparsities, st.sampled_from(["er", "erk"]))
 def test_kernels_that_are_not_dense_share_one_factor(shapes, sparsity, distribution):
-    """Equations 4 and 5: density is proportional to sum over product of the dimensions."""
+    """Densities are proportional to sum over product of the axes (equations 4 and 5)."""
     ours = densities(shapes, sparsity, distribution)
 
     def raw(shape):
@@ -94,7 +94,7 @@ def test_kernels_that_are_not_dense_share_one_factor(shapes, sparsity, distribut
 
     factors = [ours[name] / raw(shape) for name, shape in shapes.items() if ours[name] < 1]
     assert np.ptp(factors or [0]) <= 1e-9 * max(factors, default=0)
-    # And a dense kernel is one that the common factor would overfill.
+    # The common factor would give dense kernels a density above 1.
     for name, shape in shapes.items():
         if ours[name] == 1 and factors:
             assert factors[0] * raw(shape) >= 1 - 1e-9
@@ -123,11 +123,11 @@ def test_sparsity_outside_the_range_raises(sparsity):
 @settings(max_examples=50, deadline=None)
 @given(shapes_of_kernels, sparsities)
 def test_function_of_the_shape(shapes, sparsity):
-    """As the built-in of the same formula; what it is given is a tuple."""
+    """A function gives the same as the built-in formula; it receives tuples."""
 
     def by_hand(shape):
         assert type(shape) is tuple
-        # Known up to a common factor.
+        # Only ratios matter.
         return 17 * sum(shape) / math.prod(shape)
 
     ours, theirs = densities(shapes, sparsity, by_hand), densities(shapes, sparsity, "erk")

@@ -1,4 +1,4 @@
-"""Habits that Keras users bring: checkpoints, HDF5, TensorBoard, callbacks, trained models."""
+"""Common Keras workflows: checkpoints, HDF5, TensorBoard, callbacks, trained models."""
 
 import keras
 import numpy as np
@@ -68,7 +68,7 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("method", ["rigl", "snfs", "magran"])
 def test_a_tensorflow_checkpoint_restores_everything(name, method, tmp_path):
-    """The masks, and all that decides which masks come next: nothing differs afterwards."""
+    """A checkpoint restores the masks, and training continues with equal results."""
 
     def build(seed):
         model = MODELS[name]()
@@ -113,7 +113,7 @@ def test_hdf5_files_save_and_load(name, compiled, tmp_path):
     model = MODELS[name]()
     ksd.sparsify(model, 0.7, seed=0)
     model.compile(keras.optimizers.Adam(use_ema=True), loss=keras.losses.MeanSquaredError())
-    # Seven steps: the last update is one step ago, and what it grew has moved since.
+    # After seven steps, the weights that the last update grew have moved in one step.
     callback = ksd.DynamicSparsity("rigl", update_every=2, prune_rate=0.3)
     model.fit(data(name)[:56], Y[:56], batch_size=8, verbose=0, callbacks=[callback])
     model.save(tmp_path / "m.h5", include_optimizer=compiled)
@@ -124,7 +124,7 @@ def test_hdf5_files_save_and_load(name, compiled, tmp_path):
     names = [v.path for v in model.optimizer.variables]
     assert len(set(names)) == len(names)
     if compiled:
-        # Keras restores no optimizer from these files, plain or not: it begins anew.
+        # Keras never restores the optimizer from these files; it starts anew.
         loaded.compile("adam", loss="mse")
         loaded.fit(data(name), Y, verbose=0, callbacks=[callback])
         check_invariant(loaded)
@@ -144,7 +144,7 @@ def test_kerass_tensorboard_draws_the_weights(name, tmp_path):
     assert list(tmp_path.rglob("events*"))
 
 
-# Weights that something else puts back
+# Weights restored by something else
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
@@ -172,7 +172,7 @@ def test_early_stopping_in_any_order(order, competition, tmp_path):
 
 
 def test_masks_are_those_of_weights_put_back_between_epochs():
-    # One linear layer: every weight has a gradient, and none is zero a step after it has grown.
+    # In one linear layer every weight has a gradient and is nonzero one step after growth.
     model = keras.Sequential([keras.Input((12,)), keras.layers.Dense(4)])
     ksd.sparsify(model, 0.7, seed=0)
     model.compile(keras.optimizers.Adam(1e-2), loss="mse")
@@ -180,7 +180,7 @@ def test_masks_are_those_of_weights_put_back_between_epochs():
 
     class PutsBack(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            # Three steps an epoch, updates at even steps: nothing has just grown.
+            # With three steps per epoch and updates at even steps, no weight has just grown.
             if epoch == 2:
                 kept["weights"], kept["masks"] = self.model.get_weights(), arrays(self.model)[1::2]
             elif epoch == 4:
@@ -243,7 +243,7 @@ def test_random_masks_on_trained_weights_are_warned_of(recwarn):
         ksd.sparsify(trained(), 0.7, seed=0)
     loaded = dense_model()
     loaded.set_weights(trained().get_weights())
-    with pytest.warns(UserWarning, match="first/bias is not what it starts as"):
+    with pytest.warns(UserWarning, match="first/bias differs from its initial value"):
         ksd.sparsify(loaded, 0.7, seed=0)
     recwarn.clear()
     ksd.sparsify(dense_model(), 0.7, seed=0)
@@ -270,7 +270,7 @@ def test_magnitude_masks_keep_the_largest_weights(structure, distribution, spars
     ksd.sparsify(model, sparsity, distribution, structure=structure, masks="magnitude")
     for k, other in zip(masked_kernels(model), masked_kernels(random), strict=True):
         weights, mask = np.abs(before[k.kernel.path]), np.asarray(k.mask)
-        # As many as random masks have, and by a plain sort.
+        # As many ones as in random masks, at the largest weights by a plain sort.
         assert mask.sum() == np.asarray(other.mask).sum()
         if structure is None:
             assert weights[mask].min() >= weights[~mask].max()
@@ -342,7 +342,7 @@ def test_an_optimizer_of_another_model_raises_kerass_own_error():
         ({"update_every": 9}, {"epochs": 2, "initial_epoch": 1}, True),
         ({"update_every": 2, "start_step": 20}, {}, True),
         ({"update_every": 100, "method": "static"}, {}, False),
-        # No update is to come any more: that is what was asked.
+        # No further update is due, as requested.
         ({"update_every": 2, "stop_step": 1}, {}, False),
     ],
 )
@@ -355,7 +355,7 @@ def test_a_fit_too_short_for_an_update_is_warned_of(arguments, fit, warns, recwa
     assert bool(found) == warns
 
 
-# What masks are not
+# Masks are not weights
 
 
 def test_masks_are_no_parameters_and_print_no_arrays(capsys):
@@ -415,7 +415,7 @@ def test_a_kernel_that_the_optimizer_does_not_know_is_refused_before_anything_ch
     assert len(masked_kernels(model)) == 1
 
 
-# Plain again
+# Back to plain layers
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,4 +1,4 @@
-"""No optimizer trains a sparse model densely, whatever came before."""
+"""Guards: no plain optimizer trains a sparse model densely, in any order of calls."""
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ def pruned_alive(model):
 
 
 def test_dense_training_of_sparse_layers_is_that_of_keras():
-    """Full masks stop nothing and change no bit."""
+    """With full masks, guards allow training and change no bit."""
     ours = make()
     theirs = keras.Sequential([keras.Input((6,)), keras.layers.Dense(12), keras.layers.Dense(4)])
     theirs.compile("adam", loss="mse")

@@ -1,4 +1,4 @@
-"""The state that a wrapped optimizer keeps of each weight, and Adam's warm-up of grown weights."""
+"""Per-weight state of wrapped optimizers, and Adam's warm-up of grown weights."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from keras_sparse_dm.layers import SparseDense
 from keras_sparse_dm.sparsity import SparseOptimizer, check_invariant, masked_kernels
 from keras_sparse_dm.sparsity.inner_optimizer import slots
 
-# What each of Keras's optimizers keeps of a matrix, by its public documentation and names.
+# State of a matrix in each of Keras's optimizers, from their documentation and names.
 STATE = {
     "Adadelta": {"accumulated_grad", "accumulated_delta_var"},
     "Adafactor": set(),  # its velocity is recomputed at every step
@@ -31,7 +31,7 @@ STATE = {
 @pytest.mark.parametrize("loss_scaling", [False, True])
 @pytest.mark.parametrize("name", STATE)
 def test_the_state_of_each_weight_is_found(name, loss_scaling):
-    # Layers of one name and equal shapes: neither tells their state apart.
+    # Layers with the same name and shapes: neither identifies their state.
     variables = [
         layer.kernel
         for layer in (keras.layers.Dense(5, name="same"), keras.layers.Dense(5, name="same"))
@@ -44,7 +44,7 @@ def test_the_state_of_each_weight_is_found(name, loss_scaling):
     for i, state in enumerate(found):
         assert set(state) == STATE[name] | {"average"}
         assert all(v.shape == (5, 5) for v in state.values())
-        # Only the variable's own state moves with it.
+        # Only the variable's own state changes with it.
         others = [v for v in found[1 - i].values()]
         before = [np.array(v) for v in others]
         gradients = [keras.ops.ones((5, 5)) if j == i else None for j in range(2)]
@@ -97,7 +97,7 @@ def test_the_users_optimizer_is_not_changed():
 
 
 def adam_of_each_weight(weights, gradients, grown_at, lr, betas=(0.9, 0.999), epsilon=1e-7):
-    """Adam in float64 (Kingma & Ba 2015), each weight with its own number of steps."""
+    """Run Adam in float64 (Kingma & Ba 2015) with a step count for each weight."""
     w, m, v = weights.astype("float64"), np.zeros(weights.shape), np.zeros(weights.shape)
     for t, g in enumerate(gradients, 1):
         active = grown_at < t
@@ -112,7 +112,7 @@ def adam_of_each_weight(weights, gradients, grown_at, lr, betas=(0.9, 0.999), ep
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("make", [keras.optimizers.Adam, keras.optimizers.AdamW])
 def test_adam_counts_from_each_weights_growth(make, graph):
-    """A weight that grows late moves as one that is new to Adam, and the others as before."""
+    """A late-grown weight moves as at Adam's start; the other weights move as before."""
     model = keras.Sequential([keras.Input((8,)), SparseDense(8, use_bias=False)])
     ksd.sparsify(model, 0.5, seed=0)
     inner = make(0.01) if make is keras.optimizers.Adam else make(0.01, weight_decay=0.0)
@@ -149,7 +149,7 @@ def test_without_growth_the_warm_up_changes_nothing():
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.Input((8,)), SparseDense(8)])
         ksd.sparsify(model, 0.5, seed=0)
-        # XLA would round fused operations otherwise.
+        # XLA may round fused operations differently.
         model.compile(keras.optimizers.AdamW(0.01, use_ema=True), "mse", jit_compile=False)
         callback = ksd.DynamicSparsity("rigl", 1000, grow_warmup=grow_warmup)
         x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
@@ -175,7 +175,7 @@ def test_the_warm_up_is_saved_and_resumed(tmp_path):
 
     model = make()
     fit(model)
-    # In a loop of its own, Keras would move the averages into the weights at the end of `fit`.
+    # `fit` would copy the averages to the weights at its end.
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
     assert loaded.optimizer.options.grow_warmup

@@ -1,4 +1,4 @@
-"""`check_invariant` holds after training, and breaks where anything is tampered with."""
+"""`check_invariant` passes after training, and fails after any manipulation."""
 
 import keras
 import numpy as np
@@ -33,7 +33,7 @@ def model():
 
 
 def change(variable, pick, value):
-    """Sets one entry among those that `pick` marks; returns what puts it back."""
+    """Set one entry among those that `pick` marks; return a function that restores it."""
     before = numpy(variable)
     after = before.copy()
     after[tuple(np.argwhere(pick)[0])] = value
@@ -125,7 +125,7 @@ def test_model_that_is_not_compiled():
 
 
 def test_loaded_model_is_checked_with_its_moments(model, tmp_path):
-    """Before any callback attached the optimizer to the loaded model."""
+    """This works before a callback attaches the optimizer to the loaded model."""
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
     check_invariant(loaded)
@@ -238,7 +238,7 @@ def cases(draw):
 
 
 class Checked(keras.callbacks.Callback):
-    """The invariant after every batch, and the number of ones of every mask."""
+    """Callback that checks the invariant and the numbers of ones after every batch."""
 
     def __init__(self, fixed):
         super().__init__()
@@ -256,7 +256,7 @@ class Checked(keras.callbacks.Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::UserWarning")  # kernels that are left dense or empty
+@pytest.mark.filterwarnings("ignore::UserWarning")  # kernels that stay dense or become empty
 @settings(
     max_examples=10,
     deadline=None,
@@ -266,7 +266,7 @@ class Checked(keras.callbacks.Callback):
 )
 @given(case=cases())
 def test_it_holds_at_every_step_of_any_training_and_after_resuming(case, tmp_path_factory):
-    """And the run that was saved, loaded and resumed ends with the bits of the unbroken one."""
+    """A run that was saved, loaded and resumed equals an uninterrupted run bit for bit."""
     x = np.random.default_rng(0).normal(size=(4 * STEPS, 6, 4)).astype("float32")
 
     def make():
@@ -279,7 +279,7 @@ def test_it_holds_at_every_step_of_any_training_and_after_resuming(case, tmp_pat
         return model
 
     def fit(model, *callbacks):
-        model.run_eagerly = True  # is not kept by saving
+        model.run_eagerly = True  # is not saved
         sparse = ksd.DynamicSparsity(case["method"], **case["options"])
         model.fit(
             x,

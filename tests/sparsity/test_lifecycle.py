@@ -1,4 +1,4 @@
-"""What people do with a sparse model besides training it once: the invariant holds all the same."""
+"""Lifecycle of a sparse model beyond one training run; the invariant always holds."""
 
 import keras
 import numpy as np
@@ -75,7 +75,7 @@ def test_two_optimizers_of_one_model():
     assert one.topology_updates == 3
 
 
-def test_weights_put_back_by_hand():
+def test_masks_follow_weights_restored_by_hand():
     model = dense_model()
     ksd.sparsify(model, 0.8, seed=0)
     optimizer = ksd.sparse_optimizer(model, None, "magran", update_every=2, prune_rate=0.5, seed=0)
@@ -83,7 +83,7 @@ def test_weights_put_back_by_hand():
     for _ in range(3):
         model.train_on_batch(X, Y)
     model.set_weights(earlier)
-    optimizer.weights_were_put_back()
+    optimizer.sync_masks_with_weights()
     model.train_on_batch(X, Y)
     check_invariant(model)
 
@@ -97,7 +97,7 @@ def test_early_stopping_where_the_numbers_of_ones_change(method):
     if gmp:
         options = {"schedule": PolynomialDecay(0.0, 0.8, 0, 12, frequency=2)}
     callback = ksd.DynamicSparsity("gmp" if gmp else "rigl", **options)
-    # The first epoch's weights come back.
+    # The callback restores the first epoch's weights.
     stop = keras.callbacks.EarlyStopping(
         "loss", mode="max", patience=3, restore_best_weights=True, start_from_epoch=0
     )
@@ -114,7 +114,7 @@ def test_gradual_pruning_of_a_model_trained_before(tmp_path):
     loaded = keras.models.load_model(tmp_path / "m.keras")
     assert int(loaded.optimizer.iterations) == 40
     for _ in range(2):
-        # Steps count from where the masks were drawn: the first time, and once more.
+        # Steps count from the draw of the masks, also after a second draw.
         ksd.sparsify(loaded, 0.8, seed=0, dense_start=True)
         assert ksd.sparsity_report(loaded).sparsity == 0
         schedule = PolynomialDecay(0.0, 0.8, 0, 8, frequency=4)
@@ -240,8 +240,8 @@ def test_a_later_report_says_what_cannot_be_sparse():
     assert ksd.sparsity_report(model).left_alone == {name: "frozen"}
 
 
-def test_the_way_out_answers_the_same(tmp_path):
-    """`export` writes a SavedModel that needs neither Keras nor this package."""
+def test_an_exported_model_predicts_the_same(tmp_path):
+    """`export` writes a SavedModel that works without Keras and this package."""
     model = dense_model()
     ksd.sparsify(model, 0.9, seed=0)
     model.export(tmp_path / "saved", verbose=False)
@@ -250,7 +250,7 @@ def test_the_way_out_answers_the_same(tmp_path):
 
 
 def test_gradual_pruning_where_a_step_trains_some_of_the_kernels():
-    """The schedule's end is that of the whole model, whatever a step trains."""
+    """The schedule ends at the sparsity of the whole model, whatever a step trains."""
     model = keras.Sequential(
         [keras.Input((8,)), keras.layers.Dense(32, name="a"), keras.layers.Dense(2, name="b")]
     )

@@ -1,4 +1,4 @@
-"""Each method's updates against their definition in NumPy."""
+"""Updates of each method, compared with their definition in NumPy."""
 
 import math
 import re
@@ -51,7 +51,7 @@ def sparse_kernels(model):
 
 
 def run(model, gradients, optimizer):
-    """Applies gradients; returns `[(weights, masks)]` of the sparse kernels after each step."""
+    """Apply gradients; return `[(weights, masks)]` of the sparse kernels after each step."""
     trail = []
     for step in gradients:
         optimizer.apply([tf.constant(g) for g in step], model.trainable_variables)
@@ -67,9 +67,9 @@ def random_gradients(model, steps, seed=0):
 
 
 class Definition:
-    """Sparse training by SGD as the papers write it, with sorts, in NumPy.
+    """Sparse training by SGD as in the papers, with sorts, in NumPy.
 
-    `growth(step, i, weights)` is the score of kernel `i`; `rates` says when and how much.
+    `growth(step, i, weights)` is the growth score of kernel `i`; `rates` maps steps to prune rates.
     """
 
     def __init__(self, model, rates, growth, parts=None, size=None, nm=None, together=False):
@@ -88,7 +88,7 @@ class Definition:
 
     @staticmethod
     def split(values, size):
-        """The kernels' input axis is the last but one."""
+        """Split a kernel into groups along its input axis, the second to last."""
         values = np.swapaxes(values, -1, -2)
         return values.reshape(*values.shape[:-1], -1, size)
 
@@ -155,7 +155,7 @@ class Definition:
 
 
 def compare(model, optimizer, definition, gradients):
-    """Runs both; at every step the masks must be equal. Returns the masks of every step."""
+    """Run both and compare the masks at every step; return the masks of every step."""
     gradients = list(gradients)
     trail = run(model, gradients, optimizer)
     for step, (gradient, (weights, masks)) in enumerate(zip(gradients, trail, strict=True), 1):
@@ -225,7 +225,7 @@ def test_updates_are_those_of_the_definition(method, structure):
 
 
 def test_set_drops_of_each_sign_the_same_share():
-    """Where the negative weights are all stronger, magnitude alone would drop positive ones."""
+    """All negative weights are stronger, so magnitude alone would drop only positive ones."""
     model = sparse_model()
     for k in sparse_kernels(model):
         w = numpy(k.kernel)
@@ -286,14 +286,14 @@ def test_global_competition_moves_weights_between_kernels(method, size):
 
 
 def test_gradient_of_the_last_steps_only():
-    """An update after five steps sees the mean of exactly the last three gradients."""
+    """An update after five steps uses the mean of exactly the last three gradients."""
     model = sparse_model()
     gradients = random_gradients(model, 10)
     places = places_of(model)
-    for step in (0, 1, 5, 6):  # would decide everything if they were counted
+    for step in (0, 1, 5, 6):  # would decide everything if they counted
         for place in places:
             gradients[step][place] *= 1e4
-    # SGD must not see those, or weights overflow what can be compared.
+    # SGD must not see those, or weights would become too large to compare.
     calm = keras.optimizers.SGD(0.0)
 
     def mean(step, i, weights):
@@ -319,7 +319,7 @@ def test_gradient_of_the_last_steps_only():
 
 @pytest.mark.parametrize("method, gradient_steps", [("rigl", 1), ("rigl", 2), ("snfs", 1)])
 def test_accumulated_batches_count_as_one_step(method, gradient_steps):
-    """Every 2 of the optimizer's updates is every 6 batches, by the mean of their gradients."""
+    """Updates every 2 steps of 3 batches each use the mean gradient of all 6 batches."""
     model = sparse_model()
     batches = random_gradients(model, 18)
     places = places_of(model)
@@ -487,7 +487,7 @@ def test_gradual_pruning_takes_the_weakest():
 
 
 def test_gradual_pruning_goes_on_after_saving_and_stays_done(tmp_path):
-    """Halfway a loaded model goes on; a run that is done says so and can go on as static."""
+    """A model loaded halfway resumes; after the end only the static method continues."""
 
     def callback():
         schedule = PolynomialDecay(0.0, 0.6, begin_step=0, end_step=8, frequency=2)
@@ -577,7 +577,7 @@ def test_methods_and_options_that_do_not_go_together_are_refused():
     refused("`gradient_steps` must be a whole number", "rigl", gradient_steps=0)
     refused("`gradient_steps` must be a whole number", "rigl", gradient_steps=1.5)
     refused(
-        "`gradient_steps` must not be more than the 4 steps",
+        "`gradient_steps` must not exceed the 4 steps",
         "rigl",
         update_every=4,
         gradient_steps=5,
@@ -606,7 +606,7 @@ def test_numbers_of_steps_may_be_those_of_numpy():
 
 
 def test_gradual_pruning_to_a_sparsity_that_small_kernels_can_only_be_near():
-    """`densities` rounds down to whole weights: of these 16 and 8, 12 and 6 are to go."""
+    """`densities` rounds down: 12 of 16 and 6 of 8 weights are pruned."""
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(2)])
     ksd.sparsify(model, 0.8, "er", seed=0, dense_start=True)
     optimizer = sparse_optimizer(
@@ -621,7 +621,7 @@ def test_gradual_pruning_to_a_sparsity_that_small_kernels_can_only_be_near():
 
 def test_gradual_pruning_of_masks_that_sparsify_did_not_make():
     model = keras.Sequential([keras.Input((6,)), ksd.layers.SparseDense(4)])
-    with pytest.raises(ValueError, match="'gmp' needs the densities to reach.*dense_start=True"):
+    with pytest.raises(ValueError, match="'gmp' needs densities to prune to.*dense_start=True"):
         sparse_optimizer(
             model,
             keras.optimizers.SGD(),
@@ -690,7 +690,7 @@ def test_a_method_of_a_user_may_score_what_to_drop():
     optimizer.attach(model)
     zero_where_active = random_gradients(model, 1)
     for place, (_, mask) in zip(places_of(model), before, strict=True):
-        zero_where_active[0][place][mask] = 0  # nothing that is dropped grows again
+        zero_where_active[0][place][mask] = 0  # no dropped weight grows again
     run(model, zero_where_active, optimizer)
     for k, (weights, mask) in zip(sparse_kernels(model), before, strict=True):
         gone = mask & ~numpy(k.mask)

@@ -1,4 +1,4 @@
-"""`SparseOptimizer` by itself: one step by hand, and whole custom training loops."""
+"""`SparseOptimizer` without `fit`: single steps by hand, and custom training loops."""
 
 import json
 
@@ -54,7 +54,7 @@ def smallest_first(values):
 
 @pytest.mark.parametrize("name", ["dense", "conv", "tiny"])
 def test_weights_mask_and_momentum_are_those_of_the_original_program(reference, name):
-    """Through `apply`: Lion with these numbers leaves weights and momentum as they are."""
+    """With these settings, Lion's own update leaves weights and momentum unchanged."""
     arrays = reference.arrays("rigl.npz")
     before = {
         key: arrays[f"update_{name}_{key}"].reshape(-1, arrays[f"update_{name}_{key}"].shape[-1])
@@ -94,7 +94,7 @@ def test_weights_mask_and_momentum_are_those_of_the_original_program(reference, 
 
 
 def test_one_step_of_rigl_by_hand():
-    """A linear model, so that the gradient too is a line of NumPy, in float64."""
+    """One step of RigL on a linear model equals the step in NumPy, in float64."""
     rng = np.random.default_rng(5)
     model = keras.Sequential([keras.Input((6,)), SparseDense(4)])
     ksd.sparsify(model, 0.5, seed=2)
@@ -144,7 +144,7 @@ def test_one_step_of_rigl_by_hand():
     ids=lambda a: "-".join(a),
 )
 def test_static_is_the_plain_optimizer_on_hand_masked_gradients(arguments):
-    """Same bits: clipping, decay and moments see what masked gradients alone would give."""
+    """Clipping, decay and moments see masked gradients only, so results are equal bit for bit."""
     ours, theirs = make_model(), make_model()
     masks = list(masks_of(theirs).values())
     for k in masked_kernels(theirs):
@@ -261,7 +261,7 @@ def test_an_optimizer_trains_the_active_weights_only(name, arguments):
 
 
 def train_and_look(model, inner, steps=5):
-    """Every active weight moves at every step, all others stay zero with all their state."""
+    """Train; every active weight moves in every step, and all others and their state stay zero."""
     counts = {name: mask.sum() for name, mask in masks_of(model).items()}
     start = masks_of(model)
     optimizer = SparseOptimizer(inner, "rigl", ConstantPruneRate(0.3, 3))
@@ -290,7 +290,7 @@ def train_and_look(model, inner, steps=5):
 
 
 def test_adafactor_with_whole_rows_and_columns_pruned():
-    """Where Keras divides the zero mean squares of a row and a column by each other."""
+    """Keras then divides the zero mean squares of a row and a column by each other."""
 
     def model_with_gaps():
         model = make_model()
@@ -313,7 +313,7 @@ def test_adafactor_with_whole_rows_and_columns_pruned():
             assert all(np.isfinite(v).all() for v in weights_of(model).values())
         assert optimizer.topology_updates == 2
     train_and_look(make_model(), keras.optimizers.Adafactor(0.01, epsilon_1=1e-16))
-    # And it is for a reason that less is refused: by hand, with Keras's own default.
+    # The reason for the limit: the same by hand with Keras's default.
     model = model_with_gaps()
     plain = keras.optimizers.Adafactor(0.01)
     masks = masks_of(model)
@@ -326,7 +326,7 @@ def test_adafactor_with_whole_rows_and_columns_pruned():
 
 
 def test_muon_would_move_pruned_weights():
-    """So that they have to be put back, which the invariant test above sees."""
+    """So the wrapper must reset pruned weights, which the invariant test above checks."""
     model = make_model()
     masks = masks_of(model)
     for k in masked_kernels(model):
@@ -449,7 +449,7 @@ def test_wrong_use_raises():
         ksd.sparse_optimizer(make_model(), "adam")
     model = make_model()
     optimizer = SparseOptimizer(adam(), "static")
-    with pytest.raises(ValueError, match="does not know its model yet"):
+    with pytest.raises(ValueError, match="is not attached to a model"):
         optimizer.apply(dense_gradients(model), model.trainable_variables)
     with pytest.raises(ValueError, match="Nothing is pruned in model 'm'"):
         optimizer.attach(make_model(sparsity=None))
@@ -492,5 +492,5 @@ def test_masks_changed_behind_the_optimizer_are_noticed():
     mask = numpy(k.mask).copy()
     mask[tuple(np.argwhere(mask)[0])] = False
     k.mask.assign(mask)
-    with pytest.raises(ValueError, match="do not have as many ones"):
+    with pytest.raises(ValueError, match="number of ones in the masks differs"):
         optimizer.attach(model)

@@ -1,7 +1,7 @@
-"""Two replicas train what one trains: same masks on both, and those of a run on one.
+"""Training on two replicas: equal masks on both, and the same as on one.
 
-Two logical CPU devices have to be asked for before TensorFlow starts, so that one process of its
-own does all the training (`replicas_script.py`) and the tests look at what it wrote.
+TensorFlow must be told to use two logical CPU devices before it starts. So a separate process does
+all the training (`replicas_script.py`), and the tests check the files that it wrote.
 """
 
 import os
@@ -20,7 +20,7 @@ from keras_sparse_dm.sparsity import check_invariant, install, sparse_optimizer
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("replicas_script.py")
-CASES = {  # of replicas_script.py, with the largest difference of a weight to the run on one
+CASES = {  # runs of replicas_script.py, with the largest difference of a weight to one replica
     "rigl": 1e-6,
     "averaged": 1e-6,
     "global": 1e-6,
@@ -76,16 +76,16 @@ def test_both_replicas_have_the_masks_and_weights_of_a_run_on_one(results, case)
 
 
 def test_the_run_on_two_was_one(results):
-    """Without the sum over the replicas the two would differ: their halves of a batch do."""
+    """Replicas see different halves of a batch, so without a sum their masks would differ."""
     assert results["gradients_differ"]
     assert results["updates"] == 3
 
 
 def test_gradient_accumulation_is_refused_before_the_first_step(results):
-    """Keras itself cannot: once this fails for a plain model no more, it can be allowed."""
+    """Keras does not support it either; allow it once the plain model works."""
     assert "merge_call" in str(results["accumulation_of_keras"])
     message = str(results["accumulation"])
-    assert "Keras accumulates no gradients on several replicas: SGD" in message
+    assert "Keras cannot accumulate gradients on several replicas: SGD" in message
     assert "gradient_accumulation_steps=2" in message
     assert results["accumulation_changed_nothing"]
 

@@ -1,4 +1,4 @@
-"""`sparsity_report`: what it counts and how it reads."""
+"""`sparsity_report`: its counts, and the printed tables."""
 
 import html.parser
 import json
@@ -41,11 +41,11 @@ def test_counts(model):
     assert (report.size, report.active, report.sparsity) == (160, 40, 0.75)
     assert report.parameters == 160 + 24 + 8 + 10
     assert report.active_parameters == 40 + 24 + 8 + 10
-    # An active weight that happens to be zero is active all the same.
+    # An active weight that happens to be zero still counts as active.
     out.assign(np.zeros((4, 10)))
     last = ksd.sparsity_report(model).kernels[-1]
     assert (last.active, last.nonzeros) == (10, 0)
-    # And what a mask does not cover shows.
+    # A nonzero pruned weight shows.
     out.assign(np.ones((4, 10)))
     assert ksd.sparsity_report(model).kernels[-1].nonzeros == 40
 
@@ -110,15 +110,15 @@ def test_frozen_layer_is_reported_and_parameters_count_what_trains(model):
     model.get_layer("gru").trainable = False
     report = ksd.sparsity_report(model)
     assert (report.size, report.active) == (160, 40)
-    # 202 parameters, of which the GRU's 144 do not train: nothing can be less than none.
+    # Of 202 parameters the GRU's 144 do not train; counts must not become negative.
     assert 0 <= report.active_parameters <= report.parameters
 
 
 def without_effect(layer, shape, mask):
-    """Counts input features that change no output, and output features that nothing changes.
+    """Count input features without effect, and output features that no input changes.
 
-    By trial on the layer itself, with random weights where the mask is True and no bias. The
-    last axis of input and output holds the features.
+    Tries them out on the layer, with random active weights and no bias. The last axes of input and
+    output are the features.
     """
     rng = np.random.default_rng(0)
     kernel = layer.masks[0][0]
@@ -158,7 +158,7 @@ def test_dead_outputs_and_unused_inputs_by_trial(layer, shape):
 
 
 def test_dead_outputs_and_unused_inputs_where_they_are_put():
-    """Heads and gates: features of a query are heads x size, those of an LSTM four gates."""
+    """Output features of a query are heads x size, those of an LSTM four gates."""
     x = inputs = keras.Input((5, 8))
     x = layers.MultiHeadAttention(2, 4, name="a")(x, x)
     model = keras.Model(inputs, layers.LSTM(3, name="l")(x))
@@ -187,7 +187,7 @@ def test_dead_outputs_and_unused_inputs_where_they_are_put():
 
 
 class Recorder(keras.callbacks.Callback):
-    """All masks after each step."""
+    """Callback that records all masks after each step."""
 
     def __init__(self):
         super().__init__()
@@ -227,7 +227,7 @@ def test_what_was_exchanged_against_recorded_masks(tmp_path):
     model.fit(**fit)
     assert len(recorder.masks) == 6
     check(ksd.sparsity_report(model))
-    # It is the model's history: saved with it, and it goes on.
+    # The history belongs to the model: it is saved, and it continues.
     model.save(tmp_path / "model.keras")
     model = keras.saving.load_model(tmp_path / "model.keras")
     check(ksd.sparsity_report(model))
@@ -237,7 +237,7 @@ def test_what_was_exchanged_against_recorded_masks(tmp_path):
     check(report)
     text = str(report)
     assert "last update" in text and "since start" in text and f"{report.ever_active:.2%}" in text
-    # Masks drawn anew are a new start.
+    # New masks start a new history.
     report = ksd.sparsify(model, 0.5, seed=1)
     assert [k.exchanged_since_start for k in report.kernels] == [0.0, 0.0]
     assert [k.ever_active for k in report.kernels] == [k.density for k in report.kernels]
@@ -245,7 +245,7 @@ def test_what_was_exchanged_against_recorded_masks(tmp_path):
 
 
 class Reader(html.parser.HTMLParser):
-    """The cells of each row of a table, the items of a list, and that all tags are closed."""
+    """HTML parser that collects table cells and list items, and checks that tags are closed."""
 
     def __init__(self, text):
         super().__init__()
@@ -298,7 +298,7 @@ def test_html_has_the_same_cells_and_escapes_names():
         "m/<script>/kernel (frozen)",
         "m/d/kernel (input axis of 4 is not a multiple of blocks of 8)",
     ]
-    # The same in a terminal; brackets in names are no markup there.
+    # The same in a terminal, where brackets in names are not markup.
     text = str(report)
     assert "m/<b>&amp;/kernel" in text and "left alone: m/<script>/kernel (frozen)" in text
     assert json.loads(json.dumps(report.to_dict()))["left_alone"] == report.left_alone

@@ -1,4 +1,4 @@
-"""When the topology changes, and by what share."""
+"""Schedules of topology updates and prune rates."""
 
 import json
 import math
@@ -26,7 +26,7 @@ from keras_sparse_dm.sparsity.schedules import (
 
 
 def answers(schedule, steps):
-    """`{due step: rate}` over a range of training steps, all asked in one compiled call."""
+    """Return `{due step: rate}` over a range of training steps, from one compiled call."""
     due, rate = tf.map_fn(
         schedule, tf.constant(list(steps), tf.int32), fn_output_signature=(tf.bool, tf.float32)
     )
@@ -105,7 +105,7 @@ def test_round_trip_through_json(schedule):
 
 @keras.saving.register_keras_serializable()
 class EveryStep(PruningSchedule):
-    """A schedule of a user, written as the toolkit asks."""
+    """Custom schedule, written as the toolkit requires."""
 
     def __call__(self, step):
         return tf.greater(step, 0), tf.constant(0.5)
@@ -115,7 +115,7 @@ class EveryStep(PruningSchedule):
 
 
 def test_a_registered_schedule_of_a_user_comes_back():
-    """The error for an unknown class says that this decorator is what it takes."""
+    """The error for an unknown class recommends this decorator."""
     assert isinstance(deserialize_schedule(serialize_schedule(EveryStep())), EveryStep)
 
 

@@ -1,4 +1,4 @@
-"""`sparsify`: how much, where, and what it refuses."""
+"""`sparsify`: densities, choice of kernels, structures, errors."""
 
 import math
 import re
@@ -31,14 +31,14 @@ def dense_model():
 
 
 def plain_model():
-    """Layers of Keras, as most models have."""
+    """Return a model of common Keras layers."""
     return keras.Sequential(
         [keras.Input((6,)), layers.Dense(20, "relu", name="a"), layers.Dense(5, name="b")]
     )
 
 
 def state_of(model):
-    """All that a failed call must not change."""
+    """Return everything that a failed call must not change."""
     return (
         [type(layer) for layer in model._flatten_layers()],
         [id(v) for v in model.variables],
@@ -81,7 +81,7 @@ def test_counts_are_exact_and_values_are_kept(distribution, sparsity):
         name: mask.sum() for name, mask in masks(model).items()
     }
     total = sum(v.size for v in before.values())
-    # Half a weight of rounding and one of the original program's floor, per kernel.
+    # Per kernel, rounding adds half a weight and the original program's floor one.
     assert abs(report.sparsity - sparsity) <= 1.5 * len(before) / total
     for v in model.trainable_variables:
         if v.path in others:
@@ -155,7 +155,7 @@ def test_nested_and_shared_layers_are_each_drawn_once():
 
 
 class TwoOfOneName(keras.Model):
-    """Layer names need not be unique, except among the layers of a functional model."""
+    """Model with two layers of the same name, which only functional models forbid."""
 
     def __init__(self):
         super().__init__()
@@ -228,7 +228,7 @@ def test_on_a_trained_model_sparsity_0_makes_it_dense_again():
 
 
 def test_model_trained_before_it_was_sparse():
-    """The moments of the dense training are there when the callback comes."""
+    """The optimizer already has moments of dense training when the callback wraps it."""
     model = dense_model()
     model.compile(keras.optimizers.Adam(0.01), "mse", run_eagerly=True)
     x, y = np.ones((8, 6), "float32"), np.ones((8, 5), "float32")
@@ -301,7 +301,7 @@ def with_normalization():
 
 
 def test_layers_without_a_kernel_may_be_among_those_named():
-    """As in a part of `model.layers`, which holds more than kernels."""
+    """A slice of `model.layers` may contain layers without kernels."""
     for first in (lambda model: model.layers[:2], lambda model: ["a", "normal"]):
         model = with_normalization()
         assert [k.density for k in ksd.sparsify(model, 0.2, exclude=first(model)).kernels][0] == 1
@@ -318,7 +318,7 @@ def test_layers_without_a_kernel_alone_are_nothing_to_make_sparse():
     state = state_of(model)
     with pytest.raises(ValueError, match="nothing to make sparse: .*not included"):
         ksd.sparsify(model, 0.5, include="normal")
-    with pytest.raises(ValueError, match="`sparsity` names only layers without a kernel: ..normal"):
+    with pytest.raises(ValueError, match="`sparsity` must match kernels; received .*normal"):
         ksd.sparsify(model, {"normal": 0.5})
     assert_untouched(model, state)
 
@@ -355,7 +355,7 @@ def test_sparsity_that_cannot_be_reached_raises_and_says_what_can():
 
 
 def test_emptying_the_free_kernels_is_refused_in_the_words_of_the_caller():
-    """All that is free would have to go; no kernel may end with density 0."""
+    """All free weights would have to be pruned, but no kernel may have density 0."""
     model = keras.Sequential([keras.Input((4,)), SparseDense(4, name="a"), SparseDense(4)])
     with pytest.raises(ValueError, match="0.5 cannot be reached"):
         ksd.sparsify(model, 0.5, exclude="a")
@@ -369,7 +369,7 @@ def test_docstring_example_of_a_layer():
 
 
 def stack_of_blocks():
-    """Names as in a transformer: `block_0/attention/query/kernel` and so on."""
+    """Return a model with names as in a transformer, such as `block_0/attention/query`."""
     x = inputs = keras.Input((5, 8), name="x")
     for i in range(2):
         x = layers.add([x, layers.MultiHeadAttention(2, 4, name=f"attention_{i}")(x, x)])
@@ -390,17 +390,17 @@ ALL = {
     [
         ("head", {"head/kernel"}),
         (lambda m: [m.get_layer("head")], {"head/kernel"}),
-        # A layer stands for all kernels in it, by object, by name and by pattern.
+        # A layer, its name or a pattern for it selects all kernels in it.
         (lambda m: m.get_layer("attention_0"), {n for n in ALL if n.startswith("attention_0")}),
         ("attention_1", {n for n in ALL if n.startswith("attention_1")}),
         ("attention_?", {n for n in ALL if n.startswith("attention")}),
         ("mlp_[01]", {"mlp_0/kernel", "mlp_1/kernel"}),
         # Names of layers within layers.
         ("query", {"attention_0/query/kernel", "attention_1/query/kernel"}),
-        # Patterns of kernels are for the whole name.
+        # Patterns must match a kernel's whole name.
         ("*/attention_output/*", {n for n in ALL if "attention_output" in n}),
         ("*attention_0/query/kernel", {"attention_0/query/kernel"}),
-        # Regular expressions are searched for anywhere in it.
+        # Regular expressions may match anywhere in the name.
         (re.compile(r"(query|key)/kernel$"), {n for n in ALL if "query" in n or "/key/" in n}),
         (re.compile("QUERY", re.IGNORECASE), {n for n in ALL if "query" in n}),
         (["head", re.compile("mlp_0"), "*/value/*"], None),
@@ -413,7 +413,7 @@ def test_layers_names_and_patterns(items, matched):
     def report(**options):
         model = stack_of_blocks()
         given = {k: v(model) if callable(v) else v for k, v in options.items()}
-        # Kernels of a model without a name of its own layer in front.
+        # Kernels of a nested model without its name in front.
         names = {v.path for v in model.trainable_variables if "kernel" in v.name}
         assert names == ALL
         return ksd.sparsify(model, 0.2, "uniform", seed=0, **given)
@@ -424,7 +424,7 @@ def test_layers_names_and_patterns(items, matched):
     included = report(include=items)
     assert {k.name for k in included.kernels if k.active < k.size} == matched
     assert included.left_alone == dict.fromkeys(ALL - matched, "not included")
-    # The sparsity counts for what is included alone.
+    # The sparsity refers to included kernels only.
     mine = [k for k in included.kernels if k.name in matched]
     for k in mine:
         assert k.active == round(0.8 * k.size)
@@ -433,7 +433,7 @@ def test_layers_names_and_patterns(items, matched):
 def test_include_and_exclude_together():
     model = stack_of_blocks()
     report = ksd.sparsify(model, 0.4, "uniform", seed=0, include="mlp_?", exclude="mlp_0")
-    # Two kernels of 64; one of them dense, so that the other gives up all that is asked.
+    # One of two kernels with 64 weights stays dense, so the other loses all pruned weights.
     assert {k.name: k.active for k in report.kernels if k.name.startswith("mlp")} == {
         "mlp_0/kernel": 64,
         "mlp_1/kernel": 64 - round(0.4 * 128),
@@ -457,7 +457,7 @@ def test_dictionary_gives_single_kernels_their_own():
         seed=0,
         exclude="attention_1",
     )
-    # The last entry that matches decides, and what is excluded or unnamed stays dense.
+    # The last matching entry counts; excluded and unmatched kernels stay dense.
     expected = {name: 1.0 for name in ALL} | {
         "attention_0/query/kernel": 0.1,
         "attention_0/key/kernel": 0.5,
@@ -487,10 +487,10 @@ def test_naming_only_what_is_frozen_raises_and_says_so(argument):
     model.get_layer("a").trainable = False
     state = state_of(model)
     arguments = {"include": dict(sparsity=0.5, include="a"), "sparsity": dict(sparsity={"a": 0.5})}
-    with pytest.raises(ValueError, match=rf"`{argument}` names what .*a/kernel \(frozen\)"):
+    with pytest.raises(ValueError, match=rf"`{argument}` must match kernels .*a/kernel \(frozen\)"):
         ksd.sparsify(model, **arguments[argument])
     assert_untouched(model, state)
-    # To exclude it as well is no mistake.
+    # Excluding it as well is allowed.
     report = ksd.sparsify(model, 0.5, exclude="a", seed=0)
     assert [k.active for k in report.kernels] == [50]
 
@@ -559,7 +559,7 @@ def test_quantized_model_has_nothing_to_sparsify():
 
 
 class OwnWeights(layers.Dense):
-    """Derived from a layer with a sparse twin, but with weights of its own name."""
+    """Layer derived from one with a sparse twin, but with other names of weights."""
 
     def build(self, input_shape):
         self.w = self.add_weight(name="w", shape=(input_shape[-1], self.units))
@@ -577,7 +577,7 @@ def test_derived_layer_that_keeps_its_weights_otherwise_is_left_alone():
 
 
 def test_kernels_of_several_axes_are_weighed_as_the_matrices_they_are():
-    """Queries and keys 8 -> 2 x 4, not a window of 8; the gates of a GRU side by side."""
+    """Queries and keys are matrices 8 x (2 x 4), and a GRU's gates lie side by side."""
     x = inputs = keras.Input((5, 8))
     x = layers.MultiHeadAttention(2, 4, name="a")(x, x)
     x = layers.Conv1DTranspose(3, 2, name="up")(x)
@@ -602,7 +602,7 @@ def test_function_as_distribution():
     model = plain_model()
     report = ksd.sparsify(model, 0.5, lambda shape: float(shape[0]), seed=0)
     a, b = report.kernels
-    # Densities 6 : 20, of 120 and 100 weights, with 110 to give.
+    # Densities in the ratio 6 : 20, for 120 and 100 weights, 110 of them active.
     assert (a.asked, b.asked) == pytest.approx((6 * 110 / 2720, 20 * 110 / 2720))
     with pytest.raises(ValueError, match="`distribution` must give every kernel a positive number"):
         ksd.sparsify(plain_model(), 0.5, lambda shape: 0.0)
@@ -627,7 +627,7 @@ def everything():
     return keras.Model(inputs, layers.EinsumDense("abc,dc->abd", (6, 4), name="turned")(x))
 
 
-# Where the input features of a kernel lie, said once more.
+# The input axis of each kernel, stated independently.
 INPUT_AXIS = {
     "conv/kernel": 1,
     "mha/query/kernel": 0,
@@ -670,7 +670,7 @@ def test_blocks_lie_along_the_input_axis_and_stay_whole(distribution):
         assert abs(blocks.sum() - k.asked * k.size) <= 2
         if distribution == "uniform":
             assert k.asked == pytest.approx(0.4)
-    # Not by chance along other axes too.
+    # The structure does not hold along other axes by chance.
     moved = np.moveaxis(first["up/kernel"], 0, -1).reshape(-1, 2).sum(axis=1)
     assert 1 in moved
     train_a_little(model)
@@ -685,7 +685,7 @@ def test_n_of_m_in_every_group(n, m):
     model = everything()
     options = dict(seed=0, structure=NM(n, m), exclude="turned")
     with warnings.catch_warnings():
-        # The output of attention has heads of 4.
+        # The heads of the attention output have size 4.
         warnings.simplefilter("ignore" if m == 8 else "error", UserWarning)
         report = ksd.sparsify(model, 1 - n / m, "uniform", **options)
     first = masks(model)
@@ -728,7 +728,7 @@ def test_misfits_are_left_alone_with_a_warning_or_raise():
         with pytest.raises(ValueError, match="`structure` .* does not fit depth/kernel"):
             ksd.sparsify(other, 0.5, "uniform", seed=0, structure=structure, on_misfit="raise")
         assert_untouched(other, state)
-        # What is not to be sparse need not fit.
+        # Kernels that stay dense need not fit the structure.
         for sparsity, only in (
             (0.5, dict(include="eight")),
             ({"eight": 0.5}, {}),
@@ -795,7 +795,7 @@ def test_dense_start_prunes_nothing_yet_and_remembers():
     with pytest.raises(ValueError, match="Nothing is pruned"):
         model.compile("adam", "mse")
         model.fit(np.ones((2, 6)), np.ones((2, 5)), verbose=0, callbacks=[ksd.DynamicSparsity()])
-    # Drawn again without it, they are pruned.
+    # A new draw without it prunes them.
     assert ksd.sparsify(model, 0.5, seed=0).active == 110
 
 

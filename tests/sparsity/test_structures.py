@@ -1,4 +1,4 @@
-"""Blocks and N:M: as arrays, and kept by every update of a model."""
+"""Blocks and N:M: array functions, and updates of models that keep the structure."""
 
 import math
 
@@ -22,7 +22,7 @@ quick = settings(max_examples=20, deadline=None, derandomize=True)
 
 @st.composite
 def kernels(draw, size):
-    """`(shape, axis)` where the axis is a multiple of `size` and counted from the end."""
+    """Draw `(shape, axis)` with the axis counted from the end and a multiple of `size` long."""
     shape = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     axis = draw(st.integers(-len(shape), -1))
     shape[axis] = size * draw(st.integers(1, 4))
@@ -30,7 +30,7 @@ def kernels(draw, size):
 
 
 def groups(values, axis, size):
-    """Neighbours along an axis, cut out one after the other."""
+    """Return the groups of neighbours along an axis."""
     values = np.asarray(values)
     starts = range(0, values.shape[axis], size)
     parts = [np.take(values, range(s, s + size), axis) for s in starts]
@@ -76,7 +76,7 @@ def test_random_masks_have_n_of_every_m(data, n_m):
 
 
 def test_random_masks_are_uniform():
-    """Every place of a group, and every block, is as likely as any other."""
+    """All positions in a group, and all blocks, are equally likely."""
     mask = numpy(NM(2, 4).random_mask((400, 25), 0.5, 1, -2))
     share = groups(mask, 0, 4).mean(0)
     np.testing.assert_allclose(share, 0.5, atol=4 * np.sqrt(0.25 / 2500))
@@ -90,7 +90,7 @@ SCORES = st.sampled_from([0.0, 1e-40, 0.5, 1.0, 1.0, 2.0, math.inf, math.nan])
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data(), n_m=st.sampled_from([(1, 2), (2, 4), (3, 4)]))
 def test_growth_fills_every_group_with_its_largest(data, n_m):
-    """Also where scores tie, are infinite or NaN."""
+    """This holds for tied, infinite and NaN scores too."""
     structure = NM(*n_m)
     number = data.draw(st.integers(1, 4))
     shape = (number, structure.m)
@@ -110,7 +110,7 @@ def test_growth_fills_every_group_with_its_largest(data, n_m):
         new, left = grown[group], ~grown[group] & ~kept[group]
         if new.any() and left.any():
             assert ordered[group][new].min() >= ordered[group][left].max()
-            for place in np.flatnonzero(left):  # of equal scores the first
+            for place in np.flatnonzero(left):  # ties go to the first
                 equal = np.flatnonzero(new & (ordered[group] == ordered[group][place]))
                 assert (equal < place).all()
 
@@ -140,7 +140,7 @@ def test_rank_is_that_of_a_stable_sort(rows, values):
     score = np.random.default_rng(len(values)).permuted(
         np.tile(np.array(values + [3.0], "float32"), (rows, 1)), axis=-1
     )
-    score[np.abs(score) < 1e-38] = 0  # what flushes denormals takes them for zeros
+    score[np.abs(score) < 1e-38] = 0  # processors that flush denormals treat them as zeros
     order = np.argsort(-score, axis=-1, kind="stable")
     expected = np.argsort(order, axis=-1, kind="stable")
     np.testing.assert_array_equal(numpy(_rank(ops.convert_to_tensor(score))), expected)
@@ -164,7 +164,7 @@ def test_structures_are_described_stored_and_checked():
 
 
 def many_kernels():
-    """Dense, convolution, GRU and einsum kernels, and the input axis of each."""
+    """Return a model with dense, convolution, GRU and einsum kernels, and their input axes."""
     inputs = keras.Input((5, 8))
     x = layers.Conv1D(8, 3, padding="same", name="conv")(inputs)
     x = layers.EinsumDense("abc,cd->abd", (None, 8), name="einsum")(x)
@@ -232,7 +232,7 @@ def test_every_update_keeps_the_structure(name, structure):
         assert all((a == b).all() for a, b in zip(start, now, strict=True))
     else:
         assert optimizer.topology_updates == 3
-        # In the smallest, what is dropped may be what grows.
+        # In the smallest kernel, the dropped weights may grow again.
         assert sum(np.any(a != b) for a, b in zip(start, now, strict=True)) >= 4
     total = sum(m.sum() for m in now)
     if name == "gmp":
@@ -242,7 +242,7 @@ def test_every_update_keeps_the_structure(name, structure):
 
 
 def test_another_structure_after_training_is_kept_too():
-    """The step compiled for the first structure must not go on."""
+    """The step that was compiled for the first structure must not be used again."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((8,)), layers.Dense(8), layers.Dense(4)])
     model.compile("sgd", "mse")
@@ -263,7 +263,7 @@ def test_another_structure_after_training_is_kept_too():
 
 
 def test_masks_drawn_anew_for_another_method():
-    """What the method of before could not keep is no reason to refuse the masks."""
+    """New masks may have a structure that only the next method supports."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((8,)), layers.Dense(8), layers.Dense(4)])
     model.compile("sgd", "mse", run_eagerly=True)
@@ -284,18 +284,18 @@ def test_masks_drawn_anew_for_another_method():
     fit("rigl")
     assert all((groups(numpy(k.mask), -2, 4).sum(-1) == 2).all() for k in masked_kernels(model))
     ksd.sparsify(model, 0.75, seed=0, dense_start=True)
-    # Its steps count from where the masks were drawn.
+    # Its steps count from the draw of the masks.
     fit("gmp", schedule=PolynomialDecay(0.0, 0.75, 0, 2, frequency=1))
     assert ksd.sparsity_report(model).sparsity == pytest.approx(0.75)
 
 
 @pytest.mark.slow
 def test_blocks_grow_where_gradients_do_not_know_their_shape():
-    """As those of a network of sketches of any length, in a graph."""
+    """In a graph, networks for sketches of any length have such gradients."""
     keras.utils.set_random_seed(0)
     denoiser = ksd.models.ChiroDiff(units=8, num_layers=2, seed=0)
     model = ksd.diffusion.DiffusionModel(denoiser, ksd.diffusion.NoiseSchedule.linear(1000), 0)
-    # Points of 13 features make no blocks.
+    # 13 input features do not divide into blocks.
     first = "*bidirectional_0/*_gru/gru_cell/kernel"
     ksd.sparsify(model, 0.5, seed=0, structure=Blocks(4), exclude=[first])
     before = {k.name: numpy(k.mask) for k in masked_kernels(model)}

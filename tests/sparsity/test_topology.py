@@ -1,4 +1,4 @@
-"""Updates of one kernel: against the original RigL program and a sort in NumPy."""
+"""Updates of one kernel, compared with the original RigL program and a sort in NumPy."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from keras_sparse_dm.masks.drop_grow import random_mask
 from keras_sparse_dm.masks.top_k import top_k_masks
 from keras_sparse_dm.sparsity import prune_and_grow, top_k_mask
 
-# Shapes are few, because a compiled function is traced for each.
+# Few shapes, because each traces a compiled function.
 SHAPES = [(1, 1), (2, 3), (5, 8), (3, 3, 2, 4)]
 SPECIAL = np.float32(
     [0, -0.0, 1e-45, -1e-45, 3e-41, 1e-38, 1.17549435e-38, 1, -1, 1, 1e30, 3.4e38, -3.4e38, np.inf]
@@ -27,9 +27,9 @@ MODES = {
 
 
 def largest_first(scores, eligible):
-    """Positions of the eligible scores, largest first and equal ones in row-major order.
+    """Return the positions of the eligible scores, largest first, ties in row-major order.
 
-    Compares the scores' bits, so that no rounding mode of the processor has a say.
+    Compares the scores' bits, which do not depend on the processor's rounding mode.
     """
     keys = np.abs(scores.ravel()).view("int32").astype("int64")
     keys[~eligible.ravel()] = -1
@@ -37,7 +37,7 @@ def largest_first(scores, eligible):
 
 
 def update_by_sort(weights, mask, growth_score, prune_rate):
-    """DESIGN.md's update, written with a stable sort."""
+    """Return the update of DESIGN.md, computed with a stable sort."""
     active = int(mask.sum())
     exchanged = int(np.float32(active) * np.float32(prune_rate))
     kept = np.zeros(mask.size, bool)
@@ -101,7 +101,7 @@ def check_update(update, case):
     expected_weights, expected_mask, expected_grown = update_by_sort(*case)
     np.testing.assert_array_equal(new_mask, expected_mask)
     np.testing.assert_array_equal(grown, expected_grown)
-    # As bits: what survives is untouched, even a denormal; zeros may differ in sign.
+    # Compared as bits: kept weights, even denormals, are untouched; zeros may differ in sign.
     survived = expected_mask & mask
     np.testing.assert_array_equal(
         new_weights[survived].view("int32"), weights[survived].view("int32")
@@ -129,7 +129,7 @@ def test_update_agrees_with_the_original_program(reference, name, mode):
     np.testing.assert_array_equal(new_mask, answers["mask_after"].astype(bool))
     np.testing.assert_array_equal(weights, answers["weights_after"] * new_mask)
     np.testing.assert_array_equal(grown, new_mask & ~mask)
-    # What the masks say of the momentum: kept where a weight survived, zero elsewhere.
+    # Momentum is kept for weights that stay active, and zero elsewhere.
     momentum = np.where(new_mask & mask, answers["momentum_before"], 0)
     np.testing.assert_array_equal(momentum, np.where(new_mask, answers["momentum_after"], 0))
     if name != "tiny":
@@ -180,7 +180,7 @@ def test_full_and_empty_masks_stay(fill):
 def test_other_float_types(dtype):
     rng = np.random.default_rng(3)
     mask = rng.random((7, 9)) < 0.6
-    # Values that every one of these types holds exactly, so one answer fits all.
+    # All these types hold the values exactly, so results are equal.
     weights = np.where(mask, rng.integers(-99, 99, mask.shape) / 64, 0).astype("float32")
     growth = (rng.integers(0, 99, mask.shape) / 64).astype("float32")
     new, new_mask, _ = prune_and_grow(
@@ -201,7 +201,7 @@ def test_prune_rate_outside_the_range_raises(rate):
 
 def test_shapes_that_differ_raise():
     ones = np.ones((2, 2), "float32")
-    with pytest.raises(ValueError, match=r"one shape; received \(2, 2\), \(2, 2\) and \(4,\)"):
+    with pytest.raises(ValueError, match=r"equal shapes; received \(2, 2\), \(2, 2\) and \(4,\)"):
         prune_and_grow(ones, ones.astype(bool), ones.ravel(), 0.5)
 
 
@@ -228,7 +228,7 @@ def test_top_k_marks_the_first_of_a_stable_sort(compiled_top_k, scores, eligible
 
 
 def marked_by_sort(scores, k, eligible):
-    """`top_k_masks`, written with a stable sort; NaN ranks by its bits, above infinity."""
+    """Return `top_k_masks` by a stable sort; NaN ranks by its bits, above infinity."""
     flat = np.concatenate([s.ravel() for s in scores])
     chosen = largest_first(flat, np.concatenate([e.ravel() for e in eligible]))[:k]
     marked = np.zeros(flat.size, bool)
@@ -237,7 +237,7 @@ def marked_by_sort(scores, k, eligible):
     return [m.reshape(s.shape) for m, s in zip(parts, scores, strict=True)]
 
 
-# The two ways to find the threshold: TensorFlow's histogram, and counts everywhere else.
+# Two ways to find the threshold: a histogram on TensorFlow, counts on other backends.
 @pytest.fixture(
     scope="module",
     params=[(search, mode) for search in ("histogram", "counts") for mode in ("graph", "xla")],
@@ -272,7 +272,7 @@ def test_top_k_of_several_arrays_is_that_of_one_sort(compiled_top_k_masks, data)
 
 
 def large_scores():
-    """More than a sample, with distributions that mislead a sample or interpolation."""
+    """Return large arrays whose distributions mislead sampling and interpolation."""
     rng = np.random.default_rng(0)
     normal = np.abs(rng.normal(size=(300, 211))).astype("float32")
     every_23rd = np.arange(normal.size).reshape(normal.shape) % 23 == 0

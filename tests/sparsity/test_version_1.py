@@ -1,4 +1,4 @@
-"""Files of keras_sparse_dm 0.1 load, and training resumes as it would have gone on."""
+"""Files of keras_sparse_dm 0.1 load, and training resumes as if uninterrupted."""
 
 import importlib.util
 from pathlib import Path
@@ -20,7 +20,7 @@ def assert_state(model, file):
     found = models.state(model)
     assert set(found) == set(expected)
     for name in expected:
-        # Processors round differently.
+        # Processors may round differently.
         np.testing.assert_allclose(found[name], expected[name], 1e-4, 1e-7, err_msg=name)
 
 
@@ -30,7 +30,7 @@ def test_a_keras_file_loads_and_resumes(name, recwarn, tmp_path):
     assert not [w for w in recwarn if "skip" in str(w.message).lower()]
     assert_state(model, f"{name}-saved.npz")
     check_invariant(model)
-    # And by today's format.
+    # Also in the present format.
     model.save(tmp_path / "again.keras")
     for again in (model, keras.models.load_model(tmp_path / "again.keras")):
         models.fit(again)

@@ -1,4 +1,4 @@
-"""FLOPs of one forward pass, from the shapes that go through a model's layers."""
+"""FLOPs of one forward pass, counted from the shapes of the layers' inputs."""
 
 import contextlib
 import inspect
@@ -9,11 +9,17 @@ import keras
 import numpy as np
 
 from keras_sparse_dm._keras import flatten_layers, own_variables
-from keras_sparse_dm.layers.kernel_mask import KernelAxes
 from keras_sparse_dm.layers.masked import MaskedKernels, own_kernels, twin_class
-from keras_sparse_dm.sparsity.kernels import masked_kernels
+from keras_sparse_dm.metrics.costs.attention import (
+    AttentionFlops,
+    attention_rules,
+    is_dot_product,
+    known_shape,
+)
+from keras_sparse_dm.metrics.costs.example_inputs import example_inputs
+from keras_sparse_dm.metrics.costs.kernels import counted_kernels, is_packed
 
-# Their weights scale, shift or are looked up: left out by convention, as biases are.
+# Weights of these layers scale, shift or are looked up; by convention they are not counted.
 _LEFT_OUT = (
     keras.layers.BatchNormalization,
     keras.layers.Embedding,
@@ -24,7 +30,7 @@ _LEFT_OUT = (
     keras.layers.RMSNormalization,
     keras.layers.SpectralNormalization,
 )
-# Operations of `keras.ops` that multiply and add, as they are called in a functional model.
+# Classes of the `keras.ops` operations in a functional model that multiply and add.
 _MULTIPLYING_OPERATIONS = {
     "Conv",
     "ConvTranspose",
@@ -41,53 +47,13 @@ _MULTIPLYING_OPERATIONS = {
 
 
 @dataclass(frozen=True, eq=False)
-class CountedKernel:
-    """One kernel of a model, sparse or not.
-
-    Attributes:
-        name: The variable's path, made unique within the model; a sparse kernel's is that of
-            `sparsity_report`.
-        kernel: The `keras.Variable`.
-        mask: Its boolean mask variable; None for the kernel of a layer that is not sparse.
-        axes: `KernelAxes`, what its axes stand for.
-        asked: Density that `sparsify` asked for, or None.
-        layer: The layer that owns it.
-    """
-
-    name: str
-    kernel: keras.Variable
-    mask: keras.Variable | None
-    axes: KernelAxes
-    asked: float | None
-    layer: keras.layers.Layer
-
-    @property
-    def size(self):
-        """Number of weights, pruned ones included."""
-        return math.prod(self.kernel.shape)
-
-
-@dataclass(frozen=True)
-class AttentionFlops:
-    """Products of activations with each other in one attention layer, 2 FLOPs per multiply-add.
-
-    Attributes:
-        scores: Of queries with keys.
-        values: Of the scores with the values.
-    """
-
-    scores: float = 0
-    values: float = 0
-
-
-@dataclass(frozen=True, eq=False)
 class ForwardFlops:
-    """What one forward pass of one example takes, 2 FLOPs per multiply-add.
+    """FLOPs of one forward pass of one example, 2 per multiply-add.
 
     Attributes:
-        kernels: `{kernel name: FLOPs}`, as if it were dense; 0 for one that is not applied.
+        kernels: `{kernel name: FLOPs}` with dense kernels; 0 for a kernel that is not applied.
         attention: `[(layer, AttentionFlops)]` of the layers that multiply activations.
-        not_counted: `{layer name: reason}` of what multiplies, or may, and is not in the count.
+        not_counted: `{layer name: reason}` of layers whose products, if any, are not counted.
     """
 
     kernels: dict
@@ -96,17 +62,16 @@ class ForwardFlops:
 
 
 def kernel_flops(model, inputs):
-    """Counts the FLOPs of each kernel in one forward pass of one example, as if it were dense.
+    """Count the FLOPs of each kernel, taken as dense, in one forward pass of one example.
 
-    Nothing is computed, and variables that hold no value yet get none: a network's cost is
-    known from its shapes alone.
+    Follows shapes only: computes nothing and does not initialize variables.
 
     Args:
         model: A built `keras.Model`, sparse or not.
         inputs: An example, or shapes, as in `cost`.
 
     Returns:
-        `{kernel name: FLOPs}`, 2 per multiply-add; a kernel that is not applied is left out.
+        `{kernel name: FLOPs}`, 2 per multiply-add, without kernels that are not applied.
 
     Raises:
         ValueError: as `forward_flops`.
@@ -116,13 +81,12 @@ def kernel_flops(model, inputs):
 
 
 def forward_flops(model, inputs):
-    """Counts what one forward pass of one example takes, layer by layer; computes nothing.
+    """Count the FLOPs of one forward pass of one example without computing it.
 
-    Counted are the kernels of all layers that are sparse or have a sparse twin, among them
-    everything in `keras.layers` that is dense, a convolution, recurrent or multi-head
-    attention, and the products within attention. What else multiplies is named in
-    `not_counted`, as far as a layer or its weights show it; products that a `call` of one's own
-    makes without weights cannot be seen.
+    Counts the kernels of all layers that are sparse or have a sparse twin (in `keras.layers` the
+    dense, convolution, recurrent and multi-head attention layers), and the products within
+    attention. `not_counted` names other layers that have weights or operations which may
+    multiply. Products without weights in the `call` of a custom layer stay unseen.
 
     Args:
         model: A built `keras.Model`, sparse or not.
@@ -137,7 +101,7 @@ def forward_flops(model, inputs):
     """
     if not model.built:
         raise ValueError(
-            f"`model` {model.name!r} must be built, so that its kernels are there to count; "
+            f"`model` {model.name!r} must be built, so that it has kernels to count; "
             "call it on an example, or `model.build(input_shape)`, first."
         )
     example = example_inputs(model, inputs)
@@ -161,105 +125,8 @@ def forward_flops(model, inputs):
     )
 
 
-def counted_kernels(model):
-    """Lists the kernels whose FLOPs are counted, each once, in the order of the variables.
-
-    Args:
-        model: A built `keras.Model`, sparse or not.
-
-    Returns:
-        List of `CountedKernel`.
-    """
-    sparse = {id(k.kernel): k for k in masked_kernels(model)}
-    names = {k.name for k in sparse.values()}
-    order = {id(variable): i for i, variable in enumerate(model.variables)}
-    found = {}
-    for layer in flatten_layers(model):
-        if not _is_packed(layer):
-            for kernel, axes in own_kernels(layer).values():
-                found.setdefault(id(kernel), (kernel, axes, layer))
-    kernels = []
-    for key in sorted(found, key=order.__getitem__):
-        kernel, axes, layer = found[key]
-        masked = sparse.get(key)
-        name, number = kernel.path, 0
-        while masked is None and name in names:
-            number += 1
-            name = f"{kernel.path}_{number}"
-        names.add(name)
-        kernels.append(
-            CountedKernel(
-                name=name if masked is None else masked.name,
-                kernel=kernel,
-                mask=None if masked is None else masked.mask,
-                axes=axes,
-                asked=None if masked is None else masked.target.density,
-                layer=layer,
-            )
-        )
-    return kernels
-
-
-def example_inputs(model, inputs):
-    """Returns inputs in which shapes are replaced by zeros of that shape.
-
-    Args:
-        model: The `keras.Model` that they are for; one with symbolic inputs says their types.
-        inputs: Arrays or tensors, shapes, or tuples, lists and dictionaries of these. A shape is
-            a tuple or list of integers, the batch axis first, which may be None and is 1 then;
-            or a `keras.KerasTensor` or `tf.TensorSpec`. Where neither the model nor it gives a
-            type, a shape of the batch axis alone stands for integers, as timesteps and lengths
-            are, and any other for floats.
-
-    Raises:
-        ValueError: for a shape with unknown axes beside the batch axis.
-    """
-
-    def marked(value):
-        if isinstance(value, keras.KerasTensor) or type(value).__name__ == "TensorSpec":
-            return _Shape(value.shape, getattr(value.dtype, "name", value.dtype))
-        if isinstance(value, dict):
-            return {key: marked(v) for key, v in value.items()}
-        if not isinstance(value, (tuple, list)):
-            return value
-        if value and all(n is None or isinstance(n, (int, np.integer)) for n in value):
-            return _Shape(value)
-        return type(value)(marked(v) for v in value)
-
-    structure = marked(inputs)
-    leaves = keras.tree.flatten(structure)
-    symbolic = keras.tree.flatten(getattr(model, "inputs", None) or [])
-    types = [tensor.dtype for tensor in symbolic]
-    if len(types) != len(leaves):
-        types = [None] * len(leaves)
-    leaves = [
-        leaf.zeros(dtype) if isinstance(leaf, _Shape) else leaf
-        for leaf, dtype in zip(leaves, types, strict=True)
-    ]
-    return keras.tree.pack_sequence_as(structure, leaves)
-
-
-class _Shape:
-    """Stands for an input of which only the shape is given."""
-
-    def __init__(self, shape, dtype=None):
-        self.shape = tuple(shape)
-        self.dtype = dtype
-
-    def zeros(self, dtype=None):
-        shape = (1, *self.shape[1:]) if self.shape[:1] == (None,) else self.shape
-        if any(n is None or n < 1 for n in shape):
-            raise ValueError(
-                "`inputs` must have known shapes with all axes 1 or longer, the batch axis first; "
-                f"received {self.shape}."
-            )
-        dtype = self.dtype or dtype or ("int32" if len(shape) == 1 else "float32")
-        # NumPy has not all types of floats, and layers cast theirs.
-        return np.zeros(shape, "float32" if "float" in dtype else dtype)
-
-
 def _trace(model, inputs):
-    """Calls a model without computing anything, where the backend can."""
+    """Call a model; on TensorFlow, only trace the call."""
     if keras.backend.backend() != "tensorflow":
         model(inputs)
         return
@@ -273,11 +140,11 @@ def _trace(model, inputs):
 
 
 class _Record:
-    """Context in which every call of a layer that multiplies adds up what it multiplies.
+    """Context that counts the products of every call of a layer.
 
     Attributes:
-        kernels: `{id(kernel): FLOPs}` of all examples of the batch.
-        attention: `{id(layer): (layer, [scores, values])}`, likewise.
+        kernels: `{id(kernel): FLOPs}`, summed over the examples of the batch.
+        attention: `{id(layer): (layer, [score FLOPs, value FLOPs])}`, summed likewise.
     """
 
     def __init__(self, model):
@@ -285,12 +152,12 @@ class _Record:
         self.attention = {}
         self._times = 1
         layers = flatten_layers(model)
-        rules = _attention_rules()
+        rules = attention_rules()
         self._layers = []
         for layer in layers:
             if isinstance(layer, keras.layers.RNN):
                 self._layers.append((layer, self._recurrent))
-            elif not _is_packed(layer) and own_kernels(layer):
+            elif not is_packed(layer) and own_kernels(layer):
                 self._layers.append((layer, self._with_kernels))
             for kind, rule in rules:
                 if isinstance(layer, kind):
@@ -299,7 +166,7 @@ class _Record:
 
     def __enter__(self):
         for layer, hook in self._layers:
-            # What Keras calls.
+            # Keras calls another method of quantized layers.
             quantized = getattr(layer, "quantization_mode", None) is not None
             name = "quantized_call" if quantized else "call"
             self._before.append((layer, name, vars(layer).get(name)))
@@ -324,18 +191,18 @@ class _Record:
         return recording_call
 
     def _with_kernels(self, layer, args, kwargs):
-        # The first argument, whatever its name.
-        shape = _known_shape(layer, (*args, *kwargs.values())[0])
+        # The layer's input is the first argument; its name differs between layers.
+        shape = known_shape(layer, (*args, *kwargs.values())[0])
         kernels = [kernel for kernel, _ in own_kernels(layer).values()]
         for kernel, times in zip(kernels, _applications(layer, shape), strict=True):
             count = 2 * math.prod(kernel.shape) * times * shape[0] * self._times
             self.kernels[id(kernel)] = self.kernels.get(id(kernel), 0) + count
 
     def _recurrent(self, layer, args, kwargs):
-        # The cell is called in a loop, or not at all where all of it is one fused operation:
-        # one step is counted apart, and what happens in the layer's own call is not.
+        # The layer calls its cell in a loop, or not at all if one fused operation does it all.
+        # So count one step of the cell here, times the number of steps, and nothing in the call.
         sequences = (*args, *kwargs.values())[0]
-        shape = _known_shape(layer, keras.tree.flatten(sequences)[0])
+        shape = known_shape(layer, keras.tree.flatten(sequences)[0])
         cells = {id(part) for part in flatten_layers(layer.cell)}
         if any(id(counted) in cells for counted, _ in self._layers):
             with self._counting(self._times * shape[1]):
@@ -355,7 +222,7 @@ class _Record:
 
     @contextlib.contextmanager
     def _counting(self, times):
-        """Context in which every call counts so often."""
+        """Context in which every call counts `times` times."""
         before, self._times = self._times, times
         try:
             yield
@@ -363,90 +230,20 @@ class _Record:
             self._times = before
 
 
-def _known_shape(layer, tensor):
-    shape = tuple(tensor.shape)
-    if None in shape:
-        raise ValueError(
-            f"`inputs` must determine the shapes in all layers; {layer.name!r} "
-            f"({type(layer).__name__}) receives {shape}, which is not known before it is computed."
-        )
-    return shape
-
-
 def _applications(layer, shape):
-    """How often each kernel of a layer, sparse or not, is applied to one example."""
+    """List how often each kernel of a layer, sparse or not, is applied to one example."""
     if isinstance(layer, keras.layers.EinsumDense):
-        # Once for each place along the axes that are not the kernel's.
+        # Once for each position along the axes that the kernel does not have.
         ((kernel, axes),) = own_kernels(layer).values()
         return [math.prod(shape[1:]) // math.prod(kernel.shape[axis] for axis in axes.inputs)]
     if isinstance(layer, MaskedKernels):
         return layer.kernel_applications(shape)
-    # A twin reads only what the plain layer has too.
+    # The method of a twin uses attributes of the plain layer only.
     return twin_class(type(layer)).kernel_applications(layer, shape)
 
 
-def _is_packed(layer):
-    """Whether a layer is quantized so that its kernels do not show how many weights they have."""
-    mode = getattr(layer, "quantization_mode", None)
-    return mode is not None and mode not in ("int8", "float8") and bool(own_kernels(layer))
-
-
-def _attention_rules():
-    """Lists `(layer class, rule)`: what of activations with each other a call multiplies.
-
-    A rule takes the layer and its call's arguments by name, and returns the multiply-adds of
-    the scores and of the values, of all examples.
-    """
-    from keras_sparse_dm.models import autoencoder, unet
-
-    return [
-        (keras.layers.MultiHeadAttention, _multi_head_attention),
-        (keras.layers.GroupQueryAttention, _grouped_query_attention),
-        (keras.layers.Attention, _dot_product_attention),
-        (unet.AttentionBlock, _attention_block),
-        (autoencoder._AttentionBlock, _attention_block),
-    ]
-
-
-def _multi_head_attention(layer, arguments):
-    query = _known_shape(layer, arguments["query"])
-    value = _known_shape(layer, arguments["value"])
-    axes = layer.attention_axes or tuple(range(1, len(query) - 1))
-    axes = [axis % len(query) for axis in ((axes,) if isinstance(axes, int) else axes)]
-    # All positions of the query, each with those of the values along the axes attended to.
-    pairs = math.prod(query[:-1]) * math.prod(value[axis] for axis in axes) * layer.num_heads
-    return pairs * layer.key_dim, pairs * layer.value_dim
-
-
-def _grouped_query_attention(layer, arguments):
-    query = _known_shape(layer, arguments["query"])
-    value = _known_shape(layer, arguments["value"])
-    products = math.prod(query[:-1]) * value[1] * layer.num_query_heads * layer.head_dim
-    return products, products
-
-
-def _dot_product_attention(layer, arguments):
-    if not _is_dot_product(layer):
-        return 0, 0
-    query, value, *key = (_known_shape(layer, x) for x in arguments["inputs"])
-    pairs = math.prod(query[:-1]) * value[-2]
-    return pairs * query[-1], pairs * value[-1]
-
-
-def _is_dot_product(layer):
-    """Whether a `keras.layers.Attention` scores by products, and not by sums."""
-    additive = isinstance(layer, keras.layers.AdditiveAttention)
-    return layer.score_mode == "dot" and not additive
-
-
-def _attention_block(layer, arguments):
-    batch_size, height, width, channels = _known_shape(layer, arguments["x"])
-    products = batch_size * (height * width) ** 2 * channels
-    return products, products
-
-
 def _not_counted(model):
-    """Returns `{layer name: reason}` of what multiplies, or may, and is not counted."""
+    """Return `{layer name: reason}` of layers whose products, if any, are not counted."""
     reasons = {}
 
     def add(name, reason):
@@ -455,14 +252,14 @@ def _not_counted(model):
     for layer in flatten_layers(model):
         kind = type(layer).__name__
         name = getattr(layer, "path", None) or layer.name
-        if _is_packed(layer):
+        if is_packed(layer):
             add(name, f"{kind}, quantized ({layer.quantization_mode})")
             continue
         if getattr(layer, "lora_enabled", False):
             add(name, f"{kind}: weights of LoRA")
         if isinstance(layer, keras.layers.Dot):
             add(name, f"{kind}: multiplies activations")
-        if isinstance(layer, keras.layers.Attention) and not _is_dot_product(layer):
+        if isinstance(layer, keras.layers.Attention) and not is_dot_product(layer):
             add(name, f"{kind}: additive scores")
             continue
         for operation in getattr(layer, "operations", ()):
@@ -482,10 +279,10 @@ def _not_counted(model):
 
 
 def _is_left_out(layer):
-    """Whether the weights of a layer are known to be no kernels; not of a class of one's own."""
+    """Tell if a layer's class is known to have no kernels; False for custom classes."""
     from keras_sparse_dm.models import blocks
-    from keras_sparse_dm.models.chirodiff.denoiser import denoiser as chirodiff
+    from keras_sparse_dm.models.chirodiff.denoiser import ChiroDiff
 
-    # The only weight that is ChiroDiff's own are the frequencies of its time features.
-    kinds = (*_LEFT_OUT, keras.layers.Attention, blocks.GroupNorm, chirodiff.ChiroDiff)
+    # ChiroDiff's only weights of its own are the frequencies of its time features.
+    kinds = (*_LEFT_OUT, keras.layers.Attention, blocks.GroupNorm, ChiroDiff)
     return type(layer) in kinds

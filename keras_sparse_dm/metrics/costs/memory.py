@@ -1,4 +1,4 @@
-"""Bytes: of a model's weights in a file, dense and sparse, and of what training holds."""
+"""Bytes of a model's weights in a file, dense and sparse, and of training's memory."""
 
 import math
 import re
@@ -20,22 +20,23 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class FileBytes:
-    """Bytes of a model's weights in a file, without names and other overhead; floats as float32.
+    """Bytes of a model's float32 weights in a file, without names and other overhead.
 
-    Of a kernel with `size` weights, `active` of them not pruned:
+    A kernel with `size` weights, of which `active` are not pruned, takes
 
     - dense: `4 size`
-    - by bitmask: `4 active + ceil(size / 8)`
-    - by index: `4 active` and the numbers of the active weights in Elias-Fano code, about
-      `2 + log2(size / active)` bits for each (`keras_sparse_dm.masks.encoding`)
+    - with a bitmask: `4 active + ceil(size / 8)`
+    - with indices: `4 active`, and the indices of the active weights in Elias-Fano code, about
+      `2 + log2(size / active)` bits each (`keras_sparse_dm.masks.encoding`)
 
-    All other weights (biases, normalization, frozen ones) are dense in each.
+    All other weights (biases, normalization, frozen weights) are always dense.
 
     Attributes:
-        dense: All kernels dense.
-        bitmask: Those that are pruned by bitmask.
-        index: Those that are pruned by index.
-        sparse: Every kernel as it is smallest, as `keras_sparse_dm.export.save_sparse` writes it.
+        dense: Bytes with all kernels dense.
+        bitmask: Bytes with a bitmask for each pruned kernel.
+        index: Bytes with indices for each pruned kernel.
+        sparse: Bytes with the smaller of both for each pruned kernel, as
+            `keras_sparse_dm.export.save_sparse` writes them.
     """
 
     dense: int
@@ -48,17 +49,16 @@ class FileBytes:
 class TrainingBytes:
     """Bytes that training holds from step to step, and its gradients, on one device.
 
-    Neither activations, which the backend decides about, nor what one operation needs while
-    it runs.
+    Excludes activations, which depend on the backend, and temporary memory of operations.
 
     Attributes:
-        weights: The model's weights, pruned ones included, in their own types.
-        gradients: One per trainable weight, dense.
-        optimizer: The optimizer's slots, as Adam's two moments.
+        weights: The model's weights, including pruned ones, in their own types.
+        gradients: Dense gradients of the trainable weights.
+        optimizer: The optimizer's slots, such as Adam's two moments.
         averages: Averaged (EMA) weights.
-        masks: One byte per weight in a sparse kernel.
-        history: What sparse training remembers of each of these weights; one byte.
-        dense_gradients: Running mean of the dense gradient, of a method that has one.
+        masks: One byte for each weight in a sparse kernel.
+        history: One byte for each weight in a sparse kernel.
+        dense_gradients: Running mean of the dense gradient, for methods that keep one.
     """
 
     weights: int
@@ -71,16 +71,16 @@ class TrainingBytes:
 
     @property
     def total(self):
-        """All of them together."""
+        """Sum of all the above."""
         return sum(vars(self).values())
 
 
 def file_bytes(model, active):
-    """Returns the `FileBytes` of a model.
+    """Return the `FileBytes` of a model.
 
     Args:
         model: A built `keras.Model`.
-        active: `[(kernel variable, number of active weights)]` of its kernels.
+        active: `[(kernel variable, number of active weights)]`.
     """
     dense = 0
     for variable in model.weights:
@@ -99,15 +99,15 @@ def file_bytes(model, active):
 
 
 def training_bytes(model, kernels, method, optimizer=None):
-    """Returns the `TrainingBytes` of a model.
+    """Return the `TrainingBytes` of a model.
 
     Args:
         model: A built `keras.Model`.
-        kernels: The variables that are sparse, or are to be made so.
+        kernels: The kernel variables that are sparse or will be.
         method: A `SparsityMethod`, or None for dense training.
-        optimizer: The `keras.optimizers.Optimizer` that trains it, built or not; None for the
-            one that the model is compiled with, or, where it is not, AdamW with averaged
-            weights, as all presets have.
+        optimizer: The `keras.optimizers.Optimizer` that trains it, built or not. None for the
+            optimizer that the model was compiled with, or, as in all presets, AdamW with averaged
+            weights if it was not compiled.
     """
     trainable = list(model.trainable_variables)
     slots, averages = _optimizer_bytes(_optimizer(model, optimizer), trainable)
@@ -128,7 +128,7 @@ def training_bytes(model, kernels, method, optimizer=None):
 
 
 def _optimizer(model, optimizer):
-    """The optimizer that does the updates, below all that wrap it."""
+    """Return the optimizer inside all wrappers."""
     if optimizer is None:
         optimizer = innermost_optimizer(model)
     while getattr(optimizer, "inner_optimizer", None) is not None:
@@ -137,12 +137,12 @@ def _optimizer(model, optimizer):
 
 
 def _optimizer_bytes(optimizer, trainable):
-    """Bytes of an optimizer's slots and of its averages, when it is built."""
+    """Return the bytes of an optimizer's slots, and of its averages, once it is built."""
     if optimizer.built:
         counters = {id(batches_seen(optimizer)), id(optimizer.learning_rate)}
         variables = [variable for variable in optimizer.variables if id(variable) not in counters]
     else:
-        # A copy, which makes descriptions in place of variables.
+        # Build a copy that describes variables instead of creating them.
         optimizer = type(optimizer).from_config(optimizer.get_config())
         variables = []
 
@@ -167,6 +167,6 @@ def _size(variable):
 
 
 def _item_bytes(variable):
-    """Bytes of one element; of a boolean one, and of what has fewer bits, one."""
+    """Return the bytes of one element; 1 for booleans and for types of fewer than 8 bits."""
     bits = re.search(r"\d+", variable.dtype)
     return max(1, int(bits.group()) // 8) if bits else 1

@@ -1,9 +1,9 @@
-"""Features of sketches and small pictures by a network that comes with the package.
+"""Features of sketches and small images from a network that comes with the package.
 
-It gives a distance where nothing can be downloaded: a small convolutional network, trained by
-``scripts/train_feature_network.py`` to tell which components a kanji of KanjiVG holds, which
-digit is written, what is drawn, and how a drawing is damaged. Its Fréchet distance is called
-FD-kanji. It is no FID, and can be compared with no number but others of the same name and
+The network needs no download. It is a small convolutional network, which
+``scripts/train_feature_network.py`` trained to recognize the components of KanjiVG's kanji,
+handwritten digits, the subject of drawings, and kinds of damage to a drawing. Its Fréchet distance
+is called FD-kanji. It is not an FID; compare it only with numbers of the same name and
 fingerprint.
 
 The weights derive from KanjiVG (Ulrich Apel, CC BY-SA 3.0), MNIST (Yann LeCun, Corinna Cortes
@@ -22,39 +22,38 @@ from keras_sparse_dm.checks import check_whole
 from keras_sparse_dm.data.cache import fingerprint_of
 
 WEIGHTS = Path(__file__).parent / "weights" / "fd_kanji.npz"
-# Width and height, in pixels, of what the network sees.
+# Width and height of the network's input, in pixels.
 SIZE = 64
-# Raise it with every change of what `__call__` makes of the same images and weights.
+# Raise with every change of the features of the same images and weights.
 VERSION = 1
-# Rec. 601, as Pillow's conversion to grey has it.
+# Rec. 601, the weights of Pillow's conversion to grey.
 _LUMA = (0.299, 0.587, 0.114)
 
 
 class EmbeddedFeatures:
-    """The features of the embedded network: `EmbeddedFeatures()(images)`.
+    """Features of images from the embedded network: `EmbeddedFeatures()(images)`.
 
-    Images of any size are averaged down (or spread) to 64 x 64 pixels, colour becomes grey, and
-    what is dark counts as ink: sketches are to be black on white, as `render_sketches` draws
-    them. The features are means over the picture of the maps of two of the network's layers, of
-    one that sees strokes and how they meet and of the last, each divided by its standard
-    deviation over real drawings; those of the last count half.
+    Images of any size are averaged down (or spread) to 64 x 64 pixels and turned grey. Dark pixels
+    count as ink, so sketches must be black on white, as `render_sketches` draws them. The features
+    are means over the image of the maps of two layers, a middle layer (strokes and junctions) and
+    the last layer, each divided by its standard deviation over real drawings; features of the last
+    layer have half the weight.
 
     Attributes:
-        name: what a Fréchet distance of these features is called, `"FD-kanji"`.
-        dimensions: number of features.
-        fingerprint: 20 hexadecimal digits that change with the weights and with what is done to
-            images before: numbers of different fingerprints cannot be compared.
-        accuracy: how well the network does, on drawings held out from its training, what it was
-            trained for, by name: a dictionary of floats.
-        description: what else the weights' file tells: data, numbers of drawings, seed.
+        name: Name of a Fréchet distance of these features, `"FD-kanji"`.
+        dimensions: Number of features.
+        fingerprint: 20 hexadecimal digits that change with weights and preprocessing; numbers
+            with different fingerprints cannot be compared.
+        accuracy: `{task: accuracy}` of the network on drawings held out from its training.
+        description: Dictionary with the rest of the weights file: data, numbers of drawings, seed.
 
     Args:
-        weights: the file of weights, as ``scripts/train_feature_network.py`` writes it; by
-            default the one in the package.
+        weights: File of weights that ``scripts/train_feature_network.py`` wrote; the package's own
+            by default.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged or holds something else.
+        ValueError: if the file is damaged or holds something else.
     """
 
     name = "FD-kanji"
@@ -97,20 +96,21 @@ class EmbeddedFeatures:
         )
 
     def __call__(self, images, batch_size: int = 256, progress: bool = False) -> np.ndarray:
-        """The features of images, each of its own image alone.
+        """Return the features of images.
 
         Args:
             images: uint8 array (or memory map, read batch by batch) of shape
                 `(n, height, width)`, `(n, height, width, 1)` or `(n, height, width, 3)` (red,
                 green, blue), 0 black and 255 white; any height and width.
-            batch_size: images at a time, at least 1; it changes the features by rounding only.
-            progress: whether to show a progress bar (on standard error).
+            batch_size: Images per call of the network, 1 or more; changes the features by
+                rounding only.
+            progress: Whether to show a progress bar (on standard error).
 
         Returns:
-            float32 array of shape `(n, dimensions)`.
+            float32 array (n, dimensions).
 
         Raises:
-            ValueError: if the images are of another type or shape, or `batch_size` is below 1.
+            ValueError: if the images have another type or shape, or `batch_size` is below 1.
         """
         from tqdm import tqdm
 
@@ -124,7 +124,7 @@ class EmbeddedFeatures:
                 batch = np.asarray(images[start : start + batch_size])
                 batch = batch.reshape(*batch.shape[:3], len(luma))
                 count = len(batch)
-                # All batches alike, so that all are computed in the same way.
+                # Pad the last batch, so that all batches take the same path.
                 missing = min(batch_size, len(images)) - count
                 batch = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))
                 values = self._features(batch, luma, rows, columns).numpy()
@@ -137,16 +137,16 @@ class EmbeddedFeatures:
 
 
 def area_weights(length: int, size: int) -> np.ndarray:
-    """The share that each of `length` pixels has in each of `size` pixels as long in all.
+    """Return the weights that resize a row of pixels by averaging areas.
 
     Args:
-        length: number of pixels in a row of the image, at least 1.
-        size: number of pixels that are wanted.
+        length: Number of pixels in a row of the image, 1 or more.
+        size: Number of pixels after resizing.
 
     Returns:
-        float32 array of shape `(size, length)`, whose rows add up to 1.
+        float32 array (size, length) whose rows sum to 1.
     """
-    # In units of 1 / (size * length) of the row, where all borders are whole numbers.
+    # In units of 1 / (size * length) of the row, all borders are integers.
     ends = np.arange(1, size + 1)[:, None] * length
     borders = np.arange(1, length + 1)[None] * size
     overlap = np.minimum(ends, borders) - np.maximum(ends - length, borders - size)
@@ -154,16 +154,16 @@ def area_weights(length: int, size: int) -> np.ndarray:
 
 
 def write_weights(path, layers, scale, description: dict) -> None:
-    """Writes a network's weights, halved to float16, into an `.npz` file without pickles.
+    """Write a network's weights in float16 to an `.npz` file without pickles.
 
     Args:
-        path: the file to make.
+        path: The file to write.
         layers: `(kernel, bias)` of each convolution, of shapes `(height, width, in, out)` and
             `(out,)`.
-        scale: what each feature is multiplied with.
-        description: what is to be known of them, which JSON must be able to write: at least
-            `"strides"`, one whole number per layer; `"pooled"`, the numbers of the layers, from
-            0, whose maps' means are the features; and `"accuracy"`.
+        scale: Factor of each feature.
+        description: Dictionary that JSON can write, with at least `"strides"`, one integer per
+            layer; `"pooled"`, the indices from 0 of the layers that give the features; and
+            `"accuracy"`.
     """
     from keras_sparse_dm.files import whole_file
 
@@ -176,21 +176,21 @@ def write_weights(path, layers, scale, description: dict) -> None:
 
 
 def read_weights(path: Path) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray, dict]:
-    """Reads what `write_weights` wrote.
+    """Read a file that `write_weights` wrote.
 
     Args:
-        path: the file.
+        path: The file.
 
     Returns:
-        `(kernel, bias)` of each convolution, the features' scale, all float16, and the
-        description.
+        `(layers, scale, description)`: `(kernel, bias)` of each convolution and the scale of the
+        features, all float16, and the description.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged or holds something else; the message says what to do.
+        ValueError: if the file is damaged or holds something else; the message says what to do.
     """
     try:
-        # No pickles, so reading runs no code; the zip's checksums tell damage.
+        # Without pickles, reading runs no code; the zip's checksums detect damage.
         with np.load(path, allow_pickle=False) as stored:
             description = json.loads(str(stored["description"]))
             layers = [
@@ -213,7 +213,7 @@ def read_weights(path: Path) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.nd
             f"the features' weights {path} are missing; install the package again, or make them "
             "with scripts/train_feature_network.py"
         ) from None
-    except Exception as error:  # a damaged zip raises almost anything; the remedy is the same
+    except Exception as error:  # a damaged zip can raise almost any error
         raise ValueError(
             f"the features' weights {path} cannot be read ({type(error).__name__}: {error}); "
             "install the package again, or make them with scripts/train_feature_network.py"
@@ -230,7 +230,7 @@ def _checked(images) -> np.ndarray:
         images = np.asarray(images)
     if images.dtype != np.uint8:
         raise ValueError(
-            f"images is of type {images.dtype}; it must be uint8, 0 black and 255 white: for "
+            f"images has type {images.dtype}; it must be uint8, 0 black and 255 white: for "
             "values from 0 to 1 give np.round(images * 255).astype('uint8'), for values from -1 "
             "to 1 np.round((images + 1) * 127.5).astype('uint8')"
         )
@@ -238,6 +238,6 @@ def _checked(images) -> np.ndarray:
     if not grey or 0 in images.shape[1:]:
         raise ValueError(
             f"images has shape {images.shape}; it must be (n, height, width), "
-            "(n, height, width, 1) or (n, height, width, 3): of one image give image[None]"
+            "(n, height, width, 1) or (n, height, width, 3): for one image give image[None]"
         )
     return images

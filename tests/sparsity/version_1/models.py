@@ -1,4 +1,4 @@
-"""Models whose files keras_sparse_dm 0.1 wrote; run in a checkout of it to write them again.
+"""Models of the files that keras_sparse_dm 0.1 wrote; run there to write them again.
 
 python models.py FOLDER
 """
@@ -14,7 +14,7 @@ X = np.random.default_rng(0).normal(size=(32, 8)).astype("float32")
 
 @keras.saving.register_keras_serializable("version_1")
 class Net(keras.Model):
-    """Its sublayers have no names of their own."""
+    """Model with unnamed sublayers."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -74,7 +74,7 @@ def fit(model):
 
 
 def state(model):
-    """Return `{name: array}` of all that training depends on."""
+    """Return `{name: array}` of everything that training depends on."""
     import keras_sparse_dm as ksd
 
     found = {f"weight_{i}": np.array(v) for i, v in enumerate(model.trainable_variables)}

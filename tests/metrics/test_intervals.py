@@ -1,4 +1,4 @@
-"""Intervals of the measures: how often they hold known values, fast routes, resampling, errors."""
+"""Confidence intervals: coverage of known values, fast routes, resampling, errors."""
 
 import functools
 import time
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from keras_sparse_dm.metrics.bootstrap import Interval, bootstrap_interval
+from keras_sparse_dm.metrics import FeatureStatistics
 from keras_sparse_dm.metrics.frechet import FewSamplesWarning, frechet_distance
+from keras_sparse_dm.metrics.intervals import Interval, bootstrap_interval
 from keras_sparse_dm.metrics.kernel import kernel_distance, squared_discrepancy
 from keras_sparse_dm.metrics.precision_recall import PrecisionRecall, precision_recall
-from keras_sparse_dm.metrics.statistics import FeatureStatistics
 
 
 @pytest.fixture(autouse=True)
@@ -28,11 +28,11 @@ def sets(n=60, m=50, features=4, seed=0):
     return rng.normal(size=(n, features)), 0.4 + 1.3 * rng.normal(size=(m, features))
 
 
-# How often they hold ------------------------------------------------------------------------
+# Coverage -----------------------------------------------------------------------------------
 
 
 def draws(features, samples, seed=0):
-    """A function that draws two sets of Gaussians, and their distance."""
+    """Return a function that draws two sets of Gaussian samples, and their distance."""
     rng = np.random.default_rng(seed)
     scales = 1 / np.sqrt(1 + np.arange(features))
     mean = 0.3 * scales
@@ -85,7 +85,7 @@ def test_the_level_decides_how_often():
 
 
 def test_the_spread_is_that_of_the_value():
-    # Of a mean of n samples the standard error is known.
+    # The standard error of a mean of n samples is known.
     b = np.random.default_rng(2).normal(size=(400, 1))
     interval = bootstrap_interval(
         lambda a, b: np.mean(b), np.zeros((4, 1)), b, resamples=2000, resample="b"
@@ -120,7 +120,7 @@ def assert_like(interval, other, rel=1e-6):
 )
 def test_fast_routes_equal_any_functions_route(known, plain, options):
     a, b = sets()
-    b += 2  # far enough that no end is moved to 0
+    b += 2  # far enough from 0 that no end is clipped
     fast = bootstrap_interval(known, a, b, resamples=20, seed=5, **options)
     assert_like(fast, bootstrap_interval(plain, a, b, resamples=20, seed=5, **options))
 
@@ -155,7 +155,7 @@ def test_any_named_tuple_will_do():
 
 
 def test_halves_smaller_than_the_number_of_features():
-    a, b = sets(30, 24, 20)  # halves are singular, the whole is not
+    a, b = sets(30, 24, 20)  # covariances of halves are singular, those of the whole sets are not
     assert_like(
         bootstrap_interval(frechet_distance, a, b, resamples=10),
         bootstrap_interval(_silent_distance, a, b, resamples=10),
@@ -199,7 +199,7 @@ def test_ends_stay_where_the_measure_can_be():
     a, b = rng.normal(size=(2, 50, 3))
     corrected = bootstrap_interval(frechet_distance, a, b, correct_bias=True)
     assert 0 == corrected.low <= corrected.value < corrected.high
-    assert bootstrap_interval(kernel_distance, a, b).low < 0  # unbiased, so it may be
+    assert bootstrap_interval(kernel_distance, a, b).low < 0  # an unbiased estimate may be negative
     for name, interval in bootstrap_interval(precision_recall, a, a.copy()).items():
         assert 0 <= interval.low <= interval.value <= interval.high
         assert name == "density" or interval.high == 1
@@ -215,11 +215,11 @@ def test_the_seed_decides():
 
 def test_a_thousand_samples_of_256_features_take_seconds():
     a, b = sets(1000, 1000, 256)
-    with threadpool_limits(1):  # threads that wait for each other take time too
+    with threadpool_limits(1):  # waiting threads count as processor time
         start = time.process_time()
         bootstrap_interval(frechet_distance, a, b, resamples=20)
         taken = time.process_time() - start
-    assert taken < 4  # for 200 it may be 20
+    assert taken < 4  # 40 seconds for 200 resamples
 
 
 def test_progress_is_shown_only_when_asked_for(capsys):
@@ -258,11 +258,11 @@ def test_prints(interval, text):
         ({"statistic": lambda a, b: None}, "`statistic` must return a finite .* returned None"),
         ({"statistic": lambda a, b: np.nan}, "`statistic` must return a finite .* returned nan"),
         ({"features_a": np.zeros((3, 4))}, "`features_a` must be of 4 samples or more .* 3"),
-        ({"features_a": np.zeros((9, 2))}, "as many features; received 2 and 4"),
+        ({"features_a": np.zeros((9, 2))}, "same number of features; received 2 and 4"),
         ({"features_b": np.full((9, 4), np.nan)}, "`features_b` must be finite"),
         (
             {"features_b": FeatureStatistics.from_features(np.eye(4)), "resample": "b"},
-            "must not both be taken as they are",
+            "must be an array to resample",
         ),
         (
             {"features_b": np.zeros((7, 4)), "statistic": precision_recall},

@@ -1,4 +1,4 @@
-"""Pictures of many sketches: the rasterizer's own pixels, whatever the form, workers or place."""
+"""Images of sketches: equality to the rasterizer, formats, workers, position, errors."""
 
 import time
 
@@ -13,12 +13,12 @@ from keras_sparse_dm.data import (
     rasterize,
     to_points,
 )
-from keras_sparse_dm.metrics.features import render as module
-from keras_sparse_dm.metrics.features.render import render_sketches
+from keras_sparse_dm.metrics.features import sketch_images as module
+from keras_sparse_dm.metrics.features.sketch_images import render_sketches
 
 
 def drawing(seed):
-    """Three curved strokes, prepared as models see them."""
+    """Return a sketch of three curved strokes, prepared as for models."""
     rng = np.random.default_rng(seed)
     strokes = []
     for i in range(3):
@@ -64,7 +64,7 @@ def test_any_form_of_the_same_sketches_gives_the_same_pictures():
         render_sketches(delta, 48, "delta", progress=False),
         render_sketches(list(delta), 48, "delta", progress=False),
     ):
-        # Sums of float32 steps: a subpixel may differ.
+        # Sums of float32 steps may move a line by less than a pixel.
         assert np.abs(pictures.astype(int) - expected).mean() < 0.2
 
 
@@ -83,7 +83,7 @@ def test_place_and_size_of_a_sketch_do_not_show():
     np.testing.assert_array_equal(
         render_sketches(moved, 64, progress=False), render_sketches(DRAWINGS, 64, progress=False)
     )
-    # The lines fill the picture in one direction, but for the margin.
+    # The lines fill the image in one direction, up to the margin.
     ink = render_sketches(DRAWINGS, 100, progress=False) < 128
     for picture in ink:
         extent = max(np.ptp(np.nonzero(picture)[axis]) + 1 for axis in (0, 1))
@@ -98,7 +98,7 @@ def test_no_sketch_and_sketches_without_strokes():
 
 
 def test_fast_enough():
-    """10,000 sketches in 20 seconds of two cores are 4 ms each; machines differ."""
+    """Drawing takes at most 4 ms per sketch, so 10,000 take 20 seconds on two cores."""
     many = [DRAWINGS[i % 20] for i in range(400)]
     begin = time.process_time()
     render_sketches(many, workers=1, progress=False)
@@ -131,12 +131,12 @@ def test_progress(capsys):
         ([[[1, 2, 3], [4, 5]]], {}, r"sketches\[0\] cannot be drawn"),
     ],
 )
-def test_what_is_wrong_is_told(sketches, arguments, message):
+def test_refuses(sketches, arguments, message):
     with pytest.raises(ValueError, match=message):
         render_sketches(sketches, **{"progress": False} | arguments)
 
 
-def test_what_is_wrong_is_told_by_workers_too(monkeypatch):
+def test_workers_refuse_sketches_too(monkeypatch):
     monkeypatch.setattr(module, "_SERIAL", 2)
     monkeypatch.setattr(module, "_CHUNK", 4)
     with pytest.raises(ValueError, match=r"sketches\[17\] .*NaN"):

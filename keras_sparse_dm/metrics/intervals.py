@@ -1,4 +1,4 @@
-"""Intervals for measures of two sets of features, from random halves of the sets."""
+"""Confidence intervals for measures of two sets of features, from random halves of the sets."""
 
 import functools
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +7,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+from keras_sparse_dm.metrics.features.checks import checked_integer, checked_pair
+from keras_sparse_dm.metrics.features.statistics import FeatureStatistics
 from keras_sparse_dm.metrics.frechet import (
     checked_sets,
     distance_of_checked,
@@ -25,21 +27,20 @@ from keras_sparse_dm.metrics.precision_recall import (
     precision_recall,
     precision_recall_of_subsets,
 )
-from keras_sparse_dm.metrics.statistics import FeatureStatistics, checked_integer, checked_pair
 
 NAMES = ("features_a", "features_b")
-# Resamples that are computed at once; each copies a half of both sets.
+# Resamples computed at once; each copies half of both sets.
 MAX_THREADS = 8
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with the interval it is uncertain within; `print` shows `12.3 [11.8, 12.9]`.
+    """Value with its confidence interval; prints as `12.3 [11.8, 12.9]`.
 
     Args:
         value: The value.
         low, high: The interval's ends.
-        level: How often such intervals hold what they are for, between 0 and 1.
+        level: Confidence level, between 0 and 1.
     """
 
     value: float
@@ -51,7 +52,7 @@ class Interval:
         length = self.high - self.low
         if not 0 < length < np.inf:
             return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
-        # As many decimals as tell the ends apart: two digits of the interval's length.
+        # Enough decimals for two digits of the interval's length.
         decimals = min(max(0, 1 - int(np.floor(np.log10(length)))), 15)
         value, low, high = (f"{x:.{decimals}f}" for x in (self.value, self.low, self.high))
         return f"{value} [{low}, {high}]"
@@ -69,55 +70,53 @@ def bootstrap_interval(
     correct_bias=False,
     progress=False,
 ):
-    """An interval for a measure of two sets of samples, by how it varies over random halves.
+    """Confidence interval for a measure of two sets of samples, from random halves of the sets.
 
-    A bootstrap that draws with replacement does not do for these measures: its sets hold
-    duplicates, which shrink the covariances' rank and the neighbours' distances, so that its
-    values lie above the measure by as much again as the measure lies above that of unlimited
-    samples. For 1,000 samples of 64 features its percentile interval never held the right
-    value in 200 trials, neither that of unlimited samples nor that of 1,000. Here halves are
-    drawn without replacement instead (half-sampling, Shao and Wu 1989). Around the value of the
-    whole sets theirs vary just as much as the value of whole sets around its expectation, and
-    only that spread is used: the interval is the value plus and minus the normal quantile times
-    the halves' standard deviation.
+    A bootstrap that draws with replacement fails for these measures. Its sets contain duplicates,
+    which reduce the rank of covariances and the distances of neighbours and so bias the result
+    upwards a second time: for 1,000 samples of 64 features, its percentile interval never
+    contained the right value in 200 trials. This function draws halves without replacement
+    instead (half-sampling, Shao and Wu 1989). The values of halves vary around the value of the
+    whole sets as much as the value of whole sets varies around its expectation. The interval is
+    the value plus and minus the normal quantile times the halves' standard deviation.
 
-    What it is for: without `correct_bias`, the expectation of the measure for *as many
-    samples*, which is what measures of equally many samples are compared by. With
-    `correct_bias`, the measure for unlimited samples: halves have double of what falls with one
-    over the number of samples, and this is taken off. The Fréchet distance follows that law
-    for more samples than features, and the kernel distance has nothing that falls; precision,
-    recall and coverage do not follow it.
+    Without `correct_bias`, the interval is for the expectation of the measure with *the same
+    numbers of samples*, which is the right quantity to compare at equal numbers. With
+    `correct_bias`, it is for the measure with unlimited samples: a bias proportional to 1/n is
+    twice as large in halves, and the difference is subtracted. The Fréchet distance has such a
+    bias if there are more samples than features, and the kernel distance has none; precision,
+    recall and coverage do not follow this law.
 
-    In 200 trials each, of 200 to 1,000 samples of 16 to 128 features, intervals of 95% held the
-    right Fréchet distance in 94% to 99%, of either kind, the right kernel distance in 95%, and
-    the right precision, recall, density and coverage in 90% to 98%. Where the distributions are
-    the same they are wider than they need be and held it always.
+    In 200 trials each, with 200 to 1,000 samples of 16 to 128 features, 95% intervals contained
+    the right Fréchet distance in 94% to 99% of the trials (with or without correction), the right
+    kernel distance in 95%, and the right precision, recall, density and coverage in 90% to 98%.
+    For equal distributions the intervals are too wide and always contained the right value.
 
     Args:
-        statistic: `frechet_distance`, `kernel_distance` (its estimate from all samples, see
-            `squared_discrepancy`) or `precision_recall`, for which there are fast routes, also
-            as `functools.partial(precision_recall, k=5)` or with another kernel; or any
-            function of two arrays (samples, features) that returns a number or a named tuple
-            of numbers, which is called for each resample.
-        features_a, features_b: Float arrays (samples, features), of 4 samples or more each. For
-            `frechet_distance` one may be `FeatureStatistics`, which is taken as it is.
-        resamples: Number of halves, at least 2. 200 leave the interval's length uncertain by
+        statistic: `frechet_distance`, `kernel_distance` (then the estimate from all samples, see
+            `squared_discrepancy`) or `precision_recall`, all of which have fast implementations,
+            also with options, as in `functools.partial(precision_recall, k=5)`. Or any function
+            of two arrays (samples, features) that returns a number or a named tuple of numbers;
+            it is called once for each resample.
+        features_a, features_b: Float arrays (samples, features), 4 samples or more each. For
+            `frechet_distance` one may be `FeatureStatistics`, which is not resampled.
+        resamples: Number of halves, 2 or more. With 200, the interval's length is accurate to
             5%.
-        level: How often such intervals are to hold the right value, between 0 and 1.
-        seed: Integer, 0 or more, that decides the halves.
-        resample: `"both"`, or `"a"` or `"b"` for halves of one set alone, such as of the
-            generated samples where several models are set against the same real ones.
+        level: Confidence level, between 0 and 1.
+        seed: Integer, 0 or more, that draws the halves.
+        resample: `"both"`, or `"a"` or `"b"` to draw halves of one set only, such as the
+            generated samples when several models are compared with the same real samples.
         correct_bias: Whether value and interval are for unlimited samples.
-        progress: Whether to show a progress bar (on standard error) where resamples are
-            computed one by one; kernel distance, precision and recall are one pass over all.
+        progress: Whether to show a progress bar (on standard error) while resamples are computed
+            one by one; kernel distance, precision and recall take a single pass.
 
     Returns:
-        An `Interval`; for a statistic that returns a named tuple, a dictionary of them by name.
-        Ends beyond what a measure can be (below 0 for the Fréchet distance, precision and the
-        like, above 1 for precision, recall and coverage) are moved there.
+        `Interval`, or a dictionary of them by name if the statistic returns a named tuple. Ends
+        outside the measure's range (below 0 for the Fréchet distance, precision and the like,
+        above 1 for precision, recall and coverage) are moved to its border.
 
     Raises:
-        ValueError: for arguments out of their range, features as for the statistic, or a
+        ValueError: for arguments out of their range, features that the statistic refuses, or a
             statistic that returns something else or values that are not finite.
     """
     resamples = checked_integer("resamples", resamples, 2)
@@ -145,7 +144,7 @@ def bootstrap_interval(
 
 
 def _halves(sets, resample, resamples, seed):
-    """For each set a boolean array (samples, resamples), or None where it is taken whole."""
+    """Return, for each set, a boolean array (samples, resamples), or None to use the whole set."""
     random = np.random.default_rng(seed)
     members = []
     for name, features, letter in zip(NAMES, sets, "ab", strict=True):
@@ -162,14 +161,14 @@ def _halves(sets, resample, resamples, seed):
         members.append(random.permuted(halves, axis=0))
     if all(member is None for member in members):
         raise ValueError(
-            "`features_a` and `features_b` must not both be taken as they are: statistics cannot "
-            f'be halved. Give features for the set to resample; received resample="{resample}".'
+            "`features_a` or `features_b` must be an array to resample: statistics cannot be "
+            f'halved. Give features for the set to resample; received resample="{resample}".'
         )
     return members
 
 
 def _numbers(result):
-    """What a statistic returned, as a dictionary of floats; a single number is named ""."""
+    """Return a statistic's result as a dictionary of floats; a single number has the name ""."""
     fields = result._asdict() if hasattr(result, "_asdict") else {"": result}
     try:
         numbers = {name: float(value) for name, value in fields.items()}
@@ -190,7 +189,7 @@ def _with_progress(items, progress, total=None):
 
 
 def _route(statistic, features_a, features_b):
-    """How to compute a statistic of halves: fast where it is known."""
+    """Return the object that computes a statistic of halves, a fast one if there is one."""
     function, options = statistic, {}
     if isinstance(statistic, functools.partial) and not statistic.args:
         function, options = statistic.func, statistic.keywords
@@ -201,7 +200,7 @@ def _route(statistic, features_a, features_b):
 
 
 class _Any:
-    """Any statistic: called for each pair of subsets."""
+    """Any statistic, called once for each pair of subsets."""
 
     bounds = {}
 
@@ -250,8 +249,8 @@ class _Frechet:
             overlap = _quick_overlap(root_a @ root_b.T)
             return np.sum((mean_a - mean_b) ** 2) + traces - 2 * overlap
 
-        # Threads of ours, one resample each, do more than the linear algebra's, which on busy
-        # cores wait for each other.
+        # One thread per resample is faster than threads inside the linear algebra, which wait for
+        # each other on busy cores.
         with (
             threadpool_limits(1),
             ThreadPoolExecutor(min(cpu_count(), MAX_THREADS)) as executor,
@@ -261,19 +260,19 @@ class _Frechet:
 
 
 def _quick_mean_and_root(features):
-    """As `mean_and_root`, to some 8 digits in a third of the time."""
+    """Return `mean_and_root` to about 8 digits, in a third of the time."""
     mean = features.mean(axis=0)
     centred = (features - mean) / np.sqrt(len(features) - 1)
     if centred.shape[0] > centred.shape[1]:
         try:
             return mean, np.linalg.cholesky(centred.T @ centred).T
-        except np.linalg.LinAlgError:  # singular: the rows themselves are a root too
+        except np.linalg.LinAlgError:  # singular: the centred rows are a root too
             pass
     return mean, centred
 
 
 def _quick_overlap(product):
-    """Sum of a matrix's singular values, to some 8 digits."""
+    """Return the sum of a matrix's singular values to about 8 digits."""
     if product.shape[0] > product.shape[1]:
         product = product.T
     squares = np.linalg.eigvalsh(product @ product.T)
@@ -311,7 +310,7 @@ class _PrecisionRecall:
         if 2 * (self.k + 1) > min(map(len, self.sets)):
             raise ValueError(
                 f"`features_a` and `features_b` must be of {2 * (self.k + 1)} samples or more "
-                f"each, that halves hold more than k = {self.k}; received "
+                f"each, so that halves hold more than k = {self.k}; received "
                 f"{len(self.sets[0])} and {len(self.sets[1])}."
             )
 
@@ -328,7 +327,7 @@ def _count(*members):
 
 
 def _whole_too(sets, *members):
-    """Members of all subsets, where a set is taken whole too."""
+    """Return the members of all subsets, with every sample of a set that is used whole."""
     resamples = len(_count(*members))
     return [
         np.ones((len(x), resamples), bool) if m is None else m

@@ -1,8 +1,8 @@
-"""Pictures of many sketches at once, as the Fréchet distance between sets of sketches needs them.
+"""Images of many sketches, for feature networks.
 
-The paper plots the sketches, saves them as images and compares those. The original ChiroDiff
-plots each in a figure of one square inch, about 100 pixels wide, fitted to the axes; here each
-is drawn on `size` pixels, fitted to its bounds without changing its proportions.
+The paper plots sketches, saves them as images and compares the images. The original ChiroDiff plots
+each sketch in a figure of one square inch, about 100 pixels wide, stretched to the axes. Here each
+sketch is drawn on `size` pixels and scaled to its bounds with its proportions kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from keras_sparse_dm.data.sketch import Sketch
 from keras_sparse_dm.data.sketch_arrays import SketchArrays
 from keras_sparse_dm.data.worker_processes import map_chunks
 
-# Below this number of sketches starting processes costs more time than it saves.
+# Below this number of sketches, starting processes takes longer than it saves.
 _SERIAL = 2000
 _CHUNK = 128
 
@@ -35,34 +35,33 @@ def render_sketches(
     workers: int | None = None,
     progress: bool = True,
 ) -> np.ndarray:
-    """Draws sketches with a round pen, black on white, with smooth edges, in parallel.
+    """Draw sketches in parallel with a round pen, black on white, with smooth edges.
 
-    By default the picture depends on neither the place nor the size at which a sketch is drawn:
-    the lines fill it but for the margin, and the pen is always as wide. The pixels are the same
-    on every run and with any number of workers.
+    By default the image does not depend on the sketch's position and size: the lines fill the
+    image up to the margin, and the pen always has the same width. The pixels are the same in every
+    run and with any number of workers.
 
     Args:
-        sketches: `SketchArrays`, or an iterable of `Sketch`es, of point arrays of shape
-            `(length, 3)`, such as a model generates, or of both. One without strokes gives a
-            white picture.
-        size: width and height of the pictures in pixels, at least 1.
-        representation: what the columns of point arrays are, `"absolute"` (the default) or
-            `"delta"`. `SketchArrays` know their own.
-        line_width: width of the pen in pixels; by default KanjiVG's, 3/109 of the picture.
-        box: `(left, top, right, bottom)`, in the sketches' unit, of what all pictures show, cut
-            off outside; by default each sketch's own bounds.
-        margin: without a `box`, the free space on each side of the lines, as a share of the
-            picture, from 0 to below 0.5.
-        workers: processes; by default one per available core. Fewer than 2,000 sketches are
-            drawn in this process.
-        progress: whether to show a progress bar (on standard error).
+        sketches: `SketchArrays`, or an iterable of `Sketch` objects or point arrays of shape
+            `(length, 3)`. A sketch without strokes gives a white image.
+        size: Width and height of the images in pixels, 1 or more.
+        representation: Meaning of the columns of point arrays, `"absolute"` (the default) or
+            `"delta"`. `SketchArrays` have their own.
+        line_width: Width of the pen in pixels; 3/109 of the image by default, as in KanjiVG.
+        box: Region `(left, top, right, bottom)` that all images show, in the sketches' unit; the
+            rest is cut off. Each sketch's own bounds by default.
+        margin: Free space on each side of the lines, as a share of the image from 0 to below 0.5;
+            not used with `box`.
+        workers: Number of processes; one per available core by default. Fewer than 2,000 sketches
+            are drawn in this process.
+        progress: Whether to show a progress bar (on standard error).
 
     Returns:
-        uint8 array of shape `(n, size, size)`, 0 black and 255 white, in the order of `sketches`.
+        uint8 array (n, size, size), 0 black and 255 white, in the order of `sketches`.
 
     Raises:
-        ValueError: if an argument is out of its range, or a sketch is of another type or shape
-            or not finite; the message gives its number, from 0.
+        ValueError: if an argument is out of its range, or if a sketch has another type or shape
+            or is not finite; the message gives its number, counted from 0.
     """
     if isinstance(sketches, Sketch):
         raise ValueError("sketches is one Sketch; give a list of them, for example [sketch]")
@@ -71,13 +70,13 @@ def render_sketches(
         check_representation(representation)
         if own is not None and own != representation:
             raise ValueError(
-                f"representation={representation!r}, but the SketchArrays are {own!r}; leave "
-                "representation out, they know their own"
+                f"representation={representation!r}, but the SketchArrays are {own!r}; omit "
+                "representation for SketchArrays"
             )
     if workers is not None:
         check_whole("workers", workers, 1, 2**31)
     settings = {"size": size, "line_width": line_width, "box": box, "margin": margin}
-    # Refuses settings that are out of range before any worker starts.
+    # Check the settings before any worker starts.
     rasterize(Sketch([[[0.0, 0.0, 0.0]]]), **settings)
 
     sketches = list(sketches)
@@ -103,7 +102,7 @@ def render_sketches(
 
 
 def _render_chunk(items, representation: str, settings: dict) -> list[np.ndarray | str]:
-    """The picture of each `(number, sketch)`, or what is wrong; runs in worker processes."""
+    """Return the image of each `(number, sketch)`, or an error text; runs in worker processes."""
     return [_render_one(number, sketch, representation, settings) for number, sketch in items]
 
 
