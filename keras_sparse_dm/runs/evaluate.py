@@ -17,6 +17,7 @@ from keras_sparse_dm.metrics.kernel import kernel_distance
 from keras_sparse_dm.metrics.precision_recall import precision_recall
 from keras_sparse_dm.runs.folder import write_json
 from keras_sparse_dm.runs.samples import generate
+from keras_sparse_dm.sparsity.registry import facts_of
 
 # In a run's folder.
 RESULTS = "evaluation.json"
@@ -203,7 +204,7 @@ def _cost(run, sampling):
         sampling_steps=_evaluations(run, sampling),
         iterations=int(run.model.optimizer.iterations),
         # What pruning from dense has cost hangs on its schedule; the report of the run tells.
-        method="static" if t.method == "gmp" else t.method,
+        method="static" if facts_of(t.method).prunes else t.method,
         update_every=t.update_every,
         batch_size=t.batch_size,
         optimizer=run.model.optimizer,

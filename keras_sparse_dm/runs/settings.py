@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from keras_sparse_dm.checks import SettingsError, at_least, in_range, one_of
+from keras_sparse_dm.checks import SettingsError, at_least, did_you_mean, in_range, one_of
 from keras_sparse_dm.diffusion.noise_schedule import KINDS as NOISE_SCHEDULES
 from keras_sparse_dm.masks.distributions import DISTRIBUTIONS
 from keras_sparse_dm.masks.structure_text import parse_structure
@@ -37,9 +37,8 @@ from keras_sparse_dm.runs.setting_checks import (
     check_image_settings,
     check_sketch_settings,
 )
+from keras_sparse_dm.sparsity.registry import METHODS, facts_of
 
-# Those of `keras_sparse_dm.sparsity.METHODS`, which would load Keras, and none.
-METHODS = ("rigl", "magran", "set", "snfs", "gmp", "static", "dense")
 AUTOENCODER_SUFFIXES = (".keras", ".ckpt", ".pt", ".pth", ".safetensors")
 
 _Flat = tyro.conf.OmitArgPrefixes
@@ -129,7 +128,8 @@ class RunSettings:
             return self.output_dir
         t = self.training
         sparsity = "" if t.method == "dense" else f"-s{t.sparsity:g}"
-        return Path("runs") / f"{self.preset}-{t.method}{sparsity}-seed{self.seed}"
+        method = t.method.rpartition(":")[2]
+        return Path("runs") / f"{self.preset}-{method}{sparsity}-seed{self.seed}"
 
     def to_dict(self):
         """Plain values, as written to `config.json`; what does not shape the run is left out."""
@@ -174,7 +174,7 @@ class RunSettings:
             SettingsError: naming the option, what was received and what would be right.
         """
         t, n, s = self.training, self.noise, self.sampling
-        _one_of("--method", t.method, METHODS)
+        facts = self._method_facts()
         _one_of("--distribution", t.distribution, DISTRIBUTIONS)
         _one_of("--characters", self.data.characters, CHARACTERS)
         _one_of("--prune-schedule", t.prune_schedule, ("constant", "cosine"))
@@ -205,7 +205,7 @@ class RunSettings:
             ("--sampling.steps", s.steps, 1),
             ("--sampling.evaluation", s.evaluation, 0),
         )
-        self._check_growth()
+        self._check_growth(facts)
         if 0 < s.evaluation < 8:
             raise SettingsError(
                 f"--sampling.evaluation must be 0, or 8 or more; received {s.evaluation}."
@@ -224,7 +224,15 @@ class RunSettings:
         if self.verbose not in (-1, 0, 1, 2):
             raise SettingsError(f"--verbose must be -1, 0, 1 or 2; received {self.verbose}.")
 
-    def _check_growth(self):
+    def _method_facts(self):
+        method = self.training.method
+        try:
+            return facts_of(method)
+        except ValueError as error:
+            meant = did_you_mean(method, METHODS)
+            raise SettingsError(f"--method {str(error).removesuffix('.')}{meant}.") from None
+
+    def _check_growth(self, facts):
         t = self.training
         _one_of("--competition", t.competition, ("kernel", "global"))
         _one_of("--grow-init", t.grow_init, ("zeros", "normal"))
@@ -243,10 +251,10 @@ class RunSettings:
                 f"--stop-step must be -1, or --start-step ({t.start_step}) or more; received "
                 f"{t.stop_step}."
             )
-        if t.method == "gmp" and (t.start_step, t.stop_step) != (0, -1):
+        if facts.prunes and (t.start_step, t.stop_step) != (0, -1):
             raise SettingsError(
-                "--start-step and --stop-step must be left out for --method gmp, which prunes "
-                f"over the first three quarters of training; received {t.start_step} and "
+                f"--start-step and --stop-step must be left out for --method {t.method}, which "
+                f"prunes over the first three quarters of training; received {t.start_step} and "
                 f"{t.stop_step}."
             )
         try:

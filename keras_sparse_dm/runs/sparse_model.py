@@ -8,6 +8,7 @@ from keras_sparse_dm.masks import structures
 from keras_sparse_dm.masks.structure_text import parse_structure
 from keras_sparse_dm.runs.callbacks import averaging_momentum, cosine_with_warmup
 from keras_sparse_dm.sparsity import DynamicSparsity, masked_kernels, sparsify
+from keras_sparse_dm.sparsity.registry import facts_of
 
 
 def new_model(run, settings, sparsity):
@@ -21,7 +22,7 @@ def new_model(run, settings, sparsity):
                 t.distribution,
                 seed=seed,
                 structure=_structure(t.structure),
-                dense_start=t.method == "gmp",
+                dense_start=facts_of(t.method).prunes,
             )
             sparsity.options.check_kernels(masked_kernels(model))
         except ValueError as error:
@@ -57,7 +58,7 @@ def dynamic_sparsity(training, seed, steps, folder):
         return None
     schedule = training.prune_schedule
     total = training.epochs * steps
-    if training.method == "gmp":
+    if facts_of(training.method).prunes:
         updates = int(0.75 * total) // training.update_every
         if not updates:
             raise SettingsError(

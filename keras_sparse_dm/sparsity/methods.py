@@ -22,6 +22,8 @@ among all of them where growth competes globally.
 import keras
 from keras import ops
 
+from keras_sparse_dm.sparsity.registry import load_method
+
 
 class SparsityMethod:
     """Base class of the methods: magnitude pruning, growth left to the subclass.
@@ -168,11 +170,13 @@ METHODS = {method.name: method for method in (RigL, MagRan, SET, SNFS, GMP, Stat
 
 
 def get_method(method):
-    """Returns the method for a name, a class or an instance.
+    """Return the method for a name, a class, an instance or the text `"package.module:Class"`.
 
     Raises:
         ValueError: for anything else; the message lists the known names.
     """
+    if isinstance(method, str) and ":" in method:
+        method = load_method(method)
     if isinstance(method, SparsityMethod):
         return method
     if isinstance(method, type) and issubclass(method, SparsityMethod):
