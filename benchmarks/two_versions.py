@@ -3,11 +3,11 @@
 Each version runs in a process of its own, with the package and the benchmarks of its checkout, and
 both take one step after the other, so that ratios hold although a machine's speed drifts:
 
-- ChiroDiff at the size of KanjiVG's default run, dense and sparse (`chirodiff_step.py`)
+- ChiroDiff at the size of QuickDraw's network, dense and sparse (`chirodiff_step.py`)
 - the stack of convolutions and the transformer block of `sparse_overhead.py`, dense and sparse
 - the U-Net of 22M parameters, dense and sparse (`unet_step.py`)
 
-    git worktree add ../before v0.1
+    git worktree add ../before COMMIT
     python benchmarks/two_versions.py ../before [--rounds 20] [--steps unet]
 """
 
@@ -18,13 +18,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal, get_args
 
 import tyro
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 HERE = Path(__file__).resolve().parents[1]
-STEPS = ("chirodiff", "convolutions", "transformer", "unet")
+Step = Literal["chirodiff", "convolutions", "transformer", "unet"]
 
 
 def step_of(name, sparsity):
@@ -107,7 +108,7 @@ class Version:
 
 def main(
     before: tyro.conf.Positional[Path],
-    steps: tuple[str, ...] = STEPS,
+    steps: tuple[Step, ...] = get_args(Step),
     sparsity: float = 0.5,
     rounds: int = 20,
     json_path: Path | None = None,
@@ -116,11 +117,14 @@ def main(
 
     Args:
         before: Checkout of the other version.
-        steps: Which steps, of chirodiff, convolutions, transformer and unet.
+        steps: Steps to compare.
         sparsity: Share of pruned weights.
         rounds: Counted rounds.
         json_path: File for the ratios, as JSON.
     """
+    if not (before / "keras_sparse_dm").is_dir():
+        # Python would take the installed package for it.
+        raise SystemExit(f"BEFORE must be a checkout of this repository; received {before}.")
     from rich.console import Console
     from rich.table import Table
 

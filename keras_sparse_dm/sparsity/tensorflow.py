@@ -102,7 +102,7 @@ def apply_in_turn(optimizer, gradients, variables, masks):
         "own_gradient": staticmethod(own_gradient),
         "keras_variable": staticmethod(lambda variable: own[key(variable)]),
     }
-    _seen_as(optimizer, steps).apply(*map(list, zip(*pairs, strict=True)))
+    _seen_as(optimizer, steps).apply([g for g, _ in pairs], [v for _, v in pairs])
 
 
 def apply_summed(optimizer, gradients, variables):

@@ -74,6 +74,15 @@ def test_no_step_makes_later_reads_copy_a_kernel():
     assert not [name for name in types if "Gather" in name or "Scatter" in name]
 
 
+def test_a_step_without_gradients_changes_nothing():
+    """As in Keras."""
+    _, model = compiled_step("adamw", layers=1)
+    before = model.get_weights()
+    tf.function(lambda: model.optimizer.apply([], []))()
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon", "nadam"])
 @pytest.mark.parametrize("clip", [{}, {"clipnorm": 0.01}, {"global_clipnorm": 0.01}])
 def test_the_turns_change_no_number(optimizer, clip):
