@@ -1,4 +1,4 @@
-"""Documentation: its Python runs, its command lines parse, its links work, docstrings begin well."""
+"""Documentation: its Python runs, commands parse, links work, docstrings begin as they should."""
 
 import ast
 import doctest
