@@ -1,4 +1,4 @@
-"""The documentation: its Python runs, its command lines parse, its links lead somewhere."""
+"""Documentation: its Python runs, commands parse, links work, docstrings begin as they should."""
 
 import ast
 import doctest
@@ -27,14 +27,14 @@ def read(path):
 
 
 def run_page(name, *shortened):
-    """Runs a page's Python from top to bottom, in one namespace.
+    """Run a page's Python from top to bottom in one namespace.
 
     Args:
-        name: Of the file in `docs`.
-        *shortened: Pairs of a text, which the page must hold, and what stands for it here.
+        name: Name of the file in `docs`.
+        *shortened: Pairs of a text that the page must contain, and its replacement here.
 
     Returns:
-        The names that the page has defined.
+        Dictionary of the names that the page defines.
     """
     blocks = re.findall(r"```python\n(.*?)```", read(ROOT / "docs" / name), re.DOTALL)
     source = "\n".join(blocks)
@@ -77,7 +77,7 @@ def test_method(capsys):
     assert "(3 f_S dT + 2 f_S + f_D) / (dT + 1)" in capsys.readouterr().out
     cost = names["cost"]
     share = cost.sparse_flops / cost.dense_flops
-    # What the page says of the two conventions.
+    # The page states this difference of the two conventions.
     assert 0 < cost.sparse_training_flops / cost.dense_training_flops - share < 0.0005
 
 
@@ -150,14 +150,14 @@ PARSING = (
 
 
 def command_lines():
-    """The commands that the texts show, without the remarks behind them."""
+    """Yield the commands that the texts show, without comments."""
     for path in TEXTS:
         shown = re.findall(r"^    ((?:sparse-dm|python train\.py) .*)$", read(path), re.MULTILINE)
         yield from (re.sub(r"\s+#.*", "", line) for line in shown)
 
 
 class Parsed(BaseException):
-    """Raised when a command's options have been read, before it does its work."""
+    """Exception raised once a command's options are parsed, before it does its work."""
 
 
 @pytest.mark.parametrize("line", sorted(set(command_lines())))
@@ -176,25 +176,25 @@ def test_command_lines_parse(line, monkeypatch, tmp_path, capsys):
         code = cli.main(arguments)
     except Parsed:
         return
-    # One without options has done its work.
+    # A command without options has done its work.
     assert code == 0, capsys.readouterr().err
 
 
 def anchors(text):
-    """What headings are linked by: in small letters, spaces as hyphens, other signs left out."""
+    """Return the anchors of a text's headings: lower case, hyphens for spaces, no other signs."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.M)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
 def links(path):
-    """Addresses of the links and pictures of a text, those of its code left out."""
+    """List the addresses of links and images in a text, outside of code."""
     text = re.sub(r"```.*?```|`[^`\n]*`", "", read(path), flags=re.DOTALL)
     return re.findall(r"\]\(([^()\s]*(?:\([^()\s]*\))?[^()\s]*)\)", text)
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links(path):
-    """Files and headings are there; of links to elsewhere the form alone is checked."""
+    """Linked files and headings exist; other links only need the right form."""
     for link in links(path):
         parts = urlsplit(link)
         if parts.scheme:
@@ -202,7 +202,7 @@ def test_links(path):
             continue
         target = (path.parent / parts.path).resolve() if parts.path else path
         if target.parent == ROOT / "docs" / "api":
-            # Made when the documentation is built.
+            # The build of the documentation makes these.
             continue
         assert target.exists(), link
         assert not parts.fragment or parts.fragment in anchors(read(target)), link
@@ -246,7 +246,7 @@ def test_docstrings_start_with_a_noun_or_an_imperative(folder):
     assert not wrong, "\n".join(wrong)
 
 
-# Folders whose docstring examples run here, but for those that need a file from the network.
+# Folders whose docstring examples run here, and files whose examples need a download.
 WITH_EXAMPLES = ("layers", "masks", "metrics", "sparsity")
 NEEDS_A_FILE = {"metrics/features/inception.py"}
 
@@ -272,7 +272,7 @@ def test_docstring_examples_run(file, empty_folder):
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
     model.compile("adam", "mse")
     ksd.sparsify(model, 0.5)
-    # Names that the examples take for granted.
+    # Names that the examples use.
     names = {"model": model, "keras": keras}
     names |= {"keras_sparse_dm": ksd, "UNet": ksd.models.UNet, "ChiroDiff": ksd.models.ChiroDiff}
     names |= {name: getattr(ksd.sparsity, name) for name in ksd.sparsity.__all__}
