@@ -103,7 +103,7 @@ def test_subpaths_are_strokes_and_undrawn_parts_are_not(tmp_path):
         ("", "no element"),
         ("not XML", "syntax error"),
         ("<svg><path d='M0 0 L1 1'>", "no element|mismatched"),
-        ("<html></html>", "is no SVG"),
+        ("<html></html>", "is not SVG"),
         ("<svg></svg>", "no stroke"),
         ("<svg><path d=''/></svg>", "no stroke"),
         ("<svg><path d='M 1 1'/></svg>", "no stroke"),

@@ -121,7 +121,7 @@ def read_line_or_sketch(content, recognized: bool = False) -> Sketch | None:
         recognized: whether to return None for drawings that the game did not recognize.
 
     Raises:
-        ValueError: if a line is no drawing.
+        ValueError: if a line is not a drawing.
     """
     if isinstance(content, Sketch):
         return content
