@@ -16,7 +16,12 @@ from keras_sparse_dm.data import (
     write_svg,
 )
 from keras_sparse_dm.data.sketches import preparation
-from keras_sparse_dm.data.sketches.source import Item, SketchSource, as_it_is, items_of
+from keras_sparse_dm.data.sketches.source import (
+    Item,
+    SketchSource,
+    items_of,
+    read_line_or_sketch,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +48,7 @@ def source(contents, groups=None, **changes):
                 yield Item(f"drawing {i}", content, group)
 
     fields = {"title": "Test", "key": "test", "argument": "here", "state": len(contents)}
-    return SketchSource(**(fields | {"items": items, "read": as_it_is} | changes))
+    return SketchSource(**(fields | {"items": items, "read": read_line_or_sketch} | changes))
 
 
 def load(contents, groups=None, **preparation):

@@ -127,8 +127,3 @@ def read_line_or_sketch(content, recognized: bool = False) -> Sketch | None:
         return content
     drawing = parse_line(*content)
     return drawing.sketch if drawing.recognized or not recognized else None
-
-
-def as_it_is(sketch: Sketch) -> Sketch:
-    """Return the sketch: `SketchSource.read` of items that hold sketches."""
-    return sketch
