@@ -209,7 +209,7 @@ def test_broken_files_are_skipped_counted_and_named(load, folder):
         assert reasons["empty.png"] == "empty.png: is not an image of a known format"
         assert "truncated" in reasons["cut.jpg"].lower()
         assert "floating-point" in reasons["floats.tif"]
-        assert "link to nothing" in reasons["link.png"]
+        assert "dangling link" in reasons["link.png"]
         assert "5 broken (" in str(train.summary)
     # A broken file does not move other files between training and validation.
     name = train.names[0]

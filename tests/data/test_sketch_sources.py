@@ -322,7 +322,7 @@ def test_the_first_strokes_are_kept():
 def test_a_stroke_that_would_fill_the_memory_is_refused():
     rng = np.random.default_rng(0)
     wild = Sketch((np.column_stack([rng.normal(size=(3000, 2)), np.arange(3000)]),), "wild")
-    with pytest.raises(ValueError, match="'wild'.* points; 1,000,000 is the most"):
+    with pytest.raises(ValueError, match="'wild'.* points; 1,000,000 is the maximum"):
         prepare_sketch(wild, spacing=1e-4)
 
 
