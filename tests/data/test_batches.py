@@ -193,7 +193,7 @@ def test_padding_waste_counts_the_zeros_of_real_batches():
         (0, "batch_size=0"),
         (-4, "batch_size=-4"),
         (2.5, "batch_size=2.5"),
-        (204, "batch_size=204 is more than the number of sketches, 203"),
+        (204, "batch_size=204 is more than the 203 sketches"),
     ],
 )
 def test_bad_batch_sizes_are_named(batch_size, message):
