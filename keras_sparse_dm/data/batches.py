@@ -36,7 +36,7 @@ def steps_per_epoch(arrays: SketchArrays, batch_size: int) -> int:
     batch_size = _check_batch_size(batch_size)
     if batch_size > len(arrays):
         raise ValueError(
-            f"batch_size={batch_size} is more than the number of sketches, {len(arrays)}; "
+            f"batch_size={batch_size} is more than the {len(arrays)} sketches; "
             f"it must be from 1 to {len(arrays)}"
         )
     return len(arrays) // batch_size

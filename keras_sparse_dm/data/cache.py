@@ -1,4 +1,4 @@
-"""The cache of prepared data sets: its folder, the names of its files, and complete writes."""
+"""Cache of prepared data sets: its folder, the names of its files, and complete writes."""
 
 from __future__ import annotations
 

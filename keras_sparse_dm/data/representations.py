@@ -1,4 +1,4 @@
-"""The arrays of points that models see of a sketch, and the way back."""
+"""Representations of a sketch: the arrays of points that models see, and the way back."""
 
 from __future__ import annotations
 

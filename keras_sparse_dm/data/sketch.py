@@ -35,7 +35,7 @@ class Sketch:
                 stroke = np.array(stroke, dtype=np.float64)
             except (TypeError, ValueError) as error:
                 raise ValueError(
-                    f"{title_of(self.name)}: stroke {i} is no array: {error}"
+                    f"{title_of(self.name)}: stroke {i} is not an array: {error}"
                 ) from error
             if stroke.ndim != 2 or stroke.shape[1] != 3 or len(stroke) == 0:
                 raise ValueError(

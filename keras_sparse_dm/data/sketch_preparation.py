@@ -1,4 +1,4 @@
-"""The steps that prepare a sketch for the model.
+"""Steps that prepare a sketch for the model.
 
 The steps and their order follow the original ChiroDiff program
 (https://github.com/dasayan05/chirodiff, ``data/sketch.py`` and ``data/batching.py``). Each step is

@@ -1,4 +1,4 @@
-"""Counts of what a data set's preparation read, kept and skipped."""
+"""Counts of the sketches or images that a preparation read, kept and skipped."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_broken_packed_sketches_are_told_and_skipped(tmp_path, drawing):
     assert [where for where, _ in broken] == [f"a.npz, attr0[{i}]" for i in range(1, 6)]
     texts = [str(error) for _, error in broken]
     for text, reason in zip(
-        texts, ("(points, 4)", "go back", "no array", "pen", "NaN"), strict=True
+        texts, ("(points, 4)", "go back", "not an array", "pen", "NaN"), strict=True
     ):
         assert reason in text
 
@@ -133,9 +133,9 @@ def test_unpacked_drawings_of_arrays_are_read_too(tmp_path, protocol):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no pickle"),
-        (b"text", "no pickle"),
-        (pickle.dumps([]), "no drawing"),
+        (b"", "not a readable pickle"),
+        (b"text", "not a readable pickle"),
+        (pickle.dumps([]), "not a drawing"),
         (pickle.dumps({"drawing": {}}), "holds no stroke"),
         (pickle.dumps({"drawing": [[[1], [2], [1j]]]}), "complex"),
         (pickle.dumps({"drawing": [[[1], [2], ["x"]]]}), "stroke 0 holds str"),

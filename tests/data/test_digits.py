@@ -126,7 +126,7 @@ def test_what_a_folder_lacks_or_has_twice_is_named(tmp_path, no_tfds):
     with pytest.raises(FileNotFoundError, match="no file of labels beside .* train-labels-idx1"):
         load_digits(train)
     (tmp_path / "digits.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="digits.png' is a file, but not named as MNIST's"):
+    with pytest.raises(ValueError, match="digits.png' is a file, but its name is not like those"):
         load_digits(tmp_path / "digits.png")
 
 
@@ -145,13 +145,13 @@ IMAGES, LABELS = some_digits(7)
     [
         ("images", b"", "ends within the header"),
         ("images", idx(IMAGES)[:15], "ends within the header"),
-        ("images", idx(LABELS), "begins with the number 2049, that of labels; .* with 2051"),
+        ("images", idx(LABELS), "begins with the number 2049, as a file of labels; .* with 2051"),
         ("images", b"\x89PNG\r\n" + bytes(99), "begins with the number 2303741511; an IDX"),
         ("images", idx(IMAGES)[:-1], r"announces shape \(7, 5, 6\), 210 bytes, but only 209"),
         ("images", idx(IMAGES) + b"\0", "210 bytes, but more follow"),
         ("images", struct.pack(">4I", 2051, 0, 28, 28), "announces shape .* which is empty"),
         ("images", struct.pack(">4I", 2051, *[2**32 - 1] * 3), "more than 536,870,912 bytes"),
-        ("labels", idx(IMAGES), "begins with the number 2051, that of images; .* with 2049"),
+        ("labels", idx(IMAGES), "begins with the number 2051, as a file of images; .* with 2049"),
         ("labels", idx(LABELS[:-1]), "7 images but 6 labels"),
         ("labels", idx(LABELS * 0 + 11), "label 0 is 11; labels must be from 0 to 9"),
     ],
@@ -281,7 +281,7 @@ def test_nothing_is_downloaded(tfds, tmp_path, monkeypatch):
     monkeypatch.setattr(tfds.download.DownloadManager, "download", download)
     monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", download)
     with pytest.raises(
-        FileNotFoundError, match="nor a mnist that tensorflow-datasets .* run `tfds"
+        FileNotFoundError, match="nor mnist as prepared by tensorflow-datasets.* run `tfds"
     ):
         load_digits(tmp_path)
     assert not list(tmp_path.iterdir())

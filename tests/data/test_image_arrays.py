@@ -48,7 +48,7 @@ def test_arrays_give_back_images_and_subsets_copy_nothing():
     assert repr(arrays) == "ImageArrays(6 images of 8 x 8, flip=True)"
     np.testing.assert_array_equal(arrays[-1], rows[5])
     assert [image.shape for image in arrays] == [(8, 8, 3)] * 6
-    with pytest.raises(IndexError, match="number 6 of 6"):
+    with pytest.raises(IndexError, match="index 6 is out of range for 6 rows"):
         arrays[6]
     part = arrays.subset(range(1, 4))
     assert np.shares_memory(part.images, rows) and part.images.shape == (3, 8, 8, 3)

@@ -205,11 +205,11 @@ def test_broken_files_are_skipped_counted_and_named(load, folder):
         assert train.summary.read == 125 and train.summary.kept == 120
         reasons = dict(train.summary.broken)
         assert sorted(reasons) == ["cut.jpg", "empty.png", "floats.tif", "link.png", "text.png"]
-        assert reasons["text.png"] == "text.png: is no image of a known format"
-        assert reasons["empty.png"] == "empty.png: is no image of a known format"
+        assert reasons["text.png"] == "text.png: is not an image of a known format"
+        assert reasons["empty.png"] == "empty.png: is not an image of a known format"
         assert "truncated" in reasons["cut.jpg"].lower()
         assert "floating-point" in reasons["floats.tif"]
-        assert "link to nothing" in reasons["link.png"]
+        assert "dangling link" in reasons["link.png"]
         assert "5 broken (" in str(train.summary)
     # A broken file does not move other files between training and validation.
     name = train.names[0]
@@ -307,7 +307,7 @@ def test_bad_settings_are_named(load, changes, message):
 def test_bad_folders_are_named(load, tmp_path, folder):
     with pytest.raises(FileNotFoundError, match="data_dir='.*nowhere' does not exist; give a"):
         load(data_dir=tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="000.png' is no folder"):
+    with pytest.raises(FileNotFoundError, match="000.png' is not a folder"):
         load(data_dir=folder / "000.png")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="data_dir='.*empty' holds no image file; .*jpg"):

@@ -103,7 +103,7 @@ def test_subpaths_are_strokes_and_undrawn_parts_are_not(tmp_path):
         ("", "no element"),
         ("not XML", "syntax error"),
         ("<svg><path d='M0 0 L1 1'>", "no element|mismatched"),
-        ("<html></html>", "is no SVG"),
+        ("<html></html>", "is not SVG"),
         ("<svg></svg>", "no stroke"),
         ("<svg><path d=''/></svg>", "no stroke"),
         ("<svg><path d='M 1 1'/></svg>", "no stroke"),
@@ -159,7 +159,7 @@ def test_read_sketches_of_a_file_a_folder_and_nothing(tmp_path):
     sketches = read_sketches(tmp_path, on_broken=lambda where, error: broken.append(where))
     assert [s.name for s in sketches] == ["a", "b"]
     assert broken == ["aa.svg"]
-    with pytest.raises(ValueError, match="notes.txt.*no known format; known are .svg"):
+    with pytest.raises(ValueError, match="notes.txt.*unknown format; known are .svg"):
         read_sketches(tmp_path / "notes.txt")
     with pytest.raises(FileNotFoundError, match="path='.*nowhere' does not exist"):
         read_sketches(tmp_path / "nowhere")

@@ -73,8 +73,8 @@ def bad(**changes) -> bytes:
 
 BAD_LINES = [
     (b"{", "Expecting property name"),
-    (b"[]", "is no drawing"),
-    (b"17", "is no drawing"),
+    (b"[]", "is not a drawing"),
+    (b"17", "is not a drawing"),
     (b'{"word": "cat"}', "with the key 'drawing'"),
     (b"\xff\xfe{}", "can't decode byte 0xff"),
     (b"[" * 100_000, "recursion"),

@@ -47,10 +47,10 @@ def test_sketches_of_one_length_may_be_one_array(tmp_path):
 
 
 BAD_ROWS = [
-    (None, "is no array of numbers"),
-    ("cat", "is no array of numbers"),
-    ([[1, 2, 0]], "is no array of numbers"),
-    (objects("a", "b"), "is no array of numbers"),
+    (None, "is not an array of numbers"),
+    ("cat", "is not an array of numbers"),
+    ([[1, 2, 0]], "is not an array of numbers"),
+    (objects("a", "b"), "is not an array of numbers"),
     (np.zeros((0, 3)), r"shape \(0, 3\)"),
     (np.zeros(3), r"shape \(3,\)"),
     (np.zeros((4, 5)), r"shape \(4, 5\); it must be \(points, 3\)"),
@@ -80,14 +80,14 @@ def test_files_that_are_none_are_told_by_name(tmp_path):
     broken = []
     assert len(list(read_sketch_rnn(path, lambda *told: broken.append(told)))) == 1
     assert [where for where, _ in broken] == ["a.npz", "a.npz"]
-    assert "train: holds an array of shape (3,), which is no list" in str(broken[0][1])
+    assert "train: holds an array of shape (3,), which is not a list" in str(broken[0][1])
     assert "valid: holds an array of dtype <U4" in str(broken[1][1])
     np.savez(path, other=np.zeros(3))
     assert "a.npz: holds no 'train' and no 'valid' and no 'test'; it holds 'other'" in failure(
         lambda: list(read_sketch_rnn(path))
     )
     path.write_bytes(b"PK nothing")
-    assert failure(lambda: list(read_sketch_rnn(path))).startswith("a.npz: is no .npz file")
+    assert failure(lambda: list(read_sketch_rnn(path))).startswith("a.npz: is not an .npz file")
 
 
 def python2_npz(path, rows, protocol):

@@ -94,7 +94,7 @@ def test_pickles_and_npz_files_of_a_category(folder):
     np.savez(folder / "sketchrnn_fish.full.npz", train=rows, valid=rows[:1], test=rows[:1])
     train, validation = load(folder, ["bus", "fish"])
     assert train.summary.labels == {"bus": 8, "fish": 10}
-    with pytest.raises(ValueError, match="recognized=True needs .ndjson files.*; bus does not"):
+    with pytest.raises(ValueError, match="recognized=True requires .ndjson files.*; received bus"):
         load(folder, ["bus"], recognized=True)
     # An .ndjson file of the category is preferred.
     (folder / "bus.ndjson").write_bytes(lines(range(9), "bus"))
@@ -125,11 +125,11 @@ def test_a_damaged_archive_gives_what_it_still_holds(folder):
 @pytest.mark.parametrize(
     ("categories", "error", "message"),
     [
-        (["crap"], ValueError, "'crap', which is none of QuickDraw's; did you mean 'crab'"),
-        (["xyzzy"], ValueError, "'xyzzy', which is none of QuickDraw's 345; the folder holds"),
+        (["crap"], ValueError, "'crap', which is not one of QuickDraw's; did you mean 'crab'"),
+        (["xyzzy"], ValueError, "'xyzzy', which is not one of QuickDraw's 345; the folder holds"),
         (["cat", "yoga"], FileNotFoundError, "no drawings of 'yoga'.*full/raw/yoga.ndjson"),
-        ([], ValueError, "must name at least one"),
-        (["cat", "cat"], ValueError, "names one twice"),
+        ([], ValueError, "must hold at least one name"),
+        (["cat", "cat"], ValueError, "must not hold a name twice"),
         (["a/b"], ValueError, "'a/b'"),
     ],
 )

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import shapely
 
+from keras_sparse_dm import data
 from keras_sparse_dm.data import Sketch, kanjivg_folder, rasterize, read_svg
 from keras_sparse_dm.data.rasterization import KANJIVG_BOX
 
@@ -155,3 +156,17 @@ def test_wide_and_thin_pens():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         rasterize(sketch([[0, 0], [1, 1]]), **{"size": 64} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("render", "rasterize"),
+        ("rendering", "rasterization"),
+        ("drawing", "pictures"),
+        ("prepare", "prepare_sketch"),
+    ],
+)
+def test_old_names_work_and_warn(old, new):
+    with pytest.warns(DeprecationWarning, match=rf"data\.{old} is now keras_sparse_dm\.data\."):
+        assert getattr(data, old) is getattr(data, new)

@@ -93,7 +93,7 @@ def hostile(marker):
     yield Runs(getattr, object, "__subclasses__"), "getattr"
     yield Runs(np.load, str(marker)), r"numpy.*load"
     yield Runs(np.frompyfunc, print, 1, 1), r"numpy\.frompyfunc"
-    yield Runs(bytes, 10**12), "no pickle that can be read"
+    yield Runs(bytes, 10**12), "not a readable pickle"
     yield Runs(np.ndarray, (10**12,)), "calls ndarray"
     yield OrderedDict(a=1), "collections.OrderedDict"
     yield {1, 2}, "instruction|set"
@@ -188,15 +188,15 @@ BOMBS = [
         b"c_codecs\nencode\n(h\x00X\x06\x00\x00\x00latin1tR" * 200 + b"e.",
         "more than 16 times its size",
     ),
-    (b"N(((lll.", "no pickle"),
+    (b"N(((lll.", "not a readable pickle"),
     (b"N.", None),
-    (b"", "no pickle"),
+    (b"", "not a readable pickle"),
     (b"cnumpy\nndarray\n.", "before its value is complete"),
     (b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tC\x01btR.", "complete"),
-    (b"Nb.", "no pickle|state of"),
+    (b"Nb.", "not a readable pickle|state of"),
     (b"]Nb.", "sets the state of a list"),
     (b"]}b.", "sets the state of a list"),
-    (b"\x85.", "no pickle"),
+    (b"\x85.", "not a readable pickle"),
 ]  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def test_sketch_keeps_float64_copies_that_cannot_be_written():
         (np.zeros((0, 3)), r"shape \(0, 3\)"),
         ([[0, np.nan, 0]], "NaN or infinite"),
         ([[np.inf, 0, 0]], "NaN or infinite"),
-        ([["x", 0, 0]], "no array"),
+        ([["x", 0, 0]], "not an array"),
     ],
 )
 def test_sketch_refuses_bad_strokes_by_name(stroke, message):

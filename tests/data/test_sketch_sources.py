@@ -16,7 +16,12 @@ from keras_sparse_dm.data import (
     write_svg,
 )
 from keras_sparse_dm.data.sketches import preparation
-from keras_sparse_dm.data.sketches.source import Item, SketchSource, as_it_is, items_of
+from keras_sparse_dm.data.sketches.source import (
+    Item,
+    SketchSource,
+    items_of,
+    read_line_or_sketch,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +48,7 @@ def source(contents, groups=None, **changes):
                 yield Item(f"drawing {i}", content, group)
 
     fields = {"title": "Test", "key": "test", "argument": "here", "state": len(contents)}
-    return SketchSource(**(fields | {"items": items, "read": as_it_is} | changes))
+    return SketchSource(**(fields | {"items": items, "read": read_line_or_sketch} | changes))
 
 
 def load(contents, groups=None, **preparation):
@@ -317,7 +322,7 @@ def test_the_first_strokes_are_kept():
 def test_a_stroke_that_would_fill_the_memory_is_refused():
     rng = np.random.default_rng(0)
     wild = Sketch((np.column_stack([rng.normal(size=(3000, 2)), np.arange(3000)]),), "wild")
-    with pytest.raises(ValueError, match="'wild'.* points; 1,000,000 is the most"):
+    with pytest.raises(ValueError, match="'wild'.* points; 1,000,000 is the maximum"):
         prepare_sketch(wild, spacing=1e-4)
 
 

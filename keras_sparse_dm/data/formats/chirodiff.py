@@ -173,7 +173,7 @@ def _read_packed(path: Path, on_broken, representation) -> Iterator[Sketch]:
         rows = read_array(path, attributes[-1])
         if rows.ndim not in (1, 3) or rows.ndim == 1 and not rows.dtype.hasobject:
             raise ValueError(
-                f"{attributes[-1]}: holds an array of shape {rows.shape}, which is no list"
+                f"{attributes[-1]}: holds an array of shape {rows.shape}, which is not a list"
             )
         labels = _labels(path, attributes, len(rows))
         representation = representation or _representation(rows)

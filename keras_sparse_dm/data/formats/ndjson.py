@@ -54,7 +54,7 @@ def read_quickdraw(
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if `max_strokes` is out of range; and, while iterating without `on_broken`,
-            for a line that is no drawing: no JSON, no stroke, lists of unequal lengths, numbers
+            for a line that is not a drawing: no JSON, no stroke, lists of unequal lengths, numbers
             that are infinite, NaN or beyond 1e9, or times that decrease. The message begins with
             file and line.
     """
@@ -109,7 +109,7 @@ def parse_line(line: bytes, where: str, max_strokes: int | None = None) -> Drawi
         max_strokes: number of strokes that are kept, the first ones; None for all.
 
     Raises:
-        ValueError: if the line is no drawing; the message begins with `where`.
+        ValueError: if the line is not a drawing; the message begins with `where`.
     """
     try:
         record = json.loads(line.decode("utf-8"))
@@ -121,7 +121,7 @@ def parse_line(line: bytes, where: str, max_strokes: int | None = None) -> Drawi
 def parse_record(record, name: str, max_strokes: int | None = None) -> Drawing:
     """Return the drawing of a dictionary in QuickDraw's form, or raise a ValueError."""
     if type(record) is not dict or "drawing" not in record:
-        raise ValueError("is no drawing, which is a dictionary with the key 'drawing'")
+        raise ValueError("is not a drawing, which is a dictionary with the key 'drawing'")
     word = record.get("word", "")
     if type(word) is not str:
         raise ValueError(f"has a word of type {type(word).__name__}; it must be a text")

@@ -23,7 +23,7 @@ def array_names(path: Path) -> list[str]:
     """Return the names of the arrays of an `.npz` file, in the file's order.
 
     Raises:
-        ValueError: if it is no zip archive.
+        ValueError: if it is not a zip archive.
         OSError: if it cannot be read.
     """
     with open(path, "rb") as file:
@@ -66,7 +66,7 @@ def _open(file) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
     except Exception as error:  # a damaged zip raises almost anything, an OSError too
-        raise ValueError(f"is no .npz file, which is a zip archive: {error}") from error
+        raise ValueError(f"is not an .npz file, which is a zip archive: {error}") from error
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

@@ -77,7 +77,7 @@ def unpickle(data: bytes, start: int = 0) -> Any:
         struct.error,
     ) as error:
         reason = str(error) or type(error).__name__
-        raise ValueError(f"is no pickle that can be read: {reason[:200]}") from error
+        raise ValueError(f"is not a readable pickle: {reason[:200]}") from error
 
 
 class RefusedPickle(ValueError):

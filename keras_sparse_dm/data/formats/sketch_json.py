@@ -122,7 +122,7 @@ def _read_whole(path: Path, on_broken) -> Iterator[Sketch]:
         remedy = f"only files that begin with the line {_HEADER!r} may"
         content = json.loads(read_bounded(path, MAX_OTHER_LAYOUT, remedy).decode("utf-8-sig"))
         if type(content) is not dict or content.get("format") != FORMAT:
-            raise ValueError(f'is no file of sketches: it must have "format": "{FORMAT}"')
+            raise ValueError(f'is not a file of sketches: it must have "format": "{FORMAT}"')
         if content.get("version") != VERSION:
             raise ValueError(f'must have "version": {VERSION}; a later release may read others')
         if type(content.get("sketches")) is not list:
@@ -141,7 +141,7 @@ def _read_whole(path: Path, on_broken) -> Iterator[Sketch]:
 
 def _sketch(record) -> Sketch:
     if type(record) is not dict or "strokes" not in record:
-        raise ValueError('is no sketch, which is a dictionary with the key "strokes"')
+        raise ValueError('is not a sketch, which is a dictionary with the key "strokes"')
     texts = [record.get(key, "") for key in ("name", "label")]
     if set(map(type, texts)) != {str}:
         raise ValueError('has a "name" or "label" that is not a text')

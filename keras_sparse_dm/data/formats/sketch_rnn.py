@@ -47,7 +47,7 @@ def read_sketch_rnn(
         time.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the file does not exist.
         ValueError: if `splits` names an unknown split; and, while iterating without `on_broken`,
             for a file or sketch that cannot be read. The message begins with the `where` above.
     """
@@ -80,7 +80,7 @@ def _read(path: Path, on_broken, splits) -> Iterator[Sketch]:
             rows = read_array(path, split)
             # Sketches of equal length may have been packed as a single array.
             if rows.ndim not in (1, 3) or rows.ndim == 1 and not rows.dtype.hasobject:
-                raise ValueError(f"holds an array of shape {rows.shape}, which is no list")
+                raise ValueError(f"holds an array of shape {rows.shape}, which is not a list")
         except ValueError as error:
             report(on_broken, path.name, named(path.name, f"{split}: {error}"))
             continue

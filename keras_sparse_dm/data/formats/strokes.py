@@ -148,7 +148,7 @@ def numbers(rows, width: int, columns: str) -> np.ndarray:
             except OverflowError:
                 raise ValueError("has a number that is too large") from None
     if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "biuf":
-        raise ValueError("is no array of numbers")
+        raise ValueError("is not an array of numbers")
     if rows.ndim != 2 or rows.shape[1] != width or len(rows) == 0:
         raise ValueError(
             f"has shape {rows.shape}; it must be (points, {width}), at least one point: {columns}"

@@ -30,7 +30,7 @@ from keras_sparse_dm.files import whole_file
 MAX_BYTES = 2**25
 MAX_DEPTH = 1000
 
-# Elements whose content is not drawn where it stands.
+# Elements whose content is not drawn in place.
 _UNDRAWN = ("defs", "clipPath", "symbol", "mask", "pattern", "marker")
 _HIDDEN = re.compile(r"(?:^|[;\s])display\s*:\s*none")
 
@@ -100,7 +100,7 @@ class _Document:
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         tag = tag.rpartition("}")[2]
         if not self.open and tag != "svg":
-            raise ValueError(f"is no SVG: its root element is <{tag}>")
+            raise ValueError(f"is not SVG: its root element is <{tag}>")
         if len(self.open) == MAX_DEPTH:
             raise ValueError(f"is nested more than {MAX_DEPTH} deep")
         drawn, matrix = self.open[-1] if self.open else (True, None)

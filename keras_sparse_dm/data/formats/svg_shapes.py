@@ -21,7 +21,7 @@ Matrix = tuple[float, float, float, float, float, float]
 
 
 def path_data(tag: str, attributes: dict[str, str]) -> str | None:
-    """Return the path data of an element, or None if it is no shape."""
+    """Return the path data of an element, or None if it is not a shape."""
     if tag == "path":
         return attributes.get("d", "")
     if tag in ("polyline", "polygon"):
@@ -41,7 +41,7 @@ def path_data(tag: str, attributes: dict[str, str]) -> str | None:
             return default
         values = _numbers(text, f"{name} of a <{tag}>")
         if len(values) != 1:
-            raise ValueError(f"has {text[:50]!r} for {name} of a <{tag}>, which is no number")
+            raise ValueError(f"has {text[:50]!r} for {name} of a <{tag}>, which is not a number")
         return values[0]
 
     if tag == "line":

@@ -41,12 +41,12 @@ def decode_image(source: Path | bytes, size: int) -> tuple[np.ndarray, bool]:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(source, Path) and not source.is_file():
-        raise ValueError("is no regular file, but a dangling link or a pipe")
+        raise ValueError("is not a regular file but a dangling link or a pipe")
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
     except UnidentifiedImageError:
-        raise ValueError("is no image of a known format") from None
+        raise ValueError("is not an image of a known format") from None
     # An image with a damaged EXIF block is still usable.
     with contextlib.suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)

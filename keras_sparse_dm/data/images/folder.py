@@ -16,7 +16,7 @@ def list_images(data_dir, hint: str = "") -> list[Path]:
     """Return the image files in a folder and its subfolders, sorted, without hidden ones."""
     folder = Path(data_dir).expanduser()
     if not folder.is_dir():
-        what = "is no folder" if folder.exists() else "does not exist"
+        what = "is not a folder" if folder.exists() else "does not exist"
         raise FileNotFoundError(
             f"data_dir={str(folder)!r} {what}; " + (hint or "give a folder of image files")
         )

@@ -24,7 +24,12 @@ from keras_sparse_dm.data.cache import state_of
 from keras_sparse_dm.data.reading import list_files, read_sketch_rnn, read_svg
 from keras_sparse_dm.data.sketch_arrays import SketchArrays
 from keras_sparse_dm.data.sketches.preparation import prepare_source
-from keras_sparse_dm.data.sketches.source import Item, SketchSource, as_it_is, items_of
+from keras_sparse_dm.data.sketches.source import (
+    Item,
+    SketchSource,
+    items_of,
+    read_line_or_sketch,
+)
 
 CHARACTERS = ("kanji", "kanji+variants", "all")
 
@@ -138,7 +143,7 @@ def _source(folder: Path, characters: str) -> SketchSource:
                 complete,
                 file=files[0].name,
             ),
-            read=as_it_is,
+            read=read_line_or_sketch,
             unit="sketches",
         )
     drawings = select_characters(drawings, characters)

@@ -191,7 +191,7 @@ def _junctions(
     """Merge junctions that a short bridge joins.
 
     Returns:
-        The first end of each line that is no bridge, and the junctions.
+        The first end of each line that is not a bridge, and the junctions.
     """
     at = {
         pixel: _Junction({pixel: set()})

@@ -121,14 +121,9 @@ def read_line_or_sketch(content, recognized: bool = False) -> Sketch | None:
         recognized: whether to return None for drawings that the game did not recognize.
 
     Raises:
-        ValueError: if a line is no drawing.
+        ValueError: if a line is not a drawing.
     """
     if isinstance(content, Sketch):
         return content
     drawing = parse_line(*content)
     return drawing.sketch if drawing.recognized or not recognized else None
-
-
-def as_it_is(sketch: Sketch) -> Sketch:
-    """Return the sketch: `SketchSource.read` of items that hold sketches."""
-    return sketch
