@@ -7,8 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_sparse_dm import DynamicSparsity, sparsify
-from keras_sparse_dm.diffusion import DiffusionModel, NoiseSchedule
-from keras_sparse_dm.diffusion import model as diffusion_model
+from keras_sparse_dm.diffusion import DiffusionModel, NoiseSchedule, generation
 from keras_sparse_dm.layers import SparseDense
 from keras_sparse_dm.models import ChiroDiff
 from keras_sparse_dm.sparsity import check_invariant, masked_kernels
@@ -344,9 +343,9 @@ def test_generate_says_what_is_wrong(sketch_model, arguments, received):
 
 @pytest.mark.parametrize("cores", [1, 2, 3])
 def test_compiled_sketches_side_by_side_are_the_same(sketch_model, monkeypatch, cores):
-    monkeypatch.setattr(diffusion_model, "cpu_count", lambda: cores)
-    monkeypatch.setattr(diffusion_model, "LEAST_SKETCHES_A_THREAD", 2)
-    monkeypatch.setattr(diffusion_model, "LENGTH_STEP", 8)
+    monkeypatch.setattr(generation, "cpu_count", lambda: cores)
+    monkeypatch.setattr(generation, "LEAST_SKETCHES_A_THREAD", 2)
+    monkeypatch.setattr(generation, "LENGTH_STEP", 8)
     lengths = [7, 2, 11, 5, 2]
     plain = sketch_model.generate(lengths=lengths, steps=5, seed=3, jit_compile=False)
     compiled = sketch_model.generate(
@@ -370,23 +369,23 @@ def test_compiled_sketches_side_by_side_are_the_same(sketch_model, monkeypatch, 
     ],
 )
 def test_cores_share_the_sketches_evenly(monkeypatch, number, batch_size, cores, wanted):
-    monkeypatch.setattr(diffusion_model, "cpu_count", lambda: cores)
+    monkeypatch.setattr(generation, "cpu_count", lambda: cores)
     monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 0)
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
-    assert diffusion_model._batches_side_by_side(number, batch_size) == wanted
+    assert generation._batches_side_by_side(number, batch_size) == wanted
 
 
 def test_few_compilations_serve_all_batches_and_calls(sketch_model, monkeypatch):
-    monkeypatch.setattr(diffusion_model, "cpu_count", lambda: 2)
-    monkeypatch.setattr(diffusion_model, "LEAST_SKETCHES_A_THREAD", 3)
+    monkeypatch.setattr(generation, "cpu_count", lambda: 2)
+    monkeypatch.setattr(generation, "LEAST_SKETCHES_A_THREAD", 3)
     shapes = []
-    sampler = diffusion_model.ddim
+    sampler = generation.ddim
 
     def spy(denoise, schedule, x, *args, **kwargs):
         shapes.append((x.shape, kwargs["jit_compile"]))
         return sampler(denoise, schedule, x, *args, **kwargs)
 
-    monkeypatch.setattr(diffusion_model, "ddim", spy)
+    monkeypatch.setattr(generation, "ddim", spy)
     options = {"steps": 2, "seed": 0, "jit_compile": True, "batch_size": 6}
     for lengths in ([3, 9, 4, 4, 8, 2, 5], [20, 7, 2, 2, 30, 1, 4, 4]):
         sketch_model.generate(lengths=lengths, **options)
@@ -394,8 +393,8 @@ def test_few_compilations_serve_all_batches_and_calls(sketch_model, monkeypatch)
 
 
 def test_a_failing_thread_stops_the_others_and_is_heard(sketch_model, monkeypatch):
-    monkeypatch.setattr(diffusion_model, "cpu_count", lambda: 2)
-    monkeypatch.setattr(diffusion_model, "LEAST_SKETCHES_A_THREAD", 1)
+    monkeypatch.setattr(generation, "cpu_count", lambda: 2)
+    monkeypatch.setattr(generation, "LEAST_SKETCHES_A_THREAD", 1)
     begun = []
 
     def fail(denoise, schedule, x, *args, on_progress, **kwargs):
@@ -406,7 +405,7 @@ def test_a_failing_thread_stops_the_others_and_is_heard(sketch_model, monkeypatc
             time.sleep(0.01)
             on_progress(0)
 
-    monkeypatch.setattr(diffusion_model, "ddim", fail)
+    monkeypatch.setattr(generation, "ddim", fail)
     started = time.monotonic()
     with pytest.raises(MemoryError, match="no room"):
         sketch_model.generate(lengths=[3] * 40, steps=2, batch_size=2, jit_compile=True)
@@ -420,8 +419,8 @@ def test_large_samplings_are_compiled_where_that_pays(sketch_model, monkeypatch)
         compiled.append(jit_compile)
         return x
 
-    monkeypatch.setattr(diffusion_model, "ddim", spy)
-    monkeypatch.setattr(diffusion_model, "ddpm", spy)
+    monkeypatch.setattr(generation, "ddim", spy)
+    monkeypatch.setattr(generation, "ddpm", spy)
 
     def choice(model, **options):
         compiled.clear()
@@ -431,7 +430,7 @@ def test_large_samplings_are_compiled_where_that_pays(sketch_model, monkeypatch)
     many = {"lengths": [10] * 20}
     assert choice(sketch_model, **many) == {False}
     work = 2 * sketch_model.denoiser.count_params() * 200 * 5
-    monkeypatch.setattr(diffusion_model, "WORTH_COMPILING", work)
+    monkeypatch.setattr(generation, "WORTH_COMPILING", work)
     assert choice(sketch_model, **many) == {True}
     assert choice(sketch_model, lengths=[10] * 19) == {False}
     assert choice(sketch_model, **many, jit_compile=False) == {False}
