@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_sparse_dm.models import VQAutoencoder, autoencoder
+from keras_sparse_dm.models import VQAutoencoder, codebook
 
 SMALL = {
     "channels": 8,
@@ -63,14 +63,14 @@ def test_quantizes_in_parts_no_larger_than_the_bound(shared, monkeypatch):
     latents = np.random.default_rng(0).normal(size=(3, 5, 7, 3)).astype("float32")
     whole, _ = shared.quantize(latents)
     seen = []
-    argmin = autoencoder.tf.argmin
-    monkeypatch.setattr(autoencoder, "DISTANCES", 16 * 10)
+    argmin = codebook.tf.argmin
+    monkeypatch.setattr(codebook, "DISTANCES", 16 * 10)
 
     def seeing(x, **arguments):
         seen.append(tuple(x.shape))
         return argmin(x, **arguments)
 
-    monkeypatch.setattr(autoencoder.tf, "argmin", seeing)
+    monkeypatch.setattr(codebook.tf, "argmin", seeing)
     parts, _ = shared.quantize(latents)
     np.testing.assert_array_equal(parts, whole)
     assert set(seen) == {(10, 16)}

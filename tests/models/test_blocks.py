@@ -97,7 +97,7 @@ def test_attention_and_its_gradient_in_any_number_of_parts(monkeypatch, bound, m
     monkeypatch.setattr(blocks, "SCORES", bound)
     rng = np.random.default_rng(0)
     tensors = [rng.normal(size=(2, 13, 3, 4)).astype("float32") for _ in range(3)]
-    call = lambda *t: blocks.attention(*t, training=True)  # noqa: E731
+    call = blocks.attention
     if mode != "eager":
         call = tf.function(call, jit_compile=mode == "xla")
     mine = values_and_gradients(call, *tensors)
@@ -115,7 +115,7 @@ def test_attention_never_holds_more_scores_than_the_bound(monkeypatch):
         blocks.ops, "softmax", lambda x, *a, **k: seen.append(tuple(x.shape)) or softmax(x, *a, **k)
     )
     x = np.ones((2, 25, 1, 4), "float32")
-    values_and_gradients(lambda x: blocks.attention(x, x, x, training=True), x)
+    values_and_gradients(lambda x: blocks.attention(x, x, x), x)
     assert seen and all(queries * keys <= 100 for _, _, queries, keys in seen)
 
 

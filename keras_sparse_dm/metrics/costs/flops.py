@@ -397,14 +397,14 @@ def _attention_rules():
     A rule takes the layer and its call's arguments by name, and returns the multiply-adds of
     the scores and of the values, of all examples.
     """
-    from keras_sparse_dm.models import autoencoder, unet
+    from keras_sparse_dm.models import autoencoder_layers, unet
 
     return [
         (keras.layers.MultiHeadAttention, _multi_head_attention),
         (keras.layers.GroupQueryAttention, _grouped_query_attention),
         (keras.layers.Attention, _dot_product_attention),
         (unet.AttentionBlock, _attention_block),
-        (autoencoder._AttentionBlock, _attention_block),
+        (autoencoder_layers._AttentionBlock, _attention_block),
     ]
 
 
