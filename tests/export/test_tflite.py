@@ -16,8 +16,8 @@ from keras_sparse_dm.export import (
     sparse_inference_report,
     to_tflite,
 )
-from keras_sparse_dm.export.tflite import flatbuffer, tflite
-from keras_sparse_dm.models.chirodiff import recurrent_lite as recurrent
+from keras_sparse_dm.export.tflite import comparison, flatbuffer, write
+from keras_sparse_dm.export.tflite.sparse_tensors import sparse_tensors
 
 interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 
@@ -74,7 +74,7 @@ def run_file(path, what, **inputs):
 
 
 def tensors_of(path):
-    return flatbuffer.sparse_tensors(path.read_bytes())
+    return sparse_tensors(path.read_bytes())
 
 
 # The answers
@@ -154,58 +154,6 @@ def test_averaged_weights_are_exported(sketches, tmp_path):
     answer = TFLiteDenoiser(tmp_path / "model.tflite")(*inputs)
     np.testing.assert_allclose(answer, averaged, atol=1e-4)
     np.testing.assert_array_equal(model(inputs), trained)
-
-
-GRUS = {
-    "plain": {},
-    "no bias": {"use_bias": False},
-    "reset before": {"reset_after": False},
-    "reset before, no bias": {"reset_after": False, "use_bias": False},
-    "backwards": {"go_backwards": True},
-    "zeros": {"zero_output_for_mask": True},
-    "backwards, zeros": {"go_backwards": True, "zero_output_for_mask": True},
-    "last": {"return_sequences": False},
-    "states": {"return_state": True},
-    "hard": {"recurrent_activation": "hard_sigmoid", "activation": "relu"},
-    "other gate": {"recurrent_activation": "tanh"},
-}
-
-
-@pytest.mark.parametrize("length", [1, 5, 40])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("arguments", GRUS.values(), ids=GRUS)
-def test_the_loop_is_keras_s_gru(arguments, masked, length):
-    gru = keras.layers.GRU(6, **{"return_sequences": True, **arguments})
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((3, length, 4)).astype("float32")
-    # With holes, too.
-    mask = (rng.random((3, length)) < 0.7) if masked else None
-    gru.build(x.shape)
-    for weight in gru.weights:
-        weight.assign(rng.standard_normal(weight.shape))
-    if "recurrent_activation" in arguments:
-        # What is not bounded must not grow without end.
-        gru.cell.recurrent_kernel.assign(0.1 * gru.cell.recurrent_kernel)
-    layer = keras.Sequential([gru])
-    expected = keras.tree.flatten(gru(x, mask=mask))
-    with recurrent.traced_for_litert(layer):
-        function = tf.function(lambda x: gru(x, mask=None if mask is None else tf.constant(mask)))
-        answers = keras.tree.flatten(function(tf.constant(x)))
-    assert "inner_loop" not in vars(gru)
-    for answer, right in zip(answers, expected, strict=True):
-        np.testing.assert_allclose(answer, right, atol=2e-5)
-
-
-def test_a_gru_starts_from_a_given_state():
-    gru = keras.layers.GRU(6, return_sequences=True)
-    x, state = tf.random.normal((2, 7, 4)), tf.random.normal((2, 6))
-    mask = tf.constant([[False] * 2 + [True] * 5] * 2)
-    gru.build(x.shape)
-    for valid in (None, mask):
-        expected = gru(x, initial_state=state, mask=valid)
-        with recurrent.traced_for_litert(keras.Sequential([gru])):
-            answer = tf.function(lambda x, s, v=valid: gru(x, initial_state=s, mask=v))(x, state)
-        np.testing.assert_allclose(answer, expected, atol=1e-5)
 
 
 # What is in the file
@@ -477,7 +425,7 @@ def test_latent_diffusion_from_files(latent_diffusion, tmp_path):
     assert latents.shape == (3, 8, 8, 3)
     facts = read_tflite_metadata(tmp_path / "unet.tflite")
     assert facts["kind"] == "images" and facts["scale_factor"] == pytest.approx(0.7)
-    with pytest.raises(ValueError, match="holds no decoder but what='denoiser'"):
+    with pytest.raises(ValueError, match="must hold a decoder; it holds what='denoiser'"):
         generate_from_tflite(
             tmp_path / "unet.tflite", decoder=tmp_path / "unet.tflite", **arguments
         )
@@ -603,7 +551,7 @@ def test_a_recurrent_classifier_of_another_kind(tmp_path):
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(options, message, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(tflite, "_convert", lambda *_: pytest.fail("converted"))
+    monkeypatch.setattr(write, "convert", lambda *_: pytest.fail("converted"))
     with pytest.raises(ValueError, match=message):
         to_tflite(model, tmp_path / "model.tflite", **{"length": LENGTH, **options})
     assert not list(tmp_path.iterdir())
@@ -639,7 +587,7 @@ def test_models_that_cannot_be_exported(model, tmp_path):
 def test_a_file_that_answers_otherwise_is_not_kept(model, tmp_path, monkeypatch):
     path = tmp_path / "model.tflite"
     path.write_bytes(b"earlier")
-    monkeypatch.setitem(tflite.TOLERANCES, "none", 1e-12)
+    monkeypatch.setitem(comparison.TOLERANCES, "none", 1e-12)
     with pytest.raises(ValueError, match="not Keras's: the largest difference is"):
         to_tflite(model, path, length=LENGTH)
     assert path.read_bytes() == b"earlier"

@@ -17,7 +17,8 @@ from keras_sparse_dm.export import (
     representative_data,
     to_tflite,
 )
-from keras_sparse_dm.export.tflite.tflite import tflite
+from keras_sparse_dm.export.tflite import conversion, float32_copy, write
+from keras_sparse_dm.export.tflite.sparse_tensors import sparse_tensors
 
 interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 
@@ -340,7 +341,7 @@ def test_chirodiff(policy, quantize, sparse, bound, tmp_path):
     assert np.abs(expected).max() > 0.3
     np.testing.assert_allclose(answer, expected, atol=bound)
     assert exported.metadata["sparsity"] == pytest.approx(0.8, abs=1e-2)
-    assert bool(tflite.flatbuffer.sparse_tensors(path.read_bytes())) == sparse
+    assert bool(sparse_tensors(path.read_bytes())) == sparse
 
 
 def test_averaged_weights(tmp_path):
@@ -503,8 +504,8 @@ def test_the_rebuilt_model_is_float32_and_has_the_masks(monkeypatch, tmp_path):
         rebuilt.append(part.model)
         return original(part, *arguments)
 
-    rebuilt, original = [], tflite._convert
-    monkeypatch.setattr(tflite, "_convert", convert)
+    rebuilt, original = [], write.convert
+    monkeypatch.setattr(write, "convert", convert)
     model, _ = made(layers_of_one_s_own, "mixed_float16")
     to_tflite(model, tmp_path / "m.tflite")
     pairs = list(zip(flatten_layers(model), flatten_layers(rebuilt[0]), strict=True))
@@ -518,7 +519,7 @@ def test_the_rebuilt_model_is_float32_and_has_the_masks(monkeypatch, tmp_path):
 
 
 def test_float32_models_are_not_rebuilt(monkeypatch, tmp_path):
-    monkeypatch.setattr(tflite, "_rebuilt_in_float32", lambda part: pytest.fail("rebuilt"))
+    monkeypatch.setattr(float32_copy, "rebuilt_in_float32", lambda part: pytest.fail("rebuilt"))
     model = keras.Sequential([keras.Input((6,)), kl.Dense(4)])
     keras.config.set_dtype_policy("mixed_float16")
     to_tflite(model, tmp_path / "m.tflite")
@@ -601,9 +602,7 @@ def test_the_users_layers_keep_their_methods_while_a_file_is_written(tmp_path, m
             seen.append({"inner_loop", "call"} & (vars(layer).keys() - then.keys()))
         return original(*arguments)
 
-    from keras_sparse_dm.export.tflite.tflite import tflite
-
-    original = tflite._traced
-    monkeypatch.setattr(tflite, "_traced", traced)
+    original = conversion.traced
+    monkeypatch.setattr(conversion, "traced", traced)
     ksd.export.to_tflite(model, tmp_path / "m.tflite")
     assert seen and not any(seen)
