@@ -361,7 +361,7 @@ def test_a_newer_version_asks_for_an_upgrade(tmp_path):
         patch.setattr("keras_sparse_dm.export.sparse_file.format.FORMAT_VERSION", 3)
         path = small_file(tmp_path).rename(tmp_path / "newer.sparse")
     for function in (load_sparse, read_header):
-        with pytest.raises(ValueError, match="newer.sparse is of version 3.*2: upgrade") as error:
+        with pytest.raises(ValueError, match="newer.sparse has version 3.*2: upgrade") as error:
             function(path)
         assert "\n" not in str(error.value)
 

@@ -286,7 +286,7 @@ def test_layers_that_are_not_those_of_the_file(tmp_path):
             super().build((*input_shape[:-1], 7))
 
     Parts.make = lambda name: Seven(6, name="dense_9") if name == "second" else dense()
-    refused(path, r"layer 'parts.*/dense_9': 'kernel' is of shape \(7, 6\), in the file \(6, 6\)")
+    refused(path, r"layer 'parts.*/dense_9': 'kernel' has shape \(7, 6\), in the file \(6, 6\)")
 
 
 def test_a_layer_more_or_less(tmp_path, monkeypatch):
