@@ -15,6 +15,8 @@ from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule, check_timest
 from keras_sparse_dm.seeds import seed_generator
 from keras_sparse_dm.sparsity.install import build_optimizer, innermost_optimizer
 
+_RENAMED = "DiffusionModel.prepare is now clean_batch; the old name will go in the next version."
+
 
 @keras.saving.register_keras_serializable(package="keras_sparse_dm")
 class DiffusionModel(keras.Model):
@@ -116,15 +118,18 @@ class DiffusionModel(keras.Model):
 
     def prepare(self, data, training):
         """Return `clean_batch(data, training)`; the old name will go in the next version."""
-        warnings.warn(
-            "DiffusionModel.prepare is now clean_batch; the old name will go in the next version.",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warnings.warn(_RENAMED, DeprecationWarning, stacklevel=2)
         return self.clean_batch(data, training)
 
+    def _clean_batch(self, data, training):
+        if type(self).prepare is DiffusionModel.prepare:
+            return self.clean_batch(data, training)
+        # A subclass still overrides the old name.
+        warnings.warn(_RENAMED, DeprecationWarning, stacklevel=2)
+        return self.prepare(data, training)
+
     def train_step(self, data):
-        x, lengths = self.clean_batch(data, training=True)
+        x, lengths = self._clean_batch(data, training=True)
         with tf.GradientTape() as tape:
             loss = self._noise_prediction_loss(x, lengths, self._seed_generator, training=True)
             # Regularizers of the denoiser's layers.
@@ -135,7 +140,7 @@ class DiffusionModel(keras.Model):
         return self._record(loss, x)
 
     def test_step(self, data):
-        x, lengths = self.clean_batch(data, training=False)
+        x, lengths = self._clean_batch(data, training=False)
         loss = self._noise_prediction_loss(x, lengths, self._eval_seed_generator, training=False)
         return self._record(loss, x)
 

@@ -17,7 +17,7 @@ SCHEDULE = NoiseSchedule.linear(T, 0.05, 0.3)
 
 
 class Recorder(keras.Model):
-    """A denoiser that answers `0.3 * x_t` and keeps what it was asked, in eager mode."""
+    """Denoiser that returns `0.3 * x_t`, and records its inputs in eager mode."""
 
     point_features = 3
 
@@ -80,7 +80,7 @@ def sketches():
 
 
 def drawn_noise(x, x_t, t):
-    """Solves equation 4 of Ho et al. 2020 for the noise."""
+    """Solve equation 4 of Ho et al. 2020 for the noise."""
     a = SCHEDULE.alphas_cumprod[t].reshape((-1,) + (1,) * (x.ndim - 1))
     return (x_t - np.sqrt(a) * x) / np.sqrt(1 - a)
 
@@ -103,7 +103,7 @@ def test_loss_of_sketches_is_the_mean_over_features_own_points_and_sketches(step
         for i, length in enumerate(lengths)
     ]
     assert loss == pytest.approx(np.mean(per_sketch), rel=1e-4)
-    # The noise is noise: that which was solved for, not zeros.
+    # The solution is noise, not zeros.
     assert 0.5 < noise.std() < 1.5
 
 
@@ -115,6 +115,30 @@ def test_loss_of_images_is_the_mean_over_everything():
     ((x_t, t),) = model.denoiser.asked
     noise = drawn_noise(x.astype("float64"), x_t, t)
     assert loss == pytest.approx(((0.3 * x_t - noise) ** 2).mean(), rel=1e-4)
+
+
+def test_the_old_name_of_clean_batch_still_works():
+    class Halved(DiffusionModel):
+        def clean_batch(self, data, training):
+            x, lengths = super().clean_batch(data, training)
+            return x / 2, lengths
+
+    class HalvedByTheOldName(DiffusionModel):
+        def prepare(self, data, training):
+            x, lengths = super().prepare(data, training)
+            return x / 2, lengths
+
+    def loss(cls):
+        model = cls(Recorder(), SCHEDULE, seed=1)
+        model.compile(keras.optimizers.SGD(0.0))
+        return model.evaluate(vectors(8), verbose=0)
+
+    with pytest.warns(DeprecationWarning, match="prepare is now clean_batch"):
+        old = loss(HalvedByTheOldName)
+    assert old == loss(Halved) != loss(DiffusionModel)
+    with pytest.warns(DeprecationWarning, match="prepare is now clean_batch"):
+        x, _ = Halved(Recorder(), SCHEDULE).prepare(np.ones((2, 3)), training=False)
+    np.testing.assert_array_equal(x, 0.5 * np.ones((2, 3)))
 
 
 def test_a_smaller_last_batch_weighs_less():
@@ -358,7 +382,7 @@ def test_compiled_sketches_side_by_side_are_the_same(sketch_model, monkeypatch, 
 @pytest.mark.parametrize(
     ("number", "batch_size", "cores", "wanted"),
     [
-        # As many batches for every core, none but the last with fewer sketches.
+        # Every core gets equally many batches; only the last has fewer sketches.
         (1000, 256, 2, (2, 100)),
         (1000, 256, 8, (8, 32)),
         (1000, 1024, 8, (8, 63)),
@@ -434,7 +458,7 @@ def test_large_samplings_are_compiled_where_that_pays(sketch_model, monkeypatch)
     assert choice(sketch_model, **many) == {True}
     assert choice(sketch_model, lengths=[10] * 19) == {False}
     assert choice(sketch_model, **many, jit_compile=False) == {False}
-    # Other noise would be drawn, other points computed, and images gain nothing that is known.
+    # Those would draw other noise or read padding; images have no known gain.
     assert choice(sketch_model, **many, eta=0.5) == {False}
     assert choice(sketch_model, **many, sampler="ddpm") == {False}
     assert choice(DiffusionModel(Recorder(), SCHEDULE), **many) == {False}
@@ -523,7 +547,7 @@ def test_the_sparse_kernels_of_the_denoiser_are_found():
     assert sum(int(np.prod(k.kernel.shape)) for k in masked_kernels(model)) == 10 * 16 + 16 * 6
 
 
-# What users do besides ----------------------------------------------------------------------------
+# Other uses ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])

@@ -32,7 +32,7 @@ def chirodiff(units=16, sparsity=0.8, structure=None, layers=2, **arguments):
         ksd.sparsify(denoiser, sparsity, seed=0, **options)
     rng = np.random.default_rng(1)
     for weight in denoiser.trainable_variables:
-        # At the start all are zero, and would hide one that is left out.
+        # Biases start at zero, which would hide a missing one.
         if "bias" in weight.path:
             weight.assign(0.3 * rng.standard_normal(weight.shape))
         else:
@@ -69,7 +69,7 @@ def inputs_of_denoiser(batch_size=1, length=LENGTH, seed=0):
 
 
 def run_file(path, what, **inputs):
-    """What a file answers to LiteRT alone."""
+    """Return the outputs of a file in LiteRT alone."""
     return interpreter.Interpreter(str(path)).get_signature_runner(what)(**inputs)
 
 
@@ -267,7 +267,7 @@ def test_metadata(exported, model):
     assert facts["inputs"] == {"points": [1, LENGTH, 3], "t": [1], "lengths": [1]}
     assert facts["sparsity"] == pytest.approx(0.8, abs=1e-3)
     assert facts["package"] == ksd.__version__
-    # Whoever has no code of this package finds it as any tool does.
+    # Readable without this package, as for any other tool.
     parsed = flatbuffer.parse(exported.path.read_bytes())
     (entry,) = [m for m in parsed.metadata if m.name == b"keras_sparse_dm"]
     text = bytes(np.asarray(parsed.buffers[entry.buffer].data, "uint8"))
@@ -324,7 +324,7 @@ def test_representative_data_are_noised_as_in_training(model, sketches):
     data = representative_data(model, sketches, length=LENGTH, n=300, batch_size=2, seed=1)
     t = np.concatenate([t for _, t, _ in data])
     assert t.min() < 50 and t.max() > 950
-    # All noise at the last timesteps, next to none at the first.
+    # Pure noise at the last timestep, almost none at the first.
     late = np.concatenate([x[t > 900].ravel() for x, t, _ in data])
     assert late.std() == pytest.approx(1, abs=0.1)
     points, _, lengths = next(item for item in data if item[1].min() < 30)
@@ -332,7 +332,7 @@ def test_representative_data_are_noised_as_in_training(model, sketches):
     assert min(np.abs(points[0, : len(s)] - s).mean() for s in clean) < 0.3
     again = representative_data(model, sketches, length=LENGTH, n=300, batch_size=2, seed=1)
     np.testing.assert_array_equal(again[7][0], data[7][0])
-    # Those that are too long are cut.
+    # Longer sketches are cut.
     cut = representative_data(model, sketches, length=5, n=3)
     assert all(x.shape == (1, 5, 3) and lengths == [5] for x, _, lengths in cut)
 
@@ -354,7 +354,7 @@ def test_a_denoiser_in_a_file_serves_the_samplers(model, exported):
 
 @pytest.mark.slow
 def test_integers_draw_nearly_the_same(sketches, tmp_path):
-    """Samples of the int8 file lie nearer to those of the float file than other noise does."""
+    """Compare samples of the int8 and the float file, relative to samples of other noise."""
     model = ksd.diffusion.DiffusionModel(chirodiff(32, 0.5), SCHEDULE, seed=0)
     model.compile(keras.optimizers.AdamW(3e-3))
     points = np.zeros((len(sketches), LENGTH, 3), "float32")
@@ -502,7 +502,7 @@ def test_any_functional_model(quantize, tmp_path):
 
 
 def test_a_recurrent_classifier_of_another_kind(tmp_path):
-    """Its loop is Keras's; in integers are the dense layers alone."""
+    """The loop is Keras's; only the dense layers compute in integers."""
     model = keras.Sequential(
         [
             keras.Input((None, 5)),
@@ -592,7 +592,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(model, tmp_path, monkeypatch)
         to_tflite(model, path, length=LENGTH)
     assert path.read_bytes() == b"earlier"
     assert list(tmp_path.iterdir()) == [path]
-    # Not compared, it is written.
+    # Without the comparison the file is written.
     assert to_tflite(model, path, length=LENGTH, verify=False).largest_difference is None
 
 
@@ -622,7 +622,7 @@ def test_calls_that_do_not_fit_a_file(exported, tmp_path):
 
 
 def test_litert_refuses_other_sizes(exported):
-    """Shapes are fixed, and are not silently taken for others."""
+    """Shapes are fixed, and a wrong one raises an error."""
     points, t, lengths = inputs_of_denoiser(1, LENGTH + 4)
     with pytest.raises((RuntimeError, ValueError)):
         run_file(exported.path, "denoiser", points=points, t=t, lengths=lengths)

@@ -95,7 +95,7 @@ def drawn(model, seed=1):
 
 
 def check_file(path, model, twin, atol=1e-5):
-    """Check that a file is in float32 and answers as the twin, and nearly as the model."""
+    """Check that a file is in float32, with the outputs of the twin, and nearly of the model."""
     inputs = drawn(twin)
     answer = answers_of(path, inputs)
     assert answer.dtype == "float32"
@@ -108,7 +108,7 @@ def check_file(path, model, twin, atol=1e-5):
     return answer
 
 
-# Keras makes no orthogonal matrix in bfloat16.
+# Keras cannot initialize an orthogonal matrix in bfloat16.
 RECURRENT = {"recurrent_initializer": "glorot_uniform"}
 
 
@@ -190,13 +190,13 @@ def own_layers():
         def __init__(self, units, activation=None, **kwargs):
             super().__init__(**kwargs)
             self.units, self.activation = units, keras.activations.get(activation)
-            # Says half by itself, whatever the policy.
+            # Sets half precision itself, whatever the policy.
             self.inner = kl.Dense(
                 units, dtype=keras.dtype_policies.DTypePolicyMap(default_policy="mixed_bfloat16")
             )
 
         def build(self, shape):
-            # Is made when it is built.
+            # `build` makes this layer.
             self.outer = kl.Dense(self.units, dtype="float16")
             self.inner.build(shape)
             self.outer.build(shape)
@@ -270,7 +270,7 @@ def layers_of_one_s_own():
 def test_policies_of_single_layers_and_layers_within_others(make, policy, tmp_path):
     model, twin = made(make, policy)
     for layer in flatten_layers(twin):
-        # Where `make` itself says half.
+        # For a `make` that sets half precision itself.
         layer.dtype_policy = "float32"
     exported = to_tflite(model, tmp_path / "model.tflite")
     check_file(exported.path, model, twin)
@@ -543,7 +543,7 @@ def test_a_model_that_cannot_be_restored(tmp_path):
         to_tflite(model, tmp_path / "m.tflite")
     assert not list(tmp_path.iterdir())
     assert keras.config.dtype_policy().name == "mixed_float16"
-    # In float32 nothing need be restored.
+    # In float32 there is nothing to rebuild.
     keras.config.set_dtype_policy("float32")
     model = keras.Sequential([keras.Input((6,)), Opaque(kl.Dense(4), 1)])
     to_tflite(model, tmp_path / "m.tflite")
@@ -574,7 +574,7 @@ def test_a_model_that_gives_no_answer_in_half_precision(name, tmp_path):
     def call(x):
         if name == "overflows":
             return x * 1e3 * 1e3
-        # TensorFlow computes it on GPUs alone in bfloat16.
+        # TensorFlow computes this in bfloat16 on GPUs only.
         return tf.nn.local_response_normalization(x)
 
     keras.config.set_dtype_policy("mixed_float16" if name == "overflows" else "mixed_bfloat16")
@@ -590,7 +590,7 @@ def test_a_model_that_gives_no_answer_in_half_precision(name, tmp_path):
 
 
 def test_the_users_layers_keep_their_methods_while_a_file_is_written(tmp_path, monkeypatch):
-    """Loops that stand in for Keras's belong to a copy."""
+    """Only a copy's layers get other loops."""
     inputs = keras.Input((6, 4))
     model = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.GRU(8)(inputs)))
     ksd.sparsify(model, 0.5, seed=0)

@@ -21,7 +21,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def shared():
-    """One that no test changes."""
+    """Shared by all tests; none may change it."""
     model = VQAutoencoder(**SMALL)
     model.codebook.assign(keras.random.normal(model.codebook.shape, seed=3))
     return model
@@ -147,7 +147,7 @@ def test_a_file_brings_back_weights_codes_and_fingerprint(tmp_path):
     assert again.fingerprint() == model.fingerprint()
     again.trainable = False
     assert again.fingerprint() == model.fingerprint()
-    # Training goes on to the same bits: restarts and moments are in the file.
+    # Resumed training gives the same bits: restarts and moments are in the file.
     again.trainable = True
     for one in (model, again):
         one.fit(pictures(seed=5), verbose=0, shuffle=False)

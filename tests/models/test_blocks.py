@@ -127,7 +127,7 @@ def test_resampling():
     up.build(x.shape)
     up.conv.kernel.assign(identity)
     np.testing.assert_array_equal(up(x), x.repeat(2, axis=1).repeat(2, axis=2))
-    # As PyTorch pads: one before and one after, or, in the autoencoder, after only.
+    # PyTorch pads one before and one after, or in the autoencoder only after.
     for padding, first in (((1, 1), 0), ((0, 1), 1)):
         down = Downsample(3, keras.layers.Conv2D, padding=padding)
         down.build(x.shape)

@@ -1,4 +1,4 @@
-"""Latent diffusion: a frozen autoencoder, scaled latents, generation, mixed precision."""
+"""Latent diffusion: frozen autoencoder, scaled latents, generation, mixed precision."""
 
 import keras
 import numpy as np
@@ -33,7 +33,7 @@ def weights(model):
 
 @pytest.fixture(scope="module")
 def trained():
-    """One that no test changes."""
+    """Shared by all tests; none may change it."""
     model = new_model(scale_latents=True)
     sparsify(model, 0.5, seed=0)
     before = weights(model.autoencoder)
