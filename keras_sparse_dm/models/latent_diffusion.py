@@ -121,7 +121,7 @@ class LatentDiffusion(DiffusionModel):
 
     @property
     def trainable(self):
-        """Whether the U-Net trains; the autoencoder never does."""
+        """True if the U-Net trains; the autoencoder never does."""
         return super().trainable
 
     @trainable.setter

@@ -1,4 +1,5 @@
 import json
+import math
 import zlib
 
 import keras
@@ -17,7 +18,6 @@ from keras_sparse_dm.export import (
     to_tflite,
 )
 from keras_sparse_dm.export.tflite import comparison, flatbuffer, write
-from keras_sparse_dm.export.tflite.sparse_tensors import sparse_tensors
 
 interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 
@@ -74,7 +74,15 @@ def run_file(path, what, **inputs):
 
 
 def tensors_of(path):
-    return sparse_tensors(path.read_bytes())
+    """List the sparse tensors of a file: `(dense shape, weights in a block)`."""
+    found = []
+    for graph in flatbuffer.parse(path.read_bytes()).subgraphs:
+        for tensor in graph.tensors:
+            if tensor.sparsity is not None:
+                blocks = tensor.sparsity.dimMetadata[len(tensor.shape) :]
+                block = math.prod(dimension.denseSize for dimension in blocks)
+                found.append((tuple(int(n) for n in tensor.shape), block))
+    return found
 
 
 # The answers

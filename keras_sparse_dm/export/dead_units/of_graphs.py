@@ -68,7 +68,7 @@ class _Producer:
 
     @property
     def sees_inputs_alone(self):
-        """Whether its inputs are not padded with zeros."""
+        """True if the layer does not pad its inputs with zeros."""
         return isinstance(self.layer, keras.layers.Dense) or (
             self.layer.padding == "valid" or set(self.layer.kernel_size) == {1}
         )

@@ -185,7 +185,7 @@ def generate_from_tflite(
 
 
 class _Runner:
-    """Runs a file on any number of examples, padded to the file's shapes.
+    """Runner of a file on any number of examples, padded to the file's shapes.
 
     The first input has one row per example, and so has every other input that is not a scalar.
     """

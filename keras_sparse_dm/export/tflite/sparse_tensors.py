@@ -7,32 +7,10 @@ tensors, in the same format.
 
 import numpy as np
 
-from keras_sparse_dm.export.tflite.flatbuffer import parse, schema
+from keras_sparse_dm.export.tflite.flatbuffer import schema
 
 # Smaller constants are not worth the bookkeeping.
 _FEWEST = 256
-
-
-def sparse_tensors(content):
-    """List the sparse tensors of a file.
-
-    Args:
-        content: The file's bytes.
-
-    Returns:
-        List of `(shape, block)`: the tensor's dense shape, outputs first, and the number of weights
-        in a block, 1 for single weights.
-    """
-    found = []
-    for graph in parse(content).subgraphs:
-        for tensor in graph.tensors:
-            if tensor.sparsity is None:
-                continue
-            rank, block = len(tensor.shape), 1
-            for dimension in tensor.sparsity.dimMetadata[rank:]:
-                block *= dimension.denseSize
-            found.append((tuple(int(n) for n in tensor.shape), block))
-    return found
 
 
 def encode_sparse(model):

@@ -133,7 +133,7 @@ class ChiroDiff(keras.Model):
 
     @property
     def skips_padding(self):
-        """Whether inference skips the padding past a batch's longest sketch."""
+        """True if inference skips the padding past a batch's longest sketch."""
         return can_sample(self.recurrent)
 
     @classmethod
