@@ -26,7 +26,7 @@ import keras
 import numpy as np
 
 import keras_sparse_dm as ksd
-from keras_sparse_dm.models.chirodiff.denoiser import denoiser as chirodiff
+from keras_sparse_dm.models.chirodiff import denoiser as chirodiff
 
 UPDATE_EVERY = 800
 PRESET = "chirodiff_quickdraw"
@@ -48,8 +48,8 @@ def keras_step(batch, sparsity=None, update_every=UPDATE_EVERY, layer_by_layer=F
         ksd.sparsify(model, sparsity, seed=0)
         ksd.DynamicSparsity("rigl", update_every=update_every, seed=0).set_model(model)
     # The choice is made while the step is traced, here.
-    choice = (lambda _: False) if layer_by_layer else chirodiff.trains_as_stack
-    with mock.patch.object(chirodiff, "trains_as_stack", choice):
+    choice = (lambda _: False) if layer_by_layer else chirodiff.can_train
+    with mock.patch.object(chirodiff, "can_train", choice):
         model.train_on_batch(batch)
     return lambda: model.train_on_batch(batch)
 

@@ -23,7 +23,7 @@ import numpy as np
 
 import keras_sparse_dm as ksd
 from keras_sparse_dm.export import TFLiteDenoiser, to_tflite
-from keras_sparse_dm.export.tflite.tflite import tflite
+from keras_sparse_dm.export.tflite import conversion, write
 
 KINDS = ("dense", "unstructured", "blocks of 4")
 # Calls in a round: with the first, the weights come back into the processor's caches.
@@ -50,7 +50,7 @@ def keras_loops():
     def as_keras_does(model, products=None):
         yield
 
-    with mock.patch.object(tflite, "traced_for_litert", as_keras_does):
+    with mock.patch.object(conversion, "traced_for_litert", as_keras_does):
         yield
 
 
@@ -60,7 +60,7 @@ def main():
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--points", type=int, default=80)
     parser.add_argument("--sparsity", type=float, default=0.9)
-    parser.add_argument("--quantize", default="none", choices=tflite.QUANTIZATIONS[:3])
+    parser.add_argument("--quantize", default="none", choices=write.QUANTIZATIONS[:3])
     parser.add_argument("--rounds", type=int, default=25, help="counted rounds (default 25)")
     parser.add_argument("--json", help="also write the figures to this file")
     arguments = parser.parse_args()

@@ -13,16 +13,16 @@ from keras_sparse_dm.files import os_error_text
 from keras_sparse_dm.presets import PRESETS
 
 KERAS = ".keras"
-# What the published checkpoints were trained with; in them, betas are stored.
+# Noise schedule of the published checkpoints, for files that do not store their betas.
 PUBLISHED_BETAS = (1000, 0.0015, 0.0195)
 
 
 @dataclass(frozen=True)
 class ConvertSettings:
-    """Converts a PyTorch checkpoint into a .keras file, or a .keras file into a checkpoint.
+    """Convert a PyTorch checkpoint to a .keras file, or a .keras file to a checkpoint.
 
-    The ending of the source decides which. Only tensors are read from a PyTorch file; no code
-    in it is ever run.
+    The file name extension of the source decides which. Only tensors are read from a PyTorch file;
+    no code in it is ever run.
     """
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
@@ -31,33 +31,37 @@ class ConvertSettings:
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET")]
     """The file to write; a folder with --naming diffusers."""
     part: Literal["unet", "autoencoder", "all", "chirodiff"] | None = None
-    """Network to convert; all is latent diffusion's U-Net with its autoencoder. By default what
+    """Network to convert; all is latent diffusion's U-Net with its autoencoder. By default, what
     the source holds."""
     preset: str | None = None
-    """Preset whose network it is; by default the shapes of the tensors tell the network."""
+    """Preset of the network; by default the shapes of the tensors determine the network."""
     ema: bool = False
-    """Take the averaged copy of the U-Net's weights, by which the original program samples."""
+    """Take the averaged copy of the U-Net's weights, with which the original program samples."""
     head_channels: int = 32
-    """Channels of an attention head of the U-Net, which shapes do not tell."""
+    """Channels of an attention head of the U-Net, which shapes do not determine."""
     norm_groups: int = 32
-    """Groups of the autoencoder's group norms, which shapes do not tell."""
+    """Groups of the autoencoder's group norms, which shapes do not determine."""
     image_size: int = 256
-    """Height and width of latent diffusion's images, which shapes do not tell."""
+    """Height and width of latent diffusion's images, which shapes do not determine."""
     representation: Literal["absolute", "delta"] = "absolute"
-    """ChiroDiff's points as positions or as differences, which shapes do not tell."""
+    """ChiroDiff's points as positions or as differences, which shapes do not determine."""
     naming: Literal["original", "diffusers"] = "original"
     """Names of the tensors to write."""
     prefix: bool = False
     """Write names with the prefix of a checkpoint of the whole model."""
     overwrite: bool = False
-    """Replace a target that exists."""
+    """Replace an existing target."""
 
 
 def convert_command(argv, prog="sparse-dm convert"):
-    """Parses the options of `convert`, converts, and returns the exit code.
+    """Parse the options of `convert`, convert, and return the exit code.
+
+    Args:
+        argv: List of command line arguments.
+        prog: Name of the command in messages.
 
     Returns:
-        0; 1 where the source cannot be converted; 2 for wrong options.
+        0 for success, 1 for a source that cannot be converted, 2 for wrong options.
     """
     try:
         settings = parse_options(ConvertSettings, argv, prog)
@@ -124,7 +128,7 @@ def _to_keras(settings):
 
 
 def _new_model(settings, source):
-    """A model for what the settings want of a source."""
+    """Return a new model for the part of a source that the settings ask for."""
     from keras_sparse_dm.convert.spelling import find_networks
     from keras_sparse_dm.models.chirodiff.denoiser import ChiroDiff
     from keras_sparse_dm.models.latent_diffusion import LatentDiffusion
@@ -172,7 +176,7 @@ def _title(part):
 
 
 def _arguments(kind, spelling, source, settings):
-    """Arguments of a network: what its `config.json` or shapes tell, and what the settings say."""
+    """Return a network's arguments, from its `config.json` or shapes and from the settings."""
     import numpy as np
 
     from keras_sparse_dm.convert import diffusers
@@ -197,7 +201,7 @@ def _arguments(kind, spelling, source, settings):
 
 
 def _noise_schedule(tensors):
-    """The noise schedule that a checkpoint holds, or that of the published ones."""
+    """Return a checkpoint's noise schedule, or that of the published ones."""
     import numpy as np
 
     from keras_sparse_dm.convert.plan import as_float32
@@ -206,7 +210,7 @@ def _noise_schedule(tensors):
     if "betas" not in tensors:
         return NoiseSchedule.scaled_linear(*PUBLISHED_BETAS)
     betas = as_float32(tensors["betas"])
-    # As they were written, before they were stored in single precision.
+    # Undoes the rounding to single precision.
     ends = (float(f"{beta:.6g}") for beta in (betas[0], betas[-1]))
     arguments = (len(betas), *ends)
     for make in (NoiseSchedule.scaled_linear, NoiseSchedule.linear):
@@ -225,7 +229,7 @@ def _to_pytorch(settings):
 
     try:
         model = keras.saving.load_model(settings.source, compile=False)
-    except Exception as error:  # a damaged file fails in any way
+    except Exception as error:  # a damaged file can raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{settings.source} cannot be read: {reason}") from None
     if isinstance(model, DiffusionModel) and not isinstance(model, LatentDiffusion):

@@ -1,4 +1,4 @@
-"""Original PyTorch checkpoints into this project's models, and back."""
+"""Conversion of original PyTorch checkpoints to this package's models, and back."""
 
 import lazy_loader as _lazy
 

@@ -1,8 +1,8 @@
-"""What the shapes of tensors tell of the network they belong to."""
+"""Arguments of a network from the shapes of its tensors in a checkpoint."""
 
 import itertools
 
-# Names of the tensors that tell, without prefix.
+# Names, without prefix, of the tensors whose shapes or presence determine the arguments.
 _UNET_NAMES = {
     "original": {
         "input": "input_blocks.0.0.weight",
@@ -30,18 +30,21 @@ _AUTOENCODER_NAMES = {
 
 
 def arguments_from_shapes(kind, naming, shapes):
-    """Arguments of the network that tensors of these shapes are of.
+    """Return the arguments of the network whose tensors have these shapes.
 
-    Shapes do not tell the channels of an attention head, the groups of group norms, the number of
-    timesteps and whether ChiroDiff's points are absolute.
+    Shapes do not determine the channels of an attention head, the groups of group norms, the number
+    of timesteps and the representation of ChiroDiff's points.
 
     Args:
         kind: `"unet"`, `"autoencoder"` or `"chirodiff"`.
         naming: `"original"` or `"diffusers"`.
         shapes: `{tensor name without prefix: shape}`.
 
+    Returns:
+        Dictionary of arguments of the class.
+
     Raises:
-        ValueError: where a tensor that tells is missing or the network is of another kind.
+        ValueError: if a tensor is missing, or the network is of another kind.
     """
     try:
         if kind == "unet":
@@ -52,7 +55,7 @@ def arguments_from_shapes(kind, naming, shapes):
     except KeyError as error:
         raise ValueError(f"The tensor {error} is missing.") from None
     except (LookupError, ArithmeticError):
-        raise ValueError("The tensors have shapes of no such network.") from None
+        raise ValueError(f"The shapes of the tensors fit no {kind}.") from None
 
 
 def _unet(names, shapes):
@@ -79,10 +82,10 @@ def _autoencoder(names, shapes):
 
 
 def _levels(names, shapes, first_channels):
-    """What is said of each resolution: factors on the channels, blocks, attention."""
+    """Return the arguments about resolutions: factors on the channels, blocks, attention."""
 
     def name(key, level, i):
-        # The original U-Net counts through; each resolution ends with its downsampling.
+        # The original U-Net numbers all blocks in one sequence, downsampling included.
         return names[key].format(level=level, i=i, number=1 + level * (blocks + 1) + i)
 
     blocks = 0

@@ -1,8 +1,16 @@
-"""Plans in the names of the diffusers library, and its `config.json`."""
+"""Plans with the names of the diffusers library, and its `config.json`."""
 
 import numpy as np
 
-from keras_sparse_dm.convert.plan import Slot, numbered, plan_as_matrix, plan_of, plan_of_parts
+from keras_sparse_dm.convert.plan import (
+    Slot,
+    autoencoder_layers,
+    numbered,
+    plan_as_matrix,
+    plan_of,
+    plan_of_codes,
+    plan_of_parts,
+)
 
 # Classes of diffusers, and the folders of a pipeline that hold them.
 CLASSES = {"unet": "UNet2DModel", "autoencoder": "VQModel"}
@@ -21,7 +29,7 @@ _BLOCK = {
 
 
 def old_attention_name(name):
-    """The name in early files, as those of 2022, of a tensor of an attention."""
+    """Return the name that files of 2022 have for a tensor of an attention."""
     for part, old in (
         ("to_q", "query"),
         ("to_k", "key"),
@@ -33,12 +41,12 @@ def old_attention_name(name):
 
 
 def unet(model):
-    """Plan of a `UNet` as a `UNet2DModel`."""
+    """Return the plan of a `UNet` as a `UNet2DModel`."""
     plan = plan_of("time_embedding.linear_1", model.time_embedding[0])
     plan |= plan_of("time_embedding.linear_2", model.time_embedding[1])
     plan |= plan_of("conv_in", model.input_blocks[0][0])
-    # On the way down each resolution but the last has a downsampling after its blocks, on the
-    # way up one block more, which ends with the upsampling.
+    # On the way down, each resolution but the last ends with a downsampling. On the way up, it has
+    # one block more, with the upsampling after it.
     per_level = model.num_res_blocks + 1
     for direction, blocks, resampling in (
         ("down", model.input_blocks[1:], "downsamplers"),
@@ -64,7 +72,7 @@ def unet(model):
 
 
 def _heads(name, layer):
-    """Plan of the U-Net's attention, whose one projection is three there."""
+    """Return the plan of the U-Net's attention, whose one projection is three in diffusers."""
     channels, head_channels = layer.channels, layer.head_channels
     heads = channels // head_channels
     plan = plan_of(f"{name}.group_norm", layer.norm)
@@ -87,33 +95,26 @@ def _heads(name, layer):
 
 
 def autoencoder(model):
-    """Plan of a `VQAutoencoder` as a `VQModel`."""
+    """Return the plan of a `VQAutoencoder` as a `VQModel`."""
+    ends = {"input": "conv_in", "norm": "conv_norm_out", "output": "conv_out"}
     plan = {}
-    for side, direction, resampling in (
-        ("encoder", "down", "downsamplers"),
-        ("decoder", "up", "upsamplers"),
-    ):
-        plan |= plan_of(f"{side}.conv_in", getattr(model, f"{side}_input"))
-        levels = getattr(model, f"{side}_levels")
-        for level, layers in enumerate(levels if direction == "down" else levels[::-1]):
-            name = f"{side}.{direction}_blocks.{level}"
-            for kind, i, layer in numbered(layers):
-                if kind == "block":
-                    plan |= plan_of_parts(f"{name}.resnets.{i}", layer, _BLOCK)
-                elif kind == "attention":
-                    plan |= _one_head(f"{name}.attentions.{i}", layer)
-                else:
-                    plan |= plan_of(f"{name}.{resampling}.0.conv", layer.conv)
-        for kind, i, layer in numbered(getattr(model, f"{side}_middle")):
-            if kind == "block":
-                plan |= plan_of_parts(f"{side}.mid_block.resnets.{i}", layer, _BLOCK)
-            else:
-                plan |= _one_head(f"{side}.mid_block.attentions.{i}", layer)
-        plan |= plan_of(f"{side}.conv_norm_out", getattr(model, f"{side}_norm"))
-        plan |= plan_of(f"{side}.conv_out", getattr(model, f"{side}_output"))
-    plan["quantize.embedding.weight"] = Slot(model.codebook)
-    plan |= plan_of("quant_conv", model.to_code)
-    return plan | plan_of("post_quant_conv", model.from_code)
+    coarsest = len(model.channel_mult) - 1
+    for side, level, kind, i, layer in autoencoder_layers(model):
+        direction = {"encoder": "down", "decoder": "up"}[side]
+        if level is None:
+            name = f"{side}.mid_block"
+        else:
+            # The decoder's blocks count from the coarsest resolution up.
+            name = f"{side}.{direction}_blocks.{level if side == 'encoder' else coarsest - level}"
+        if kind in ends:
+            plan |= plan_of(f"{side}.{ends[kind]}", layer)
+        elif kind == "block":
+            plan |= plan_of_parts(f"{name}.resnets.{i}", layer, _BLOCK)
+        elif kind == "attention":
+            plan |= _one_head(f"{name}.attentions.{i}", layer)
+        else:
+            plan |= plan_of(f"{name}.{direction}samplers.0.conv", layer.conv)
+    return plan | plan_of_codes(model)
 
 
 def _one_head(name, layer):
@@ -130,8 +131,8 @@ def _one_head(name, layer):
 
 PLANS = {"unet": unet, "autoencoder": autoencoder}
 
-# What the classes take for settings that a file leaves out; those that say nothing about the
-# weights or what they compute are not among them.
+# Defaults of the classes for settings that a file leaves out, without settings that affect neither
+# the weights nor the computation.
 _DEFAULTS = {
     "unet": {
         "in_channels": 3,
@@ -176,7 +177,7 @@ _DEFAULTS = {
 
 
 def config_of(kind, model):
-    """What `config.json` says of a model: `{setting: value}`."""
+    """Return the contents of a model's `config.json`: `{setting: value}`."""
     return {"unet": _unet_config, "autoencoder": _autoencoder_config}[kind](model)
 
 
@@ -212,7 +213,7 @@ def _autoencoder_config(model):
 
 
 def completed(kind, config):
-    """A `config.json` with what the class of diffusers takes for what it leaves out."""
+    """Return a `config.json` completed with the defaults of its class in diffusers."""
     config = _DEFAULTS[kind] | config
     if kind == "unet":
         derived = {
@@ -225,12 +226,12 @@ def completed(kind, config):
 
 
 def config_differences(kind, model, config):
-    """What a `config.json` says otherwise than the model: a list of texts.
+    """List the differences between a `config.json` and a model, as texts.
 
     Args:
         kind: `"unet"` or `"autoencoder"`.
         model: The `UNet` or `VQAutoencoder`.
-        config: The file's content.
+        config: Contents of the file.
     """
     config = completed(kind, config)
     return [
@@ -241,10 +242,10 @@ def config_differences(kind, model, config):
 
 
 def arguments_of(kind, config):
-    """Arguments of the `UNet` or `VQAutoencoder` that a `config.json` describes.
+    """Return the arguments of the `UNet` or `VQAutoencoder` that a `config.json` describes.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: if neither class can have that architecture.
     """
     config = completed(kind, config)
     first, *_ = channels = config["block_out_channels"]

@@ -1,25 +1,26 @@
-"""Plans in the names of the original programs: CompVis/latent-diffusion, dasayan05/chirodiff."""
+"""Plans with the names of the original programs: CompVis/latent-diffusion, dasayan05/chirodiff."""
 
 import numpy as np
 
 from keras_sparse_dm.convert.plan import (
     Slot,
-    numbered,
+    autoencoder_layers,
     plan_as_convolution,
     plan_of,
+    plan_of_codes,
     plan_of_parts,
 )
 from keras_sparse_dm.models.blocks import Downsample, ResidualBlock, Upsample
 from keras_sparse_dm.models.unet import AttentionBlock
 
-# What a published checkpoint of the whole model puts before the names of each network.
+# Prefixes of the networks' names in a published checkpoint of the whole model.
 PREFIXES = {
     "unet": "model.diffusion_model.",
     "autoencoder": "first_stage_model.",
     "chirodiff": "scorefn.",
 }
-# Tensors of a whole checkpoint that are no weights: `DDPM.register_schedule` and, where they
-# are learned or saved, the loss weights of the timesteps.
+# Tensors of a whole checkpoint that are not weights: the buffers of `DDPM.register_schedule`, and
+# the loss weights of the timesteps if they are learned or saved.
 BUFFERS = frozenset(
     {
         "betas",
@@ -38,14 +39,14 @@ BUFFERS = frozenset(
         "logvar",
     }
 )
-# A buffer too, and used where there is an autoencoder to scale latents for.
+# Another buffer, which a `LatentDiffusion` reads.
 SCALE_FACTOR = "scale_factor"
-# ChiroDiff's frequencies belong to the module around the network.
+# ChiroDiff's frequencies, which belong to the module around the network.
 FREQUENCIES = "pe_proj_W"
 
 
 def unet(model):
-    """Plan of a `UNet`."""
+    """Return the plan of a `UNet`."""
     parts = {
         ResidualBlock: {
             "norm_1": "in_layers.0",
@@ -79,7 +80,7 @@ def unet(model):
 
 
 def autoencoder(model):
-    """Plan of a `VQAutoencoder`."""
+    """Return the plan of a `VQAutoencoder`."""
     block_parts = {
         "norm_1": "norm1",
         "conv_1": "conv1",
@@ -94,35 +95,26 @@ def autoencoder(model):
         "value": "v",
         "output_projection": "proj_out",
     }
+    ends = {"input": "conv_in", "norm": "norm_out", "output": "conv_out"}
     plan = {}
-    for side, direction, resampling in (
-        ("encoder", "down", "downsample"),
-        ("decoder", "up", "upsample"),
-    ):
-        plan |= plan_of(f"{side}.conv_in", getattr(model, f"{side}_input"))
-        for level, layers in enumerate(getattr(model, f"{side}_levels")):
-            name = f"{side}.{direction}.{level}"
-            for kind, i, layer in numbered(layers):
-                if kind == "block":
-                    plan |= plan_of_parts(f"{name}.block.{i}", layer, block_parts)
-                elif kind == "attention":
-                    plan |= plan_of_parts(f"{name}.attn.{i}", layer, attention_parts)
-                else:
-                    plan |= plan_of(f"{name}.{resampling}.conv", layer.conv)
-        for kind, i, layer in numbered(getattr(model, f"{side}_middle")):
-            if kind == "block":
-                plan |= plan_of_parts(f"{side}.mid.block_{i + 1}", layer, block_parts)
-            else:
-                plan |= plan_of_parts(f"{side}.mid.attn_{i + 1}", layer, attention_parts)
-        plan |= plan_of(f"{side}.norm_out", getattr(model, f"{side}_norm"))
-        plan |= plan_of(f"{side}.conv_out", getattr(model, f"{side}_output"))
-    plan["quantize.embedding.weight"] = Slot(model.codebook)
-    plan |= plan_of("quant_conv", model.to_code)
-    return plan | plan_of("post_quant_conv", model.from_code)
+    for side, level, kind, i, layer in autoencoder_layers(model):
+        direction = {"encoder": "down", "decoder": "up"}[side]
+        name, number = f"{side}.{direction}.{level}", f".{i}"
+        if level is None:
+            name, number = f"{side}.mid", f"_{i + 1}"
+        if kind in ends:
+            plan |= plan_of(f"{side}.{ends[kind]}", layer)
+        elif kind == "block":
+            plan |= plan_of_parts(f"{name}.block{number}", layer, block_parts)
+        elif kind == "attention":
+            plan |= plan_of_parts(f"{name}.attn{number}", layer, attention_parts)
+        else:
+            plan |= plan_of(f"{name}.{direction}sample.conv", layer.conv)
+    return plan | plan_of_codes(model)
 
 
 def chirodiff(model):
-    """Plan of a `ChiroDiff`."""
+    """Return the plan of a `ChiroDiff`."""
     frequencies = Slot(model.time_frequencies, to_pytorch=lambda f: f.reshape(-1, 1))
     plan = {FREQUENCIES: frequencies}
     for i, bidirectional in enumerate(model.recurrent):

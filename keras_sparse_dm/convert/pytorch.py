@@ -1,4 +1,4 @@
-"""`load_pytorch` and `save_pytorch`: models from PyTorch checkpoints, and back."""
+"""`load_pytorch` and `save_pytorch`: conversion from PyTorch checkpoints, and back."""
 
 import json
 import os
@@ -27,16 +27,16 @@ from keras_sparse_dm.models.latent_diffusion import LatentDiffusion
 from keras_sparse_dm.models.unet import UNet
 
 NAMINGS = ("original", "diffusers")
-# How many problems of each kind an error names.
+# Number of problems of each kind that an error names.
 _NAMED = 4
 
 
 def load_pytorch(model, source, ema=None):
-    """Fills a model with the weights of a PyTorch checkpoint.
+    """Fill a model with the weights of a PyTorch checkpoint.
 
-    Every tensor of the model's networks must be used and every weight filled; until that is
-    sure nothing in the model changes. Masks become full: a converted checkpoint is dense.
-    Tensors of any precision become float32.
+    The checkpoint must hold exactly the tensors of the model's networks; the model does not change
+    before that is certain. Masks become full, because a converted checkpoint is dense. Tensors of
+    any precision become float32.
 
     Args:
         model: A `UNet`, `VQAutoencoder`, `LatentDiffusion` or `ChiroDiff`.
@@ -49,20 +49,20 @@ def load_pytorch(model, source, ema=None):
               `vqvae/`, or that of one `UNet2DModel` or `VQModel`,
             - `{tensor name: array}`.
 
-            Tensors are named as by the original programs (CompVis/latent-diffusion,
-            dasayan05/chirodiff) or as by diffusers, with or without the prefixes of published
-            checkpoints. A network finds its part in a checkpoint of the whole model; what
-            belongs to the other networks, to the noise schedule and to the autoencoder's
-            training losses may be there too. A `config.json` beside diffusers' tensors must
-            describe the model. A `LatentDiffusion` takes `scale_factor` too where there is one.
-        ema: Whether to load the averaged copy of the U-Net (`model_ema.`), by which the original
-            program samples, or the weights as training left them. By default the latter, or the
-            averaged ones where the checkpoint has no others.
+            Tensors have the names of the original programs (CompVis/latent-diffusion,
+            dasayan05/chirodiff) or of diffusers, with or without the prefixes of published
+            checkpoints. A network finds its part in a checkpoint of the whole model, which may
+            also hold other networks, the noise schedule and the autoencoder's training losses. A
+            `config.json` beside diffusers' tensors must describe the model. A `LatentDiffusion`
+            also loads `scale_factor` if there is one.
+        ema: True for the averaged copy of the U-Net (`model_ema.`), with which the original
+            program samples; False for the weights without averaging; None for the latter, or the
+            averaged copy if the checkpoint has only that.
 
     Raises:
-        ValueError: for a model that has no conversion, and where names, shapes or `config.json`
-            do not match the model; the message lists them.
-        ImportError: where reading the file needs a package that is not installed.
+        ValueError: for a model that has no conversion, and if names, shapes or `config.json` do not
+            match the model; the message lists them.
+        ImportError: if a package that reads the file is not installed.
 
     Example:
 
@@ -75,25 +75,25 @@ def load_pytorch(model, source, ema=None):
 
 
 def save_pytorch(model, path, naming="original", prefix=False, overwrite=False):
-    """Writes the weights of a model as a PyTorch checkpoint, which `load_pytorch` reads again.
+    """Write the weights of a model as a PyTorch checkpoint, which `load_pytorch` can read.
 
-    Pruned weights are written as the zeros that they are; masks are not written.
+    Pruned weights are written as zeros, and masks are not written.
 
     Args:
         model: A `UNet`, `VQAutoencoder`, `LatentDiffusion` or `ChiroDiff`.
-        path: With the names of the original programs, a `.ckpt`, `.pt`, `.pth` or `.bin` file,
-            which becomes `{"state_dict": tensors}` (needs PyTorch, the `convert` extra), or a
-            `.safetensors` file. With those of diffusers, a folder, in which a `LatentDiffusion`
-            gets `unet/` and `vqvae/`.
+        path: For the original names, a `.ckpt`, `.pt`, `.pth` or `.bin` file, which will hold
+            `{"state_dict": tensors}` (needs PyTorch, the `convert` extra), or a `.safetensors`
+            file. For diffusers' names, a folder, in which a `LatentDiffusion` gets the folders
+            `unet/` and `vqvae/`.
         naming: `"original"` or `"diffusers"`.
-        prefix: Whether the original's names get the prefix of a published checkpoint of the
-            whole model. Those of a `LatentDiffusion` always do.
-        overwrite: Whether files that exist are replaced.
+        prefix: Whether the original names get the prefix of a published checkpoint of the whole
+            model. Those of a `LatentDiffusion` always get it.
+        overwrite: Whether to replace existing files.
 
     Raises:
-        ValueError: for a model that has no conversion, an unknown naming, an ending that is none
-            of these, or a file that exists.
-        ImportError: where writing the file needs a package that is not installed.
+        ValueError: for a model that has no conversion, an unknown naming, another file name
+            extension, or an existing file.
+        ImportError: if a package that writes the file is not installed.
 
     Example:
 
@@ -104,10 +104,13 @@ def save_pytorch(model, path, naming="original", prefix=False, overwrite=False):
 
 
 def write_checkpoint(model, path, naming="original", prefix=False, overwrite=False):
-    """As `save_pytorch`, which says more.
+    """Write a checkpoint as `save_pytorch` does, and count its contents.
+
+    Args:
+        model, path, naming, prefix, overwrite: As in `save_pytorch`.
 
     Returns:
-        `(tensors, parameters)`: how many were written.
+        `(tensors, parameters)`: numbers of tensors and of their values.
     """
     networks = networks_of(model)
     if naming not in NAMINGS:
@@ -147,7 +150,7 @@ def _write_diffusers(model, networks, path, prefix, overwrite):
         config = {"_class_name": diffusers.CLASSES[kind]}
         config |= diffusers.config_of(kind, networks[kind])
         if kind == "autoencoder":
-            # Left out, it would not be 1.
+            # Diffusers' default is not 1.
             scale = model.scale_factor if isinstance(model, LatentDiffusion) else 1.0
             config["scaling_factor"] = float(scale)
         tensors = read_plan(diffusers.PLANS[kind](networks[kind]))
@@ -167,11 +170,11 @@ def _check_free(files, overwrite):
 
 @dataclass(frozen=True)
 class Source:
-    """What there is to load.
+    """Contents of a checkpoint.
 
     Attributes:
-        tensors: `{name: tensor}`, read from files when they are used.
-        configs: `{kind of network: content of its config.json}`.
+        tensors: `{name: tensor}`; files are read when a tensor is used.
+        configs: `{kind of network: contents of its config.json}`.
     """
 
     tensors: dict
@@ -180,11 +183,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was loaded.
+    """Report of a conversion.
 
     Attributes:
-        tensors: Number of tensors.
-        parameters: Number of values in them.
+        tensors: Number of loaded tensors.
+        parameters: Number of their values.
         spellings: `{kind of network: Spelling}`.
         left: Names of the tensors that belong to no weight of the model.
     """
@@ -196,7 +199,7 @@ class Conversion:
 
 
 def networks_of(model):
-    """The networks of a model: `{kind: network}`.
+    """Return the networks of a model: `{kind: network}`.
 
     Raises:
         ValueError: for a model that has no conversion.
@@ -213,17 +216,17 @@ def networks_of(model):
 
 
 def read_source(source, kinds=None):
-    """Reads the tensors and settings of networks.
+    """Read the tensors and settings of networks.
 
     Args:
-        source: As of `load_pytorch`.
-        kinds: Kinds of networks to read from a folder; by default those that there are.
+        source: As in `load_pytorch`.
+        kinds: Kinds of networks to read from a folder; by default all that it holds.
 
     Returns:
         A `Source`.
 
     Raises:
-        ValueError, ImportError: as `load_pytorch`.
+        ValueError, ImportError: As in `load_pytorch`.
     """
     if isinstance(source, Mapping):
         for name in source:
@@ -264,7 +267,7 @@ def _read_folder(path, kinds):
                 f"`source` must have {files[0].name} or {files[1].name} in {folder}; there is none."
             )
         configs[kind] = _read_config(folder)
-        # By which they are told apart from those of the other folder.
+        # Keeps the names of the two folders apart.
         prefix = diffusers.FOLDERS[kind][0]
         tensors |= {f"{prefix}.{name}": tensor for name, tensor in read_tensors(file).items()}
         if "scaling_factor" in configs[kind]:
@@ -273,7 +276,7 @@ def _read_folder(path, kinds):
 
 
 def _network_folders(path):
-    """The folders of diffusers' networks, in a pipeline's folder or itself: `{kind: folder}`."""
+    """Find diffusers' networks in a folder or its subfolders: `{kind: folder}`."""
     folders = {}
     for kind, cls in diffusers.CLASSES.items():
         for folder in (path, *(path / name for name in diffusers.FOLDERS[kind])):
@@ -291,10 +294,17 @@ def _read_config(folder):
 
 
 def convert_into(model, source, ema=None):
-    """Fills a model from a `Source`, all or nothing, as `load_pytorch` says.
+    """Fill a model from a `Source` as `load_pytorch` does, all or nothing.
+
+    Args:
+        model, ema: As in `load_pytorch`.
+        source: The `Source`.
 
     Returns:
         A `Conversion`.
+
+    Raises:
+        ValueError: if the source does not match the model.
     """
     networks = networks_of(model)
     tensors, spellings, plan, problems = source.tensors, {}, {}, []
@@ -302,7 +312,7 @@ def convert_into(model, source, ema=None):
         plans = {"original": original.PLANS[kind](network)}
         if kind in diffusers.PLANS:
             plans["diffusers"] = diffusers.PLANS[kind](network)
-        # The original does not average an autoencoder together with its U-Net.
+        # Checkpoints of the whole model hold averaged weights of the U-Net only.
         wanted = ema if kind == "unet" or len(networks) == 1 else None
         spelling, network_plan = choose_spelling(kind, plans, tensors, wanted)
         spellings[kind] = spelling
@@ -327,7 +337,7 @@ def convert_into(model, source, ema=None):
         for _, mask in getattr(layer, "masks", ()):
             mask.assign(np.ones(mask.shape, "bool"))
     if "autoencoder" in networks:
-        # Codes of a trained autoencoder are not to be restarted by its next training.
+        # Further training must not restart the codes of a trained autoencoder.
         unused_steps = networks["autoencoder"].unused_steps
         unused_steps.assign(np.zeros(unused_steps.shape, "int32"))
     if scaled:
@@ -337,14 +347,14 @@ def convert_into(model, source, ema=None):
 
 
 def _other_structure(kind, network, spelling, tensors):
-    """In which arguments of a network the tensors' shapes tell another one."""
+    """List the arguments of a network that differ from those that the tensors' shapes imply."""
     if spelling.naming == "averaged":
         return []
     own = spelling.own_names(tensors)
     shapes = {name: np.shape(tensors[stored]) for name, stored in own.items()}
     try:
         told = arguments_from_shapes(kind, spelling.naming, shapes)
-    except ValueError:  # what is missing is listed by name
+    except ValueError:  # the caller lists missing tensors by name
         return []
     return [
         f"`{name}` of the {TITLES[kind]} is {value} there, the model's is {getattr(network, name)}"

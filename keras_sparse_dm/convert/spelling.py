@@ -1,4 +1,4 @@
-"""How a source spells the names of a network's tensors, and what else it may hold."""
+"""Spellings of the names of a network's tensors in a source, and other tensors it may hold."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ TITLES = {"unet": "U-Net", "autoencoder": "autoencoder", "chirodiff": "ChiroDiff
 
 @dataclass(frozen=True)
 class Spelling:
-    """From a network's own tensor names to those in a file.
+    """Rule from a network's own tensor names to those in a file.
 
     Attributes:
         naming: `"original"`, `"diffusers"`, or `"averaged"` for the original's averaged copy of
             the weights.
-        prefix: What stands before every name.
+        prefix: Prefix of every name.
         outside: Names that get no prefix.
         old_attention: Whether diffusers' attention has the names of 2022.
     """
@@ -26,32 +26,32 @@ class Spelling:
 
     @property
     def network_naming(self):
-        """Naming of the network's own names, from which those in the file are made."""
+        """Naming of the network's own names."""
         return "original" if self.naming == "averaged" else self.naming
 
     def name(self, name):
-        """The name in the file."""
+        """Return the name that a tensor has in the file."""
         if name in self.outside:
             return name
         if self.naming == "averaged":
-            # `LitEma` keeps buffers, whose names have no dots.
+            # `LitEma` keeps buffers, whose names cannot have dots.
             name = name.replace(".", "")
         if self.old_attention:
             name = diffusers.old_attention_name(name)
         return self.prefix + name
 
     def plan(self, network_plan):
-        """A network's plan in these names."""
+        """Return a network's plan with the names in the file."""
         return {self.name(name): slot for name, slot in network_plan.items()}
 
     def own_names(self, names):
-        """`{name without prefix: name}` of those names in a file that this spelling reads."""
+        """Return `{name without prefix: name}` for the names in a file that this spelling reads."""
         own = {n.removeprefix(self.prefix): n for n in names if n.startswith(self.prefix)}
         return own | {n: n for n in self.outside if n in names}
 
 
 def published(kind):
-    """The `Spelling` of the original program's checkpoint of the whole model."""
+    """Return the `Spelling` of the original program's checkpoints of the whole model."""
     return Spelling("original", original.PREFIXES[kind], outside=(original.FREQUENCIES,))
 
 
@@ -69,12 +69,12 @@ def _spellings(kind):
     if kind != "chirodiff":
         averaged = [Spelling("averaged", "model_ema.")]
     if kind == "unet":
-        # The original averages a module around the U-Net.
+        # The original averages the module around the U-Net.
         averaged.append(Spelling("averaged", "model_ema.diffusion_model"))
     return known, averaged
 
 
-# One tensor that every network of the kind has.
+# A tensor that every network of the kind has.
 _MARKS = {
     ("unet", "original"): "time_embed.0.weight",
     ("unet", "diffusers"): "time_embedding.linear_1.weight",
@@ -85,7 +85,7 @@ _MARKS = {
 
 
 def find_networks(names):
-    """Finds the networks whose tensors have these names: `{kind: Spelling}`."""
+    """Find the networks whose tensors have these names: `{kind: Spelling}`."""
     found = {}
     for kind in TITLES:
         weights, averaged = _spellings(kind)
@@ -97,19 +97,19 @@ def find_networks(names):
 
 
 def choose_spelling(kind, plans, names, ema=None):
-    """The spelling by which a source has most of a network's tensors.
+    """Choose the spelling in which a source has most of a network's tensors.
 
     Args:
         kind: Kind of the network.
-        plans: Its plans, `{naming: plan}`.
+        plans: `{naming: plan}` of the network.
         names: Names of the source's tensors.
-        ema: Whether to take the averaged copy; None for where there is nothing else.
+        ema: Whether to take the averaged copy; None to take it if there is nothing else.
 
     Returns:
-        `(spelling, plan)`, the plan in the source's names.
+        `(spelling, plan)`, the plan with the source's names.
 
     Raises:
-        ValueError: where the source has none of them.
+        ValueError: if the source has none of the tensors.
     """
     weights, averaged = _spellings(kind)
     names = dict.fromkeys(names)
@@ -130,11 +130,11 @@ def choose_spelling(kind, plans, names, ema=None):
 
 
 def may_be_left(name, spellings):
-    """Whether a tensor is known to belong to no weight of the networks that are loaded.
+    """Tell whether a tensor is known to belong to no weight of the networks to load.
 
     Args:
-        name: A name in the source that is in no plan.
-        spellings: `{kind: Spelling}` of the networks that are loaded.
+        name: Name of a tensor that is in no plan.
+        spellings: `{kind: Spelling}` of the networks to load.
     """
     if "chirodiff" in spellings:
         return False
@@ -150,6 +150,6 @@ def may_be_left(name, spellings):
         if kind not in spellings:
             others += [original.PREFIXES[kind], *(f"{folder}." for folder in folders)]
     if "autoencoder" in spellings:
-        # What the autoencoder was trained against: a perceptual loss and a discriminator.
+        # Networks of the autoencoder's training: a perceptual loss and a discriminator.
         others += ["loss.", original.PREFIXES["autoencoder"] + "loss."]
     return name.startswith(tuple(others))

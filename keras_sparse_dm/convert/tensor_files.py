@@ -1,4 +1,4 @@
-"""Files of named tensors: PyTorch's, read without running anything in them, and safetensors."""
+"""Files of named tensors: PyTorch files, read without running code in them, and safetensors."""
 
 import pickle
 import re
@@ -11,10 +11,10 @@ from keras_sparse_dm.files import whole_file
 
 PYTORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SAFETENSORS = ".safetensors"
-# How PyTorch's files begin: a zip archive, or a bare pickle as it wrote before 1.6.
+# First bytes of PyTorch files: a zip archive, or a bare pickle before version 1.6.
 _PYTORCH_BEGINNINGS = (b"PK", b"\x80")
-# What PyTorch Lightning's checkpoints, the published ones among them, hold beside the weights:
-# its callbacks' classes, scores as NumPy's scalars, settings of OmegaConf.
+# Objects beside the weights in checkpoints of PyTorch Lightning, such as the published ones:
+# classes of callbacks, scores as NumPy scalars, settings of OmegaConf.
 _IGNORED_PACKAGES = ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf")
 _IGNORED = (
     "numpy.core.multiarray.scalar",
@@ -28,7 +28,7 @@ _IGNORED = (
 
 
 class _Ignored:
-    """Stands in for everything that a file holds beside tensors and that is not needed."""
+    """Replacement for all objects in a file that are not tensors."""
 
     def __new__(cls, *args, **kwargs):
         return super().__new__(cls)
@@ -41,22 +41,25 @@ class _Ignored:
 
 
 def _plain_dict(*args):
-    """Stands in for `defaultdict`: PyTorch fills no others than plain ones."""
+    """Return a plain dictionary for a `defaultdict`, which PyTorch's unpickler cannot fill."""
     return {}
 
 
 def read_tensors(path):
-    """Reads a file of tensors: `{name: tensor}`, whose values are read when they are used.
+    """Read a file of tensors.
 
     Args:
-        path: A `.ckpt`, `.pt`, `.pth` or `.bin` file of PyTorch, with the tensors as they are or
-            under `"state_dict"`, or a `.safetensors` file. What PyTorch Lightning writes beside
-            the tensors is passed over.
+        path: A `.ckpt`, `.pt`, `.pth` or `.bin` file of PyTorch, with the tensors at the top or
+            under `"state_dict"`, or a `.safetensors` file. Other objects of PyTorch Lightning are
+            ignored.
+
+    Returns:
+        `{name: tensor}`; values of a `.safetensors` file are read when a tensor is used.
 
     Raises:
-        ValueError: for a file that does not exist, is of another kind or damaged, or holds other
+        ValueError: for a file that does not exist, is damaged or of another kind, or holds other
             objects.
-        ImportError: where reading it needs a package that is not installed.
+        ImportError: if a package that reads the file is not installed.
     """
     path = Path(path)
     if not path.is_file():
@@ -74,17 +77,21 @@ def read_tensors(path):
 
 
 def write_tensors(path, tensors):
-    """Writes float32 arrays `{name: array}`, as `{"state_dict": ...}` in PyTorch's files.
+    """Write a file of tensors; a PyTorch file holds `{"state_dict": tensors}`.
+
+    Args:
+        path: A file name with an extension that `read_tensors` knows.
+        tensors: `{name: float32 array}`.
 
     Raises:
-        ValueError: for an ending that is none of those of `read_tensors`.
-        ImportError: where writing needs a package that is not installed.
+        ValueError: for another extension.
+        ImportError: if a package that writes the file is not installed.
     """
     suffix = Path(path).suffix.lower()
     if suffix == SAFETENSORS:
         save_file = _safetensors().numpy.save_file
         with whole_file(path) as temporary:
-            # Transformers and diffusers read no file that does not say so.
+            # Transformers and diffusers require this entry.
             save_file(tensors, temporary, metadata={"format": "pt"})
     elif suffix in PYTORCH_SUFFIXES:
         torch = _torch()
@@ -125,7 +132,7 @@ def _read_pytorch(path):
     content, ignored = None, list(_IGNORED)
     while content is None:
         try:
-            # Whatever these names are, in this file they are only `_Ignored`.
+            # These names all become `_Ignored`; nothing of them runs.
             stand_ins = [(_Ignored, name) for name in ignored]
             stand_ins.append((_plain_dict, "collections.defaultdict"))
             with torch.serialization.safe_globals(stand_ins):
@@ -133,12 +140,12 @@ def _read_pytorch(path):
                     path,
                     map_location="cpu",
                     weights_only=True,
-                    # Of a whole checkpoint often only a part is used; old files cannot be mapped.
+                    # Often only a part of a checkpoint is used. Old files cannot be mapped.
                     mmap=zipfile.is_zipfile(path),
                 )
         except OSError:
             raise
-        except Exception as error:  # a damaged file fails in any way
+        except Exception as error:  # a damaged file can raise anything
             refused = re.search(r"GLOBAL ([\w.]+)", str(error))
             if not (isinstance(error, pickle.UnpicklingError) and refused):
                 raise ValueError(
@@ -173,13 +180,13 @@ def _more_than_weights(path, name):
 
 
 def _reason(error):
-    # Of PyTorch's advice to load the file unsafely only the cause is of use.
+    # Leaves out PyTorch's advice to load the file unsafely.
     text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".")
 
 
 def _safetensors():
-    # NumPy knows bfloat16 once this is imported, which Keras needs and so is there.
+    # Importing ml_dtypes, which Keras depends on, adds bfloat16 to NumPy.
     import ml_dtypes  # noqa: F401
     import safetensors.numpy
 

@@ -2,31 +2,20 @@
 
 import contextlib
 import functools
-import os
-import threading
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
-from loky import cpu_count
-from tqdm import tqdm
 
 from keras_sparse_dm._keras import averages, has_compiled_loss
+from keras_sparse_dm.diffusion.generation import generate
 from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule, check_timesteps
-from keras_sparse_dm.diffusion.samplers import ddim, ddpm
 from keras_sparse_dm.seeds import seed_generator
 from keras_sparse_dm.sparsity.install import build_optimizer, innermost_optimizer
 
-SAMPLERS = ("ddim", "ddpm")
-# Multiplications and additions of a sampling from which XLA's gain exceeds its compilation.
-WORTH_COMPILING = 1e12
-# Sketches of a thread's batch. Fewer than the least hardly repay what every step costs by itself;
-# more than the most gain nothing, and differ more in length.
-LEAST_SKETCHES_A_THREAD, MOST_SKETCHES_A_THREAD = 32, 112
-# Lengths that compiled programs are made for are multiples of this.
-LENGTH_STEP = 32
+_RENAMED = "DiffusionModel.prepare is now clean_batch; the old name will go in the next version."
 
 
 @keras.saving.register_keras_serializable(package="keras_sparse_dm")
@@ -35,25 +24,26 @@ class DiffusionModel(keras.Model):
 
     Each training step draws a timestep and noise for every example, and minimizes the mean
     squared error of the predicted noise: the mean over features, then over each sketch's own
-    points, then over sketches. Compile it with an optimizer alone. A sparse denoiser needs
-    the `DynamicSparsity` callback; without it training raises rather than go on densely.
+    points, then over sketches. Compile the model with an optimizer alone. A sparse denoiser needs
+    the `DynamicSparsity` callback; without it, training raises an error rather than fill the
+    pruned weights.
 
     Args:
         denoiser: Built `keras.Model` with `denoiser((x, t)) -> epsilon`, or, for sequences,
             `denoiser((x, t, lengths)) -> epsilon`.
         noise_schedule: `NoiseSchedule`.
         seed: Integer seed of the draws of timesteps and noise; None for a random one. The
-            state is saved with the model.
+            generator's state is saved with the model.
 
     Data for `fit` and `evaluate`: float tensors `x` of shape (batch_size, ...), or for
     sequences dictionaries of `"points"` (batch_size, max_length, features) and `"lengths"`
-    (batch_size,). `evaluate` makes the same draws at every call, so that its losses can be
-    compared from epoch to epoch, given the same data in the same order; it uses averaged
-    (EMA) weights where the optimizer keeps them, as `generate` does.
+    (batch_size,). `evaluate` makes the same draws in every call, so that its losses are
+    comparable from epoch to epoch, given the same data in the same order. Like `generate`, it
+    uses the averaged (EMA) weights if the optimizer keeps them.
 
     Raises:
-        ValueError: if the denoiser is not built or was made for another number of timesteps;
-            from `fit` and `evaluate` for targets, sample weights, or a compiled loss.
+        ValueError: if the denoiser is not built or has another number of timesteps; in `fit` and
+            `evaluate`, for targets, sample weights, or a compiled loss.
 
     Example:
 
@@ -87,16 +77,19 @@ class DiffusionModel(keras.Model):
         self.built = True
 
     def call(self, inputs, training=False):
-        """Predicts the noise: `model((x, t))` or `model((x, t, lengths))`."""
+        """Predict the noise: `model((x, t))` or `model((x, t, lengths))`."""
         return self.denoiser(inputs, training=training)
 
     def diffuse(self, x, t, noise):
-        """Noises data to timestep `t`: samples q(x_t | x_0) (Ho et al. 2020, equation 4).
+        """Noise data to timestep t: sample q(x_t | x_0) (Ho et al. 2020, equation 4).
 
         Args:
-            x: Float tensor (batch_size, ...).
+            x: Float tensor x_0 (batch_size, ...).
             t: Integer tensor (batch_size,), counting from 0.
             noise: Standard normal tensor of the shape of `x`.
+
+        Returns:
+            Float tensor x_t of the shape of `x`.
 
         Raises:
             ValueError: for timesteps out of range.
@@ -107,20 +100,36 @@ class DiffusionModel(keras.Model):
         noise_scale = ops.reshape(ops.take(self._noise_scale, t), shape)
         return signal_scale * x + noise_scale * noise
 
-    def prepare(self, data, training):
-        """Turns what `fit` and `evaluate` are given into what is diffused.
+    def clean_batch(self, data, training):
+        """Return the clean data x_0 of a batch, in the space in which the model diffuses.
 
         Args:
-            data: A batch as the data set holds it.
-            training: Whether the batch is trained on.
+            data: A batch, as passed to `train_step` and `test_step`.
+            training: Whether the model trains on the batch.
 
         Returns:
-            `(x, lengths)`: tensor (batch_size, ...), and lengths (batch_size,) or None.
+            `(x, lengths)`: float tensor x_0 (batch_size, ...), and the sketches' lengths
+            (batch_size,) or None.
+
+        Raises:
+            ValueError: for targets or sample weights.
         """
         return _unpack(data)
 
+    def prepare(self, data, training):
+        """Return `clean_batch(data, training)`; the old name will go in the next version."""
+        warnings.warn(_RENAMED, DeprecationWarning, stacklevel=2)
+        return self.clean_batch(data, training)
+
+    def _clean_batch(self, data, training):
+        if type(self).prepare is DiffusionModel.prepare:
+            return self.clean_batch(data, training)
+        # A subclass still overrides the old name.
+        warnings.warn(_RENAMED, DeprecationWarning, stacklevel=2)
+        return self.prepare(data, training)
+
     def train_step(self, data):
-        x, lengths = self.prepare(data, training=True)
+        x, lengths = self._clean_batch(data, training=True)
         with tf.GradientTape() as tape:
             loss = self._noise_prediction_loss(x, lengths, self._seed_generator, training=True)
             # Regularizers of the denoiser's layers.
@@ -131,12 +140,12 @@ class DiffusionModel(keras.Model):
         return self._record(loss, x)
 
     def test_step(self, data):
-        x, lengths = self.prepare(data, training=False)
+        x, lengths = self._clean_batch(data, training=False)
         loss = self._noise_prediction_loss(x, lengths, self._eval_seed_generator, training=False)
         return self._record(loss, x)
 
     def _record(self, loss, x):
-        """Add a batch's loss to the mean that Keras keeps, and return all the metrics."""
+        """Add a batch's loss to Keras's mean loss, and return all metrics."""
         tracker = next(metric for metric in self.metrics if metric.name == "loss")
         tracker.update_state(loss, sample_weight=ops.shape(x)[0])
         return self.get_metrics_result()
@@ -146,7 +155,7 @@ class DiffusionModel(keras.Model):
         self._averages_final = False
         build_optimizer(self)
         history = super().fit(*args, **kwargs)
-        # Keras ends training by moving the averages into the weights.
+        # At the end of `fit` Keras moves the averages into the weights.
         self._averages_final = True
         return history
 
@@ -162,7 +171,7 @@ class DiffusionModel(keras.Model):
 
     def reset_metrics(self):
         super().reset_metrics()
-        # Every evaluation starts here, and so makes the draws of the one before.
+        # Every evaluation starts here, and so repeats the draws of the last one.
         self._eval_seed_generator.state.assign(self._eval_seed)
 
     def _noise_prediction_loss(self, x, lengths, seed, training):
@@ -173,7 +182,7 @@ class DiffusionModel(keras.Model):
             )
         x = ops.cast(x, "float32")
         if lengths is not None:
-            # Whatever fills up the shorter sketches, the loss must not see it.
+            # Padding may hold any values; the loss must not depend on them.
             valid = ops.arange(ops.shape(x)[1])[None] < ops.cast(lengths, "int32")[:, None]
             x = ops.where(valid[..., None], x, ops.zeros_like(x))
         t = keras.random.randint(
@@ -203,141 +212,50 @@ class DiffusionModel(keras.Model):
         progress=False,
         jit_compile="auto",
     ):
-        """Samples new data from noise, with averaged (EMA) weights where there are any.
+        """Sample new data from noise, with the averaged (EMA) weights if there are any.
 
         Args:
-            shape: Shape of the samples with their number first, for data without lengths.
-            lengths: Numbers of points of the sketches to draw, integers of shape (n,).
+            shape: Shape of all samples, their number first, for data without lengths.
+            lengths: Numbers of points of the sketches to draw, integers (n,).
             steps: Number of DDIM steps, from 1 to T.
             sampler: `"ddim"` or `"ddpm"` (all timesteps).
             eta: Noise of DDIM, from 0 to 1.
-            seed: Integer; the same seed gives the same samples, whatever the batch size
-                where eta is 0.
-            batch_size: Samples that are generated at a time.
+            seed: Integer; equal seeds give equal samples, for `eta=0` with any batch size.
+            batch_size: Number of samples to generate at a time.
             progress: Whether to show a progress bar.
-            jit_compile: Whether XLA compiles the sampling, which takes seconds. Sketches by DDIM
-                with `eta=0` are then sampled in smaller batches side by side, one on each
-                core. `"auto"` does so where it pays: on a CPU, for so many sketches that it
-                saves more than it takes. It changes no more than the rounding, except for the
-                noise of `eta > 0` and of `"ddpm"`, which is drawn otherwise.
+            jit_compile: Whether XLA compiles the sampling, which takes seconds. DDIM with
+                `eta=0` then samples sketches in smaller batches side by side, one on each core.
+                `"auto"` compiles where it saves time: on a CPU, for many sketches. Compiled
+                samples differ by rounding only, unless `eta > 0` or `"ddpm"` adds noise, which
+                XLA draws differently.
 
         Returns:
-            NumPy array of the samples, float32, of shape `shape`, or (n, max(lengths),
-            features) with zeros past each length.
+            Float32 NumPy array of shape `shape`, or (n, max(lengths), features) with zeros past
+            each length.
 
         Raises:
             ValueError: for lengths below 1, both or neither of `shape` and `lengths`, an
                 unknown sampler, steps or eta out of range, a `batch_size` below 1, or a
                 `jit_compile` that is neither a boolean nor `"auto"`.
         """
-        if sampler not in SAMPLERS:
-            raise ValueError(f"`sampler` must be one of {SAMPLERS}; received {sampler!r}.")
-        if (shape is None) == (lengths is None):
-            raise ValueError("Give one of `shape` and `lengths`, not both and not neither.")
-        if lengths is not None:
-            lengths = np.asarray(lengths)
-            if lengths.ndim != 1 or not len(lengths) or lengths.min() < 1:
-                raise ValueError(f"`lengths` must be numbers of points, 1 or more; got {lengths}.")
-            lengths = lengths.astype("int32")
-            features = getattr(self.denoiser, "point_features", None)
-            if features is None:
-                raise ValueError(
-                    "`lengths` need a denoiser of sequences, whose attribute `point_features` "
-                    f"says how many numbers a point has; {type(self.denoiser).__name__} has none."
-                )
-            shape = (len(lengths), int(lengths.max()), features)
-        if seed is None:
-            seed = int(keras.random.randint((), 0, 2**31 - 1))
-        if int(batch_size) != batch_size or batch_size < 1:
-            raise ValueError(
-                f"`batch_size` must be a whole number, 1 or more; received {batch_size!r}."
-            )
-        if jit_compile not in (True, False, "auto"):
-            raise ValueError(
-                f'`jit_compile` must be True, False or "auto"; received {jit_compile!r}.'
-            )
-        batch_size = int(batch_size)
-        noiseless = sampler == "ddim" and eta == 0
-        if jit_compile == "auto":
-            jit_compile = noiseless and self._worth_compiling(lengths, steps)
-        # Threads cannot share the generator that a sampler's noise comes from.
-        side_by_side = jit_compile and noiseless and lengths is not None
-        workers = 1
-        if side_by_side:
-            workers, batch_size = _batches_side_by_side(len(lengths), batch_size)
-        noise = ops.convert_to_numpy(keras.random.normal(shape, seed=seed))
-        samples = np.zeros(shape, "float32")
-        denoise = _denoise_function(self.denoiser)
-        sample = functools.partial(ddim, steps=steps, eta=eta) if sampler == "ddim" else ddpm
-        # Sketches of like length share a batch, which is no longer than its longest.
-        order = np.arange(shape[0]) if lengths is None else np.argsort(lengths, kind="stable")
-        sampler_steps = steps if sampler == "ddim" else self.noise_schedule.timesteps
-        bar = tqdm(
-            total=shape[0] * sampler_steps, desc="Sampling", unit=" steps", disable=not progress
+        return generate(
+            self,
+            shape=shape,
+            lengths=lengths,
+            steps=steps,
+            sampler=sampler,
+            eta=eta,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+            jit_compile=jit_compile,
         )
-        stopped = threading.Event()
-
-        def sample_batch(begin):
-            chosen = order[begin : begin + batch_size]
-            number = len(chosen)
-            if side_by_side:
-                # All batches have one shape, so that one program serves them all.
-                chosen = np.resize(chosen, batch_size)
-
-            def on_progress(steps):
-                if stopped.is_set():
-                    raise RuntimeError("Sampling was stopped.")
-                bar.update(steps * number)
-
-            part, context = noise[chosen], ()
-            if lengths is not None:
-                context = (lengths[chosen],)
-                length = lengths[chosen].max()
-                if side_by_side:
-                    # One that serves the next call too, as a rule.
-                    length = -(-shape[1] // LENGTH_STEP) * LENGTH_STEP
-                    part = np.pad(part, ((0, 0), (0, length - shape[1]), (0, 0)))
-                part = part[:, :length]
-            part = sample(
-                denoise,
-                self.noise_schedule,
-                part,
-                seed=seed + 1 + begin,
-                context=context,
-                on_progress=on_progress if progress or workers > 1 else None,
-                jit_compile=jit_compile,
-            )
-            part = ops.convert_to_numpy(part)
-            if lengths is None:
-                samples[chosen] = part
-            else:
-                samples[chosen, : part.shape[1]] = part[:, : shape[1]]
-
-        batches = range(0, shape[0], batch_size)
-        with self.averaged_weights(), bar:
-            if workers == 1:
-                for begin in batches:
-                    sample_batch(begin)
-            else:
-                _in_threads(sample_batch, batches, workers, stopped)
-        if lengths is not None:
-            samples[np.arange(shape[1])[None] >= lengths[:, None]] = 0.0
-        return samples
-
-    def _worth_compiling(self, lengths, steps):
-        """Whether XLA saves more than it takes, where sketches of `lengths` are to be sampled."""
-        if lengths is None or self.denoiser.compute_dtype != "float32":
-            return False
-        if not getattr(self.denoiser, "skips_padding", False):
-            return False
-        operations = 2.0 * self.denoiser.count_params() * float(lengths.sum()) * steps
-        return operations >= WORTH_COMPILING
 
     @contextlib.contextmanager
     def averaged_weights(self):
         """Context in which the weights are the optimizer's averages (EMA), if it keeps any."""
         optimizer = innermost_optimizer(self)
-        # Before the first step there are none yet.
+        # There are no averages before the first step.
         unavailable = not averages(optimizer) or int(optimizer.iterations) == 0
         if unavailable or self._averages_final or self._averages_in_use:
             yield
@@ -385,50 +303,8 @@ class DiffusionModel(keras.Model):
         return cls(**config)
 
 
-def _denoise_function(denoiser):
-    """A denoiser as the samplers call it, always the same one, which keeps compiled loops."""
-
-    def denoise(x, t, *context):
-        return denoiser((x, t, *context), training=False)
-
-    return vars(denoiser).setdefault("_denoise_function", denoise)
-
-
-def _batches_side_by_side(number, batch_size):
-    """How to sample `number` sketches, up to `batch_size` at a time.
-
-    Returns:
-        `(threads, size)`: how many batches run at a time, and how many sketches each holds.
-    """
-    # As many threads as TensorFlow computes with.
-    allowed = tf.config.threading.get_intra_op_parallelism_threads() or int(
-        os.environ.get("TF_NUM_INTRAOP_THREADS") or 0
-    )
-    threads = min(allowed or cpu_count(), max(1, batch_size // LEAST_SKETCHES_A_THREAD))
-    most = min(batch_size // threads, MOST_SKETCHES_A_THREAD)
-    # All threads get as many batches of one size, as nearly full as can be.
-    batches = -(-number // (most * threads)) * threads
-    size = -(-number // batches)
-    return threads, size
-
-
-def _in_threads(function, arguments, workers, stopped):
-    """Calls a function for all arguments, and lets the calls see that one of them failed."""
-    with ThreadPoolExecutor(workers) as pool:
-        # The last, which are the longest, first: no core waits for another that began one last.
-        futures = [pool.submit(function, argument) for argument in reversed(arguments)]
-        try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-        except BaseException:
-            stopped.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
 def _unpack(data):
-    """Splits a batch into `(x, lengths)`; lengths are None for data without them."""
+    """Split a batch into `(x, lengths)`, with None for data without lengths."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     if y is not None or sample_weight is not None:
         raise ValueError(

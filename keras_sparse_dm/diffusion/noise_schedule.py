@@ -1,4 +1,4 @@
-"""Noise schedules: how much noise each timestep adds."""
+"""Noise schedules: the variance of the noise that each timestep adds."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ KINDS = ("linear", "scaled_linear", "cosine")
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The variances of the forward process (Ho et al. 2020), as float64 arrays.
+    """Variances of the forward process (Ho et al. 2020), as float64 arrays.
 
     Make one with `linear`, `scaled_linear` or `cosine`.
 
@@ -46,25 +46,25 @@ class NoiseSchedule:
 
     @classmethod
     def linear(cls, T, beta_start=1e-4, beta_end=2e-2):
-        """Variances linear in the timestep (Ho et al. 2020; ChiroDiff)."""
+        """Return variances that are linear in the timestep (Ho et al. 2020; ChiroDiff)."""
         return cls("linear", T, beta_start, beta_end)
 
     @classmethod
     def scaled_linear(cls, T, beta_start=0.0015, beta_end=0.0195):
-        """Square roots of the variances linear in the timestep.
+        """Return variances whose square roots are linear in the timestep.
 
-        Latent diffusion calls this one "linear".
+        Latent diffusion calls this schedule "linear".
         """
         return cls("scaled_linear", T, beta_start, beta_end)
 
     @classmethod
     def cosine(cls, T):
-        """Cumulative alphas along a squared cosine (Nichol and Dhariwal 2021, equation 17)."""
+        """Return a squared cosine of cumulative alphas (Nichol and Dhariwal 2021, equation 17)."""
         return cls("cosine", T)
 
     @cached_property
     def betas(self):
-        """Variance added at each timestep: float64 array of shape (T,)."""
+        """Variance that each timestep adds: float64 array (T,)."""
         if self.kind == "linear":
             return np.linspace(self.beta_start, self.beta_end, self.timesteps)
         if self.kind == "scaled_linear":
@@ -76,7 +76,7 @@ class NoiseSchedule:
 
     @cached_property
     def alphas_cumprod(self):
-        """Share of the signal's variance left at each timestep: float64 array, shape (T,)."""
+        """Share of the signal's variance that is left at each timestep: float64 array (T,)."""
         return np.cumprod(1.0 - self.betas)
 
     def get_config(self):
@@ -88,10 +88,10 @@ class NoiseSchedule:
 
 
 def check_timesteps(t, timesteps):
-    """Checks timesteps whose values are known, which they are not while a graph is traced.
+    """Check timesteps, unless a graph is being traced and their values are unknown.
 
     Args:
-        t: Integers of shape (batch_size,): a tensor or NumPy array.
+        t: Tensor or NumPy array of integers (batch_size,).
         timesteps: Number T of timesteps.
 
     Raises:

@@ -1,9 +1,9 @@
-"""Samplers: from noise to data, each one short function.
+"""Samplers: short functions from noise to data.
 
-A sampler is compiled once per denoiser and shape; its whole loop is one graph. `denoise`
-predicts the noise: `denoise(x, t, *context) -> epsilon`, with `t` an integer tensor of shape
-(batch_size,) that counts from 0. Pass the same function again and again rather than a new
-lambda, and what changes between calls (lengths, conditions) as `context`.
+`denoise` predicts the noise: `denoise(x, t, *context) -> epsilon`, with an integer tensor `t`
+(batch_size,) that counts from 0. The whole loop of a sampler is one graph, compiled once per
+denoiser and shape. So pass the same function every time rather than a new lambda, and pass what
+changes between calls (lengths, conditions) as `context`.
 """
 
 import threading
@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-# Calls of `on_progress` while one batch is sampled.
+# Number of calls of `on_progress` for one batch.
 PROGRESS_PARTS = 20
 _making_loops = threading.Lock()
 
@@ -33,22 +33,22 @@ def ddim(
     Args:
         denoise: `denoise(x, t, *context) -> epsilon`, of the shape of `x`.
         noise_schedule: The `NoiseSchedule` that the denoiser was trained with.
-        x_T: Noise to start from, float tensor of shape (batch_size, ...).
+        x_T: Noise to start from, float tensor (batch_size, ...).
         steps: Number of steps, from 1 to the schedule's T.
-        eta: From 0, the deterministic sampler, to 1, as much noise as DDPM.
-        seed: Integer for the noise that `eta > 0` adds; None for a random one.
-        context: Tuple of tensors handed to `denoise` unchanged.
-        on_progress: `on_progress(steps)`, called now and then with the number of steps done
-            since the last call; the samples are the same bits.
-        jit_compile: Whether XLA compiles the loop (TensorFlow only), seconds for every shape
-            that is new. The samples are the same but for rounding, and for the noise that
-            `eta > 0` adds, which is drawn otherwise.
+        eta: From 0 (deterministic) to 1 (as much noise as DDPM).
+        seed: Integer seed of the noise that `eta > 0` adds; None for a random one.
+        context: Tuple of tensors to pass to `denoise` unchanged.
+        on_progress: `on_progress(steps)`, called from time to time with the number of steps since
+            the last call. The samples are bitwise the same with or without it.
+        jit_compile: Whether XLA compiles the loop (TensorFlow only), which takes seconds for every
+            new shape. The samples differ by rounding only, unless `eta > 0` adds noise, which XLA
+            draws differently.
 
     Returns:
         Float tensor of the shape of `x_T`.
 
     Raises:
-        ValueError: for steps outside 1..T or eta outside [0, 1].
+        ValueError: for `steps` outside 1..T or `eta` outside [0, 1].
     """
     t, factors = ddim_factors(noise_schedule, steps, eta)
     return _sample(denoise, t, factors, x_T, seed, context, on_progress, jit_compile)
@@ -80,17 +80,17 @@ def ddpm(denoise, noise_schedule, x_T, seed=None, context=(), on_progress=None, 
 
 
 def ddim_factors(noise_schedule, steps, eta=0.0):
-    """What a step of `ddim` does, which is linear: `x = a x + b epsilon + c noise`.
+    """Return the factors of the steps of `ddim`, each of which is `x = a x + b epsilon + c noise`.
 
     Args:
         noise_schedule, steps, eta: As in `ddim`.
 
     Returns:
-        `(t, factors)`: the timesteps, ascending, integers of shape (steps,), and the factors
-        a, b and c of each, float64 of shape (3, steps). Sampling goes from the last to the first.
+        `(t, factors)`: ascending timesteps, integers (steps,), and the factors a, b and c of each,
+        float64 (3, steps). Sampling goes from the last to the first.
 
     Raises:
-        ValueError: for steps outside 1..T or eta outside [0, 1].
+        ValueError: for `steps` outside 1..T or `eta` outside [0, 1].
     """
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"`eta` must be in [0, 1]; received {eta}.")
@@ -110,9 +110,17 @@ def ddim_factors(noise_schedule, steps, eta=0.0):
 
 
 def ddim_timesteps(timesteps, steps):
-    """Returns the timesteps that `ddim` visits, ascending: integer array of shape (steps,).
+    """Return the timesteps that `ddim` visits, ascending.
 
-    Evenly spaced and shifted by one, as in latent diffusion where `steps` divides T.
+    They are evenly spaced and shifted by one, and equal those of latent diffusion if `steps`
+    divides T.
+
+    Args:
+        timesteps: The schedule's T.
+        steps: Number of steps.
+
+    Returns:
+        Integer array (steps,).
 
     Raises:
         ValueError: if `steps` is not a whole number from 1 to `timesteps`.
@@ -126,7 +134,7 @@ def ddim_timesteps(timesteps, steps):
 
 
 def _sample(denoise, timesteps, factors, x_T, seed, context, on_progress, jit_compile):
-    # Whatever the denoiser computes in, the samples are kept in full precision.
+    # Samples stay in full precision, whatever the denoiser computes in.
     x_T = ops.cast(ops.convert_to_tensor(x_T), "float32")
     noisy = bool(np.any(factors[2]))
     context = tuple(ops.convert_to_tensor(tensor) for tensor in context)
@@ -141,7 +149,7 @@ def _sample(denoise, timesteps, factors, x_T, seed, context, on_progress, jit_co
     timesteps = ops.convert_to_tensor(timesteps, "int32")
     factors = ops.convert_to_tensor(factors, x_T.dtype)
     x = x_T
-    # The loop goes from the last timestep to the first, and so do the parts of it.
+    # The loop goes from the last timestep to the first, and so do its parts.
     for part in reversed(np.array_split(np.arange(steps, dtype="int32"), parts)):
         bounds = ops.convert_to_tensor([part[0], part[-1] + 1])
         x = loop(x, timesteps, factors, bounds, context)
@@ -151,14 +159,15 @@ def _sample(denoise, timesteps, factors, x_T, seed, context, on_progress, jit_co
 
 
 def _sampling_loop(denoise, noisy, ranks, jit_compile):
-    """The compiled loop for a denoiser and its seed generator, made at the first call.
+    """Return the loop for a denoiser and its seed generator, new at the first call.
 
-    Kept on the denoiser (for a method, on its object), so that it lives as long and no longer.
+    Keeps them as an attribute of the denoiser (of its object for a method), so that they live as
+    long as the denoiser.
     """
     owner = getattr(denoise, "__self__", denoise)
     loops = vars(owner).setdefault("_sampling_loops", {}) if hasattr(owner, "__dict__") else {}
     key = (getattr(denoise, "__name__", ""), noisy, ranks, jit_compile)
-    # Threads that sample with one denoiser compile one loop between them.
+    # Threads that sample with one denoiser share one compiled loop.
     with _making_loops:
         if key not in loops:
             loops[key] = _make_sampling_loop(denoise, noisy, jit_compile)
@@ -170,7 +179,7 @@ def _make_sampling_loop(denoise, noisy, jit_compile):
 
     def loop(x_T, timesteps, factors, bounds, context):
         def step(i, x):
-            # XLA would compile anew for each place at which `[i]` cuts.
+            # With `[i]`, XLA would compile once for every position of the slice.
             i = bounds[0] + bounds[1] - 1 - i
             t = ops.broadcast_to(ops.take(timesteps, i), (ops.shape(x)[0],))
             a, b, c = ops.unstack(ops.take(factors, i, axis=1), 3)
@@ -179,7 +188,7 @@ def _make_sampling_loop(denoise, noisy, jit_compile):
             if noisy:
                 noise = keras.random.normal(ops.shape(x), dtype=x.dtype, seed=generator)
                 next_x = next_x + c * noise
-            # A loop variable keeps its static shape.
+            # The static shape of a loop variable must not change.
             return ops.reshape(next_x, ops.shape(x))
 
         return ops.fori_loop(bounds[0], bounds[1], step, x_T)

@@ -1,4 +1,4 @@
-"""Files that leave the laboratory: sparse, small, and most of them read without this package."""
+"""Export of models to small sparse files; most of them are readable without this package."""
 
 import lazy_loader as _lazy
 

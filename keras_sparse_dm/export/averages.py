@@ -1,17 +1,17 @@
-"""Averaged (EMA) weights, where an optimizer keeps them."""
+"""Averaged (EMA) weights that an optimizer keeps."""
 
 from keras_sparse_dm._keras import averages, trained_variables
 from keras_sparse_dm.sparsity.install import innermost_optimizer
 
 
 def averages_of(model):
-    """Returns `{id of a trainable variable: variable with its average}` of a model.
+    """Return `{id of a trainable variable: variable with its average}` of a model.
 
-    Empty where the weights are to be used as they are: without averages, before the first step,
-    and where the model says that its weights are averages already.
+    The result is empty without averages, before the first step, and for a `DiffusionModel` whose
+    weights are averages already.
 
     Args:
-        model: A `keras.Model`; what a `DiffusionModel` says of its averages is heeded.
+        model: A `keras.Model`.
     """
     optimizer = innermost_optimizer(model)
     averaged = averages(optimizer)

@@ -1,4 +1,4 @@
-"""SavedModels: the denoiser and the whole sampler, for TensorFlow alone."""
+"""SavedModels: denoiser and whole sampler for TensorFlow alone."""
 
 import contextlib
 import json
@@ -14,49 +14,48 @@ from keras_sparse_dm.models import ChiroDiff, LatentDiffusion, UNet
 
 METADATA_FILE = Path("assets.extra") / "keras_sparse_dm.json"
 FORMAT_VERSION = 1
-# As many as `DiffusionModel.generate` and `LatentDiffusion.generate` sample at a time by default.
+# The default batch sizes of `DiffusionModel.generate` and `LatentDiffusion.generate`.
 SKETCHES_A_BATCH, IMAGES_A_BATCH = 256, 16
-# Keras reduces its seeds to what 32 bits hold.
+# Keras reduces its seeds to this range of 32 bits.
 _SEEDS = 2**31 - 2
 
 
 def to_saved_model(model, path, metadata=None, latent_size=None):
-    """Writes a model as a SavedModel, a directory that TensorFlow serves by itself.
+    """Write a model as a SavedModel, a directory that TensorFlow can serve.
 
-    `tf.saved_model.load` and TensorFlow Serving need neither Keras nor this package to run it. It
-    has the averaged (EMA) weights where there are any, and neither masks nor optimizer. Its
-    signatures, all of float32 and int32 tensors but for `seed`, which is an int64:
+    `tf.saved_model.load` and TensorFlow Serving run it without Keras and this package. It holds the
+    averaged (EMA) weights if there are any, but neither masks nor optimizer. It has two signatures,
+    with float32 and int32 tensors but for `seed`, which is int64:
 
-    - `denoise`: of sketches `points` (batch_size, max_length, 3), `t` (batch_size,) and `lengths`
-      (batch_size,); of images `latents` (batch_size, height, width, channels) and `t`. Returns
-      `epsilon`, the predicted noise.
-    - `generate`, the whole DDIM sampler: of sketches `seed`, `lengths` (n,), `steps` and `eta`;
-      of images `seed`, `n`, `steps` and `eta`, the first and the last two numbers of shape ().
-      Returns `samples`: points (n, max(lengths), 3) with zeros past each length; or images
-      (n, image_size, image_size, channels) in [-1, 1], decoded. TensorFlow Serving, and
-      `loaded.generate(seed, lengths)` in Python, take 50 steps for sketches and 100 for images,
-      and an `eta` of 0, unless told otherwise; `loaded.signatures` must be given all inputs.
+    - `denoise`: for sketches it takes `points` (batch_size, max_length, 3), `t` (batch_size,) and
+      `lengths` (batch_size,); for images `latents` (batch_size, height, width, channels) and `t`.
+      Returns `epsilon`, the predicted noise.
+    - `generate`, the whole DDIM sampler: for sketches it takes `lengths` (n,), for images the
+      scalar `n`, and for both the scalars `seed`, `steps` and `eta`. Returns `samples`: points (n,
+      max(lengths), 3) with zeros past each length; or decoded images (n, image_size, image_size,
+      channels) in [-1, 1]. TensorFlow Serving and `loaded.generate(seed, lengths)` in Python have
+      defaults: 50 steps for sketches, 100 for images, and an `eta` of 0. `loaded.signatures` needs
+      all inputs.
 
-    One seed gives the samples that `model.generate` gives for it, but for rounding: the noise is
-    the same, in the same batches of 256 sketches or 16 images. Timesteps, lengths, steps and eta
-    out of range raise `tf.errors.InvalidArgumentError`.
+    Equal seeds give the samples of `model.generate` but for rounding: the noise and the batches of
+    256 sketches or 16 images are the same. Timesteps, lengths, steps and eta out of range raise
+    `tf.errors.InvalidArgumentError`.
 
     Args:
         model: A `LatentDiffusion`; a `DiffusionModel` of a `ChiroDiff`, or of a `UNet` by itself,
-            whose samples are what it diffuses; or one of these two denoisers, which gives
-            `denoise` alone.
-        path: The directory; a SavedModel that is there is replaced once the new one is whole.
-        metadata: Dictionary of what JSON can hold, for `read_metadata`.
+            which samples latents; or one of these two denoisers, for `denoise` alone.
+        path: The directory; replaces an existing SavedModel once the new one is complete.
+        metadata: Dictionary that JSON can hold, for `read_metadata`.
         latent_size: Height and width, for a `UNet` outside a `LatentDiffusion`.
 
     Returns:
-        The directory's `pathlib.Path`.
+        `pathlib.Path` of the directory.
 
     Raises:
-        ValueError: for any other model, metadata that is no JSON, a `latent_size` missing or out
-            of place or not a multiple of the U-Net's downsampling, or a `path` that holds
-            something else than a SavedModel.
-        OSError: if it cannot be written; nothing partial is left.
+        ValueError: for any other model; metadata that JSON cannot hold; a `latent_size` that is
+            missing, superfluous or not a multiple of the U-Net's downsampling; or a `path` that
+            holds something else than a SavedModel.
+        OSError: if the directory cannot be written; nothing partial is left.
 
     Example:
 
@@ -94,7 +93,7 @@ def to_saved_model(model, path, metadata=None, latent_size=None):
             else:
                 module.generate = _image_generator(sample, facts, diffusion)
             functions["generate"] = module.generate
-        # Those that are used, and so neither masks nor an encoder.
+        # Only the variables that the functions use: no masks, no encoder.
         used = [v for f in functions.values() for v in f.get_concrete_function().variables]
         module.weights = list({id(v): v for v in used}.values())
         tf.saved_model.save(module, str(temporary), signatures=functions)
@@ -105,20 +104,20 @@ def to_saved_model(model, path, metadata=None, latent_size=None):
 
 
 def read_metadata(path):
-    """Reads what `to_saved_model` says of a SavedModel.
+    """Read the metadata that `to_saved_model` wrote into a SavedModel.
 
     Args:
         path: The directory.
 
     Returns:
-        Dictionary: what the caller of `to_saved_model` gave, and `"kind"` (`"sketches"` or
-        `"images"`), `"signatures"` (their names), `"timesteps"`, `"versions"`; of sketches
-        `"representation"` and `"point_features"`; of images `"latent_shape"`, and of those with a
-        decoder `"image_size"` and `"image_channels"`; with a sampler `"noise_schedule"`,
-        `"batch_size"` and `"default_steps"`.
+        Dictionary of the caller's metadata, and of `"kind"` (`"sketches"` or `"images"`),
+        `"signatures"` (their names), `"timesteps"` and `"versions"`; for sketches also
+        `"representation"` and `"point_features"`; for images `"latent_shape"`, and with a decoder
+        `"image_size"` and `"image_channels"`; with a sampler `"noise_schedule"`, `"batch_size"` and
+        `"default_steps"`.
 
     Raises:
-        ValueError: if the directory has none, or it cannot be read.
+        ValueError: if the directory has no metadata, or it cannot be read.
     """
     file = Path(path) / METADATA_FILE
     try:
@@ -139,7 +138,7 @@ def read_metadata(path):
 
 
 def _facts(diffusion, denoiser, latent_size):
-    """What the SavedModel's user has to know, for the metadata."""
+    """Return the metadata that users of the SavedModel need."""
     facts = {
         "format_version": FORMAT_VERSION,
         "signatures": ["denoise"],
@@ -151,8 +150,8 @@ def _facts(diffusion, denoiser, latent_size):
         multiple = denoiser.downsampling
         if latent_size is None or latent_size < 1 or latent_size % multiple:
             raise ValueError(
-                "`latent_size` must be the height and width of what this U-Net denoises, a "
-                f"multiple of {multiple}, for a SavedModel has them fixed; received {latent_size}."
+                "`latent_size` must be the height and width of what this U-Net denoises, which a "
+                f"SavedModel fixes: a multiple of {multiple}; received {latent_size}."
             )
     elif latent_size is not None:
         raise ValueError(
@@ -187,7 +186,7 @@ def _facts(diffusion, denoiser, latent_size):
             "timesteps": diffusion.noise_schedule.timesteps,
             "noise_schedule": diffusion.noise_schedule.get_config(),
             "batch_size": SKETCHES_A_BATCH if sketches else IMAGES_A_BATCH,
-            # Those of `generate`.
+            # The defaults of `generate`.
             "default_steps": min(50 if sketches else 100, diffusion.noise_schedule.timesteps),
         }
     return facts
@@ -231,9 +230,9 @@ def _denoise_function(denoiser, facts):
 
 
 def _sampler(denoise, noise_schedule):
-    """Returns `sample(x_T, steps, eta, seed, context)`, as `diffusion.ddim` with steps in a tensor.
+    """Return `sample(x_T, steps, eta, seed, context)`: DDIM with a tensor for the number of steps.
 
-    Equation 12 of Song et al. 2021.
+    Computes what `diffusion.ddim` does (Song et al. 2021, equation 12).
     """
     timesteps = noise_schedule.timesteps
 
@@ -266,7 +265,7 @@ def _sampler(denoise, noise_schedule):
 
 def _sketch_generator(sample, facts):
     features = facts["point_features"]
-    # Tensors, for those alone become defaults of the signature too.
+    # Only tensors also become defaults of the signature.
     default_steps, no_noise = tf.constant(facts["default_steps"]), tf.constant(0.0)
 
     @tf.function(
@@ -286,7 +285,7 @@ def _sketch_generator(sample, facts):
         with tf.control_dependencies(checks):
             n, longest = tf.size(lengths), tf.reduce_max(lengths)
         noise = tf.random.stateless_normal([n, longest, features], _seed(seed, 0))
-        # Sketches of like length share a batch, which is no longer than its longest.
+        # Sketches of similar length share a batch, which is as long as its longest sketch.
         order = tf.argsort(lengths, stable=True)
 
         def batch(begin):
@@ -339,7 +338,7 @@ def _image_generator(sample, facts, diffusion):
 
 
 def _in_batches(batch, n, batch_size, shape):
-    """Concatenates `batch(begin)` for begin = 0, batch_size, ... below n."""
+    """Concatenate `batch(begin)` for begin = 0, batch_size, ... below n."""
 
     def body(begin, number, results):
         results = results.write(number, batch(begin))
@@ -367,7 +366,7 @@ def _check(condition, message, received):
 
 
 def _seed(seed, number):
-    """The seed of the noise that Keras draws as the one of that number from an integer seed."""
+    """Return the seed of Keras's draw with this number from an integer seed."""
     seed = tf.math.floormod(tf.cast(seed, "int64"), _SEEDS)
     return tf.cast(tf.stack([seed, tf.cast(number, "int64")]), "int32")
 
@@ -391,5 +390,5 @@ def _without_cudnn(model):
 
 
 def _may_be_replaced(path):
-    """Whether a directory is empty or a SavedModel."""
+    """Tell whether a directory is empty or a SavedModel."""
     return (path / "saved_model.pb").exists() or not any(path.iterdir())

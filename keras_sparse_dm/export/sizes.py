@@ -1,4 +1,4 @@
-"""Sizes of files, plain and compressed, as tensorflow_model_optimization's guides state them."""
+"""Sizes of files, plain and compressed, as in the guides of tensorflow_model_optimization."""
 
 import os
 import zlib
@@ -8,10 +8,10 @@ _CHUNK = 1 << 20
 
 
 def file_sizes(path, level=-1):
-    """Measures a file, or all files in a directory, before and after compression by zlib.
+    """Measure a file, or all files in a directory, before and after compression by zlib.
 
-    Each file is compressed by itself, in chunks, so that the sizes depend neither on the order of
-    the files nor on their names, and little memory is used. Symbolic links are not followed.
+    Compresses each file separately, so that the result depends neither on the order of files nor on
+    their names, and in chunks, to save memory. Does not follow symbolic links.
 
     Args:
         path: A file or a directory.
@@ -21,7 +21,7 @@ def file_sizes(path, level=-1):
         `(bytes, compressed bytes)`.
 
     Raises:
-        ValueError: if `path` does not exist, or for another level.
+        ValueError: if `path` does not exist, or for a level out of range.
 
     Example:
 

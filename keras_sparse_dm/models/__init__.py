@@ -1,4 +1,4 @@
-"""Denoisers, latent diffusion's autoencoder, and their presets."""
+"""Denoisers, the autoencoder of latent diffusion, and their presets."""
 
 import lazy_loader as _lazy
 

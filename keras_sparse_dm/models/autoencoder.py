@@ -1,84 +1,45 @@
-"""The vector-quantized autoencoder of latent diffusion (Esser et al. 2021; Rombach et al. 2022)."""
+"""Vector-quantized autoencoder of latent diffusion (Esser et al. 2021; Rombach et al. 2022)."""
 
-import functools
 import hashlib
 import json
 
 import keras
-import tensorflow as tf
 from keras import ops
 
-from keras_sparse_dm.models.blocks import (
-    Downsample,
-    GroupNorm,
-    ResidualBlock,
-    Upsample,
-    attention,
-    conv_layer,
-)
+from keras_sparse_dm.models.autoencoder_layers import apply, coarsest_point, resolutions
+from keras_sparse_dm.models.autoencoder_training import AutoencoderTraining
+from keras_sparse_dm.models.blocks import GroupNorm, conv_layer
+from keras_sparse_dm.models.codebook import nearest_codes
 from keras_sparse_dm.presets import get_preset
-from keras_sparse_dm.seeds import seed_generator
-from keras_sparse_dm.sparsity.install import build_optimizer
 
-# Distances between latents and codes that are held at a time.
-DISTANCES = 2**22
 RECONSTRUCTION_LOSSES = ("l1", "l2")
 
 
-class _AttentionBlock(keras.layers.Layer):
-    """Self-attention of all positions in one head, beside the identity."""
-
-    def __init__(self, channels, groups, **kwargs):
-        super().__init__(**kwargs)
-        self.norm = GroupNorm(groups, 1e-6, name="norm")
-        self.query = conv_layer(keras.layers.Conv2D, channels, 1, name="query")
-        self.key = conv_layer(keras.layers.Conv2D, channels, 1, name="key")
-        self.value = conv_layer(keras.layers.Conv2D, channels, 1, name="value")
-        self.output_projection = conv_layer(
-            keras.layers.Conv2D, channels, 1, name="output_projection"
-        )
-
-    def build(self, input_shape):
-        for layer in (self.norm, self.query, self.key, self.value, self.output_projection):
-            layer.build(input_shape)
-        self.built = True
-
-    def call(self, x, training=False):
-        batch_size, height, width, channels = (*ops.shape(x)[:3], x.shape[-1])
-        normalized = self.norm(x)
-        query, key, value = (
-            ops.reshape(layer(normalized), (batch_size, height * width, 1, channels))
-            for layer in (self.query, self.key, self.value)
-        )
-        hidden = attention(query, key, value, training=training)
-        return x + self.output_projection(ops.reshape(hidden, ops.shape(x)))
-
-
 @keras.saving.register_keras_serializable(package="keras_sparse_dm")
-class VQAutoencoder(keras.Model):
-    """Images to small latents of quantized codes, and back.
+class VQAutoencoder(AutoencoderTraining):
+    """Autoencoder from images to small latents of quantized codes, and back.
 
     The defaults are the published `vq-f4` autoencoder: 256x256 images become 64x64 latents of
-    3 channels, each position one of 8192 codes. Its own kernels are never sparse. It trains by
-    `fit` on images alone, after `compile` with an optimizer alone.
+    3 channels, each position one of 8192 codes. Its own kernels are never sparse. `fit` trains it
+    on images alone, after `compile` with an optimizer alone.
 
     Args:
         channels: Channels at full resolution; a multiple of `norm_groups`.
-        channel_mult: Factor on the channels at each resolution, from full to that of the
-            latents; each resolution has half the height and width of the one before.
+        channel_mult: Factor on the channels at each resolution, from full resolution to that of
+            the latents; each resolution has half the height and width of the one before.
         num_res_blocks: Residual blocks at each resolution of the encoder; the decoder has one
             more.
-        attention_factors: Downsampling factors at which residual blocks are followed by
-            self-attention; the coarsest point always has one.
-        codes: Number of codes in the code book.
+        attention_factors: Downsampling factors at which self-attention follows each residual
+            block; the coarsest point always has one.
+        codes: Number of codes in the codebook.
         code_channels: Channels of a code and of a latent.
-        latent_channels: Channels that the encoder gives before they become those of a code.
+        latent_channels: Channels of the encoder's output before a convolution to `code_channels`.
         image_channels: Channels of an image.
         norm_groups: Groups of the group norms.
-        reconstruction: Loss of the reconstruction: `"l1"`, as the original, or `"l2"`.
+        reconstruction: Reconstruction loss: `"l1"`, as in the original, or `"l2"`.
         commitment: Weight of the commitment loss (beta of van den Oord et al. 2017).
-        restart_after: Training steps after which a code that no latent chose is put where a
-            latent of the batch lies; 0 for never.
+        restart_after: Number of training steps after which a code that no latent chose moves to a
+            random latent of the batch; 0 for never.
         seed: Integer seed of these restarts; None for a random one.
 
     Call arguments:
@@ -89,7 +50,7 @@ class VQAutoencoder(keras.Model):
         Reconstructed images, of the same shape.
 
     Raises:
-        ValueError: for arguments out of range, and from calls for images or latents of a wrong
+        ValueError: for arguments out of range; when called, for images or latents of a wrong
             shape.
 
     Example:
@@ -119,7 +80,7 @@ class VQAutoencoder(keras.Model):
         seed=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(seed=seed, **kwargs)
         channel_mult, attention_factors = tuple(channel_mult), tuple(attention_factors)
         for name, values in (
             ("channels", [channels]),
@@ -166,14 +127,12 @@ class VQAutoencoder(keras.Model):
         self.reconstruction = reconstruction
         self.commitment = commitment
         self.restart_after = restart_after
-        self.seed = seed
-        self._seed_generator = seed_generator(seed, "code restarts")
         self._make_layers()
         self.build()
 
     def __new__(cls, *args, **kwargs):
         autoencoder = super().__new__(cls, *args, **kwargs)
-        # Keras's wrapper, for a `quantize` that takes the name of an integer type.
+        # Keras wraps every model's `quantize`, expecting one that takes a quantization mode.
         vars(autoencoder).pop("quantize", None)
         return autoencoder
 
@@ -181,60 +140,33 @@ class VQAutoencoder(keras.Model):
         conv = keras.layers.Conv2D
         groups = self.norm_groups
         coarsest = self.channel_mult[-1] * self.channels
-
-        def residual(name, channels, factor=None):
-            layers = [
-                ResidualBlock(channels, conv, groups=groups, epsilon=1e-6, zero=False, name=name)
-            ]
-            if factor in self.attention_factors:
-                layers.append(_AttentionBlock(channels, groups, name=f"{name}_attention"))
-            return layers
-
-        def middle(part):
-            return [
-                *residual(f"{part}_middle_0", coarsest),
-                _AttentionBlock(coarsest, groups, name=f"{part}_middle_1_attention"),
-                *residual(f"{part}_middle_2", coarsest),
-            ]
-
-        # One list per resolution: residual blocks, each with its attention, then resampling.
-        encoder_levels = []
-        for level, multiple in enumerate(self.channel_mult):
-            channels, layers = multiple * self.channels, []
-            for i in range(self.num_res_blocks):
-                layers += residual(f"encoder_{level}_{i}", channels, 2**level)
-            if level + 1 < len(self.channel_mult):
-                name = f"encoder_{level}_downsample"
-                layers.append(Downsample(channels, conv, padding=(0, 1), name=name))
-            encoder_levels.append(layers)
-        decoder_levels = []
-        for level, multiple in enumerate(self.channel_mult):
-            channels, layers = multiple * self.channels, []
-            for i in range(self.num_res_blocks + 1):
-                layers += residual(f"decoder_{level}_{i}", channels, 2**level)
-            if level:
-                layers.append(Upsample(channels, conv, name=f"decoder_{level}_upsample"))
-            decoder_levels.append(layers)
+        encoder_levels, decoder_levels = (
+            resolutions(
+                side,
+                self.channels,
+                self.channel_mult,
+                self.num_res_blocks,
+                self.attention_factors,
+                groups,
+            )
+            for side in ("encoder", "decoder")
+        )
         self.encoder_input = conv_layer(conv, self.channels, name="encoder_input")
         self.encoder_levels = encoder_levels
-        self.encoder_middle = middle("encoder")
+        self.encoder_middle = coarsest_point("encoder", coarsest, groups)
         self.encoder_norm = GroupNorm(groups, 1e-6, activation="silu", name="encoder_norm")
         self.encoder_output = conv_layer(conv, self.latent_channels, name="encoder_output")
         self.to_code = conv_layer(conv, self.code_channels, 1, name="to_code")
         self.from_code = conv_layer(conv, self.latent_channels, 1, name="from_code")
         self.decoder_input = conv_layer(conv, coarsest, name="decoder_input")
-        self.decoder_middle = middle("decoder")
-        # As in the original from full to coarse, although the decoder goes the other way.
+        self.decoder_middle = coarsest_point("decoder", coarsest, groups)
+        # As in the original, from full resolution to coarse, against the decoder's direction.
         self.decoder_levels = decoder_levels
         self.decoder_norm = GroupNorm(groups, 1e-6, activation="silu", name="decoder_norm")
         self.decoder_output = conv_layer(conv, self.image_channels, name="decoder_output")
-        self._trackers = {
-            name: keras.metrics.Mean(name=name)
-            for name in ("loss", "reconstruction", "quantization", "codes_used")
-        }
 
     def build(self, input_shape=None):
-        # All shapes follow from the arguments, so the model is built from the start.
+        # All shapes follow from the arguments, so the constructor builds the model.
         if self.built:
             return
 
@@ -257,7 +189,7 @@ class VQAutoencoder(keras.Model):
             shape=(self.codes, self.code_channels),
             initializer=keras.initializers.RandomUniform(-1 / self.codes, 1 / self.codes),
         )
-        # A code book that was never trained is put where the first latents lie.
+        # The first training step moves all codes that it does not use to latents.
         self.unused_steps = self.add_weight(
             name="unused_steps",
             shape=(self.codes,),
@@ -269,7 +201,11 @@ class VQAutoencoder(keras.Model):
 
     @classmethod
     def from_preset(cls, name, **overrides):
-        """Makes the autoencoder of a preset, untrained, with some arguments replaced.
+        """Return the untrained autoencoder of a preset, with some arguments replaced.
+
+        Args:
+            name: Name of a latent diffusion preset.
+            overrides: Arguments of the class that replace the preset's.
 
         Raises:
             ValueError: for a name that is not a latent diffusion preset.
@@ -281,11 +217,11 @@ class VQAutoencoder(keras.Model):
 
     @property
     def downsampling(self):
-        """Factor f from images to latents; height and width of images are multiples of it."""
+        """Factor f by which latents are smaller than images; it divides height and width."""
         return 2 ** (len(self.channel_mult) - 1)
 
     def encode(self, images, training=False):
-        """Encodes images to latents, which are not quantized yet.
+        """Encode images to latents, without quantizing them.
 
         Args:
             images: Float tensor (batch_size, height, width, image_channels) in [-1, 1].
@@ -303,53 +239,35 @@ class VQAutoencoder(keras.Model):
             )
         x = self.encoder_input(ops.cast(images, self.compute_dtype))
         for layers in (*self.encoder_levels, self.encoder_middle):
-            x = _apply(layers, x, training)
+            x = apply(layers, x, training)
         return self.to_code(self.encoder_output(self.encoder_norm(x)))
 
     def quantize(self, latents):
-        """Replaces every position of latents by the nearest code.
+        """Replace the vector at every position of latents by the nearest code.
 
         Args:
             latents: Float tensor (batch_size, height, width, code_channels).
 
         Returns:
-            `(quantized, indices)`: a tensor of the shape of `latents`, and the codes' numbers,
-            int32 (batch_size, height, width).
+            `(quantized, indices)`: a tensor of the shape of `latents`, and the indices of the
+            codes, int32 (batch_size, height, width).
         """
         latents = ops.convert_to_tensor(latents)
         _checked(latents, "latents", self.code_channels)
-        flat = ops.reshape(ops.cast(latents, "float32"), (-1, self.code_channels))
         codebook = ops.cast(self.codebook, "float32")
-        squared = ops.sum(ops.square(codebook), axis=-1)
-
-        def nearest(part):
-            # The latent's own square is the same for all codes.
-            distances = squared - 2 * ops.matmul(part, ops.transpose(codebook))
-            # Keras's own takes bits apart, which TensorFlow Lite cannot.
-            return tf.argmin(distances, axis=-1, output_type="int32")
-
-        size = max(1, DISTANCES // self.codes)
-        if flat.shape[0] is not None and flat.shape[0] <= size:
-            indices = nearest(flat)
-        else:
-            positions = ops.shape(flat)[0]
-            missing = -positions % size
-            parts = ops.pad(flat, ((0, missing), (0, 0)))
-            parts = ops.reshape(parts, (-1, size, self.code_channels))
-            indices = ops.reshape(ops.map(nearest, parts), (-1,))[:positions]
-        indices = ops.reshape(indices, ops.shape(latents)[:-1])
+        indices = nearest_codes(latents, codebook)
         return ops.cast(ops.take(codebook, indices, axis=0), latents.dtype), indices
 
     def decode(self, latents, quantize=True, training=False):
-        """Decodes latents to images, after quantizing them.
+        """Quantize latents, and decode them to images.
 
         Args:
             latents: Float tensor (batch_size, height, width, code_channels).
-            quantize: Whether to quantize first; False for latents that are quantized already.
+            quantize: Whether to quantize; False for latents that are quantized already.
             training: Whether a gradient will be taken.
 
         Returns:
-            Float tensor (batch_size, height f, width f, image_channels), about [-1, 1].
+            Float tensor (batch_size, f * height, f * width, image_channels), roughly in [-1, 1].
         """
         latents = ops.convert_to_tensor(latents)
         _checked(latents, "latents", self.code_channels)
@@ -357,7 +275,7 @@ class VQAutoencoder(keras.Model):
             latents, _ = self.quantize(latents)
         x = self.decoder_input(self.from_code(ops.cast(latents, self.compute_dtype)))
         for layers in (self.decoder_middle, *reversed(self.decoder_levels)):
-            x = _apply(layers, x, training)
+            x = apply(layers, x, training)
         return self.decoder_output(self.decoder_norm(x))
 
     def call(self, images, training=False):
@@ -367,7 +285,7 @@ class VQAutoencoder(keras.Model):
         return tuple(input_shape)
 
     def fingerprint(self):
-        """Returns a short text that tells autoencoders with other weights apart."""
+        """Return a short text that differs between autoencoders with different weights."""
         digest = hashlib.sha256()
         config = {k: v for k, v in self.get_config().items() if k in _STRUCTURE}
         digest.update(json.dumps(config, sort_keys=True).encode())
@@ -375,78 +293,6 @@ class VQAutoencoder(keras.Model):
             if variable is not self.unused_steps:
                 digest.update(ops.convert_to_numpy(variable).tobytes())
         return digest.hexdigest()[:20]
-
-    # Training ---------------------------------------------------------------------------
-
-    @property
-    def metrics(self):
-        return list(self._trackers.values())
-
-    @functools.wraps(keras.Model.fit)
-    def fit(self, *args, **kwargs):
-        build_optimizer(self)
-        return super().fit(*args, **kwargs)
-
-    def train_step(self, data):
-        images = _images(data)
-        with tf.GradientTape() as tape:
-            loss, losses, latents, indices = self._batch_losses(images, training=True)
-            scaled_loss = self.optimizer.scale_loss(sum(self.losses, loss))
-        gradients = tape.gradient(scaled_loss, self.trainable_variables)
-        self.optimizer.apply(gradients, self.trainable_variables)
-        used = self._restart_unused(latents, indices)
-        return self._track(images, losses | {"codes_used": used})
-
-    def test_step(self, data):
-        images = _images(data)
-        _, losses, _, indices = self._batch_losses(images, training=False)
-        return self._track(images, losses | {"codes_used": self._chosen(indices)})
-
-    def _batch_losses(self, images, training):
-        """`(loss, {name: loss}, latents, indices)` of a batch (van den Oord et al. 2017, eq. 3)."""
-        images = ops.cast(images, "float32")
-        latents = ops.cast(self.encode(images, training=training), "float32")
-        _, indices = self.quantize(latents)
-        quantized = ops.take(ops.cast(self.codebook, "float32"), indices, axis=0)
-        to_codes = ops.mean(ops.square(quantized - ops.stop_gradient(latents)))
-        to_latents = ops.mean(ops.square(ops.stop_gradient(quantized) - latents))
-        # Straight through: the gradient passes as if nothing had been quantized.
-        passed = latents + ops.stop_gradient(quantized - latents)
-        decoded = self.decode(passed, quantize=False, training=training)
-        error = ops.cast(decoded, "float32") - images
-        distance = ops.abs if self.reconstruction == "l1" else ops.square
-        reconstruction = ops.mean(distance(error))
-        quantization = to_codes + self.commitment * to_latents
-        loss = reconstruction + quantization
-        losses = {"loss": loss, "reconstruction": reconstruction, "quantization": quantization}
-        return loss, losses, latents, indices
-
-    def _chosen(self, indices):
-        """Share of the codes that a batch uses."""
-        return ops.mean(ops.cast(self._counts(indices) > 0, "float32"))
-
-    def _counts(self, indices):
-        return ops.bincount(ops.reshape(indices, (-1,)), minlength=self.codes)
-
-    def _restart_unused(self, latents, indices):
-        """Moves codes that are unused for long to latents of the batch; the share used."""
-        counts = self._counts(indices)
-        if self.restart_after:
-            unused = ops.where(counts > 0, 0, self.unused_steps + 1)
-            restarted = unused >= self.restart_after
-            flat = ops.reshape(latents, (-1, self.code_channels))
-            chosen = keras.random.randint(
-                (self.codes,), 0, ops.shape(flat)[0], seed=self._seed_generator
-            )
-            codebook = ops.where(restarted[:, None], ops.take(flat, chosen, axis=0), self.codebook)
-            self.codebook.assign(codebook)
-            self.unused_steps.assign(ops.where(restarted, 0, unused))
-        return ops.mean(ops.cast(counts > 0, "float32"))
-
-    def _track(self, images, values):
-        for name, value in values.items():
-            self._trackers[name].update_state(value, sample_weight=ops.shape(images)[0])
-        return self.get_metrics_result()
 
     def get_config(self):
         return {
@@ -480,27 +326,15 @@ _STRUCTURE = (
 )
 
 
-def _apply(layers, x, training):
-    for layer in layers:
-        resampling = isinstance(layer, (Downsample, Upsample))
-        x = layer(x) if resampling else layer(x, training=training)
-    return x
-
-
 def _checked(tensor, name, channels):
-    """The shape of a batch of images or latents, which must have so many channels."""
+    """Return the shape of a batch of images or latents.
+
+    Raises:
+        ValueError: for a shape other than (batch_size, height, width, channels).
+    """
     if len(tensor.shape) != 4 or tensor.shape[-1] != channels:
         raise ValueError(
             f"`{name}` must be of shape (batch_size, height, width, {channels}); received "
             f"{tuple(tensor.shape)}."
         )
     return tensor.shape
-
-
-def _images(data):
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    if y is not None or sample_weight is not None:
-        raise ValueError(
-            "A VQAutoencoder is trained on images alone; received targets or sample weights too."
-        )
-    return x

@@ -1,4 +1,4 @@
-"""Blocks that the U-Net and the autoencoder are made of (Rombach et al. 2022). Channels last."""
+"""Blocks of the U-Net and the autoencoder (Rombach et al. 2022), channels last."""
 
 import functools
 import math
@@ -6,26 +6,26 @@ import math
 import keras
 from keras import ops
 
-# As PyTorch draws the kernels of convolutions and linear layers.
+# PyTorch's initialization of convolutions and linear layers.
 KERNEL_INITIALIZER = {
     "class_name": "VarianceScaling",
     "config": {"scale": 1 / 3, "mode": "fan_in", "distribution": "uniform"},
 }
-# Attention scores that one head of one example holds at a time.
+# Attention scores of one head of one example to hold at a time.
 SCORES = 2**18
 
 
 class GroupNorm(keras.layers.GroupNormalization):
-    """`keras.layers.GroupNormalization` over images, in fewer passes, and SiLU after it.
+    """`keras.layers.GroupNormalization` of images in fewer passes, with an optional SiLU.
 
-    The moments of groups follow from those of channels, and scale and shift are joined before
-    they meet the image. Computed in float32, whatever the inputs.
+    Computes the moments of groups from those of channels, and combines them with the layer's own
+    scale and shift before it applies both to the image. Computes in float32 for inputs of any type.
 
     Args:
         activation: `"silu"` or None.
+        groups, epsilon, kwargs: As in the Keras layer.
 
-    Other arguments as those of the Keras layer. Input and output: (batch_size, height, width,
-    channels).
+    Input and output shape: (batch_size, height, width, channels).
     """
 
     def __init__(self, groups=32, epsilon=1e-5, activation=None, **kwargs):
@@ -36,13 +36,13 @@ class GroupNorm(keras.layers.GroupNormalization):
         channels = input_shape[-1]
         if channels % self.groups:
             raise ValueError(
-                f"A group norm of {self.groups} groups needs a multiple of as many channels; "
+                f"A group norm of {self.groups} groups needs a multiple of {self.groups} channels; "
                 f"received {channels}."
             )
         super().build(input_shape)
 
     def call(self, inputs):
-        # Before the cast: of two half-precision inputs for the gradient one would be kept twice.
+        # Without a cast before it, so that the gradient does not keep the input in float32 too.
         normalize = _group_norm(self.groups, self.epsilon, self.activation == "silu")
         x = normalize(inputs, ops.cast(self.gamma, "float32"), ops.cast(self.beta, "float32"))
         return ops.cast(x, self.compute_dtype)
@@ -53,9 +53,10 @@ class GroupNorm(keras.layers.GroupNormalization):
 
 @functools.cache
 def _group_norm(groups, epsilon, silu):
-    """Returns the function behind `GroupNorm`, in float32.
+    """Return the float32 function behind `GroupNorm`.
 
-    Its gradient keeps the input alone, where differentiation would keep three more of its size.
+    Its own gradient keeps only the input; automatic differentiation would keep three more tensors
+    of that size.
     """
 
     @ops.custom_gradient
@@ -73,7 +74,7 @@ def _group_norm(groups, epsilon, silu):
 
         x = ops.reshape(ops.cast(inputs, "float32"), flat)
         gamma, beta = (ops.reshape(v, grouped[1:]) for v in (gamma, beta))
-        # The squares of what is left of the channel's mean: no difference of large numbers.
+        # Squares of deviations from the mean avoid the difference of large numbers.
         channel_mean = ops.mean(x, axis=1, keepdims=True)
         channel_variance = ops.mean(ops.square(x - channel_mean), axis=1)
         mean = of_group(channel_mean)
@@ -97,7 +98,7 @@ def _group_norm(groups, epsilon, silu):
             d_shift = ops.reshape(ops.sum(d, axis=1), grouped)
             d_scale = ops.reshape(ops.sum(d * x, axis=1), grouped)
             d_scale = inverse * (d_scale - mean * d_shift)
-            # What the mean and the variance take back, spread over the group.
+            # Gradients through the mean and the variance, spread over the group.
             from_mean = inverse * ops.sum(gamma * d_shift, axis=-1, keepdims=True) / size
             slope = inverse * inverse * ops.sum(gamma * d_scale, axis=-1, keepdims=True) / size
             dx = d * scale - (x * per_channel(slope) + per_channel(from_mean - mean * slope))
@@ -111,16 +112,18 @@ def _group_norm(groups, epsilon, silu):
 
 
 class ResidualBlock(keras.layers.Layer):
-    """Two normalized convolutions beside the identity, or a 1x1 convolution, of their input.
+    """Residual block of two normalized convolutions.
+
+    The shortcut is the identity, or a 1x1 convolution if the number of channels changes.
 
     Args:
         filters: Output channels.
         conv: Class of the convolutions.
-        dense: Class of the projection of the timestep embedding; None for a block without.
-        dropout: Rate before the second convolution.
-        groups, epsilon: Of the group norms.
-        zero: Whether the second convolution starts at zero, so that the block starts as the
-            identity.
+        dense: Class of the projection of the timestep embedding; None for a block without one.
+        dropout: Dropout rate before the second convolution.
+        groups, epsilon: Arguments of the group norms.
+        zero: Whether the second convolution starts at zero, so that the block starts as its
+            shortcut.
 
     Call arguments:
         x: Float tensor (batch_size, height, width, channels).
@@ -178,7 +181,7 @@ class ResidualBlock(keras.layers.Layer):
 
 
 class Downsample(keras.layers.Layer):
-    """Halves height and width by a convolution of stride 2.
+    """Convolution of stride 2 that halves height and width.
 
     Args:
         filters: Channels, in and out.
@@ -201,7 +204,7 @@ class Downsample(keras.layers.Layer):
 
 
 class Upsample(keras.layers.Layer):
-    """Doubles height and width by repetition, and a convolution after it.
+    """Repetition of pixels that doubles height and width, followed by a convolution.
 
     Args:
         filters: Channels, in and out.
@@ -223,17 +226,16 @@ class Upsample(keras.layers.Layer):
         return self.conv(ops.reshape(x, (batch_size, 2 * height, 2 * width, channels)))
 
 
-def attention(query, key, value, training=False):
+def attention(query, key, value):
     """Scaled dot-product attention that never holds all scores of a large image at once.
 
-    Queries are taken some at a time, so that each head of each example holds at most `SCORES`
-    scores, and a row of them at least. Where that takes several parts, the scores are computed
-    again for the gradient, one part after another; where one part does, they are kept.
+    Processes the queries in parts, so that each head of each example holds at most `SCORES` scores,
+    but at least one row. With several parts, the gradient computes the scores again, part by part;
+    with one part it keeps them.
 
     Args:
         query, key, value: Float tensors (batch_size, positions, heads, channels), positions
             known.
-        training: Whether a gradient will be taken; without, one is possible too.
 
     Returns:
         Float tensor of the shape of `query`.
@@ -249,7 +251,7 @@ def attention(query, key, value, training=False):
 
 
 def _attention_shares(query, key):
-    """Shares (batch_size, heads, queries, keys) of the keys in the output, from scaled queries."""
+    """Return the softmax of scores (batch_size, heads, queries, keys), from scaled queries."""
     scores = ops.matmul(query, ops.swapaxes(key, 2, 3))
     # Half precision is too coarse for exponents.
     return ops.cast(ops.softmax(ops.cast(scores, "float32")), query.dtype)
@@ -289,16 +291,25 @@ def _attention_in_parts(query, key, value):
 
 
 def _after(first, then):
-    """Returns `then`, as something that is not known before `first` is.
+    """Return `then` with a data dependency on `first`.
 
-    So that compilers neither compute parts side by side, nor take what is computed again for
-    what was computed before.
+    Keeps compilers from computing parts side by side, and from replacing a repeated computation
+    by the first result.
     """
     known = ops.cast(ops.reshape(first, (-1,))[0], "bool")
     return then + ops.cast(ops.where(ops.equal(known, known), 0.0, float("nan")), then.dtype)
 
 
 def conv_layer(conv, filters, size=3, zero=False, padding="same", **kwargs):
+    """Return a convolution with PyTorch's initialization, or one that starts at zero.
+
+    Args:
+        conv: Class of the convolution.
+        filters: Output channels.
+        size: Height and width of the kernel.
+        zero: Whether the kernel starts at zero.
+        padding, kwargs: Arguments of the class.
+    """
     return conv(
         filters,
         size,

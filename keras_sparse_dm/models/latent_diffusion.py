@@ -14,27 +14,28 @@ from keras_sparse_dm.presets import get_preset
 
 @keras.saving.register_keras_serializable(package="keras_sparse_dm")
 class LatentDiffusion(DiffusionModel):
-    """Trains a U-Net on the latents of images (Rombach et al. 2022; paper, figure 1a).
+    """A U-Net trained on the latents of images (Rombach et al. 2022; paper, figure 1a).
 
-    The autoencoder is frozen by this constructor: it gets no gradient, no optimizer state and
-    no masks. All else is as in `DiffusionModel`.
+    The constructor freezes the autoencoder: it gets no gradient, no optimizer state and no masks.
+    Everything else is as in `DiffusionModel`.
 
     Args:
-        denoiser: A `UNet` whose channels, in and out, are those of a latent.
-        autoencoder: A `VQAutoencoder`, trained before.
+        denoiser: A `UNet` with as many channels, in and out, as a latent.
+        autoencoder: A trained `VQAutoencoder`.
         noise_schedule: `NoiseSchedule`.
-        image_size: Height and width of the images, a multiple of what autoencoder and U-Net
-            together downsample by.
-        scale_latents: Whether latents are divided by the standard deviation of the first batch
-            that is trained on (Rombach et al. 2022, appendix G); `scale_factor` keeps it.
+        image_size: Height and width of the images, a multiple of the downsampling factors of
+            autoencoder and U-Net together.
+        scale_latents: Whether to divide latents by the standard deviation of the first training
+            batch (Rombach et al. 2022, appendix G); `scale_factor` keeps its inverse.
         seed: Integer seed of the draws of timesteps and noise; None for a random one.
 
     Data for `fit` and `evaluate`: float tensors of images (batch_size, image_size, image_size,
     channels) in [-1, 1]; or dictionaries of `"latents"` (batch_size, image_size / f,
-    image_size / f, code_channels) that the same autoencoder has encoded before, not scaled.
+    image_size / f, code_channels) from the same autoencoder, not scaled.
 
     Raises:
-        ValueError: if sizes and channels do not fit together, or as `DiffusionModel`.
+        ValueError: if sizes or channels do not fit together, and for the reasons of
+            `DiffusionModel`.
 
     Example:
 
@@ -74,7 +75,7 @@ class LatentDiffusion(DiffusionModel):
         self.autoencoder = autoencoder
         self.image_size = int(image_size)
         self.scale_latents = scale_latents
-        # Of a variable that replicas update each for itself, all keep the mean.
+        # Each replica assigns its own value; with this aggregation all keep the mean.
         self.scale_factor = self.add_weight(
             name="scale_factor",
             shape=(),
@@ -94,13 +95,13 @@ class LatentDiffusion(DiffusionModel):
 
     @classmethod
     def from_preset(cls, name, autoencoder=None, seed=None, **overrides):
-        """Makes the model of a preset, untrained and dense.
+        """Return the model of a preset, untrained and dense.
 
         Args:
-            name: A latent diffusion preset.
-            autoencoder: A `VQAutoencoder` of the preset's latents; an untrained one by default.
-            seed: As of the class.
-            overrides: Arguments of the `UNet` to replace.
+            name: Name of a latent diffusion preset.
+            autoencoder: A `VQAutoencoder` for the preset's latents; by default an untrained one.
+            seed: As in the class.
+            overrides: Arguments of the `UNet` that replace the preset's.
 
         Raises:
             ValueError: for a name that is not a latent diffusion preset.
@@ -120,12 +121,12 @@ class LatentDiffusion(DiffusionModel):
 
     @property
     def trainable(self):
-        """Whether the U-Net is trained; the autoencoder never is."""
+        """True if the U-Net trains; the autoencoder never does."""
         return super().trainable
 
     @trainable.setter
     def trainable(self, value):
-        # Keras hands it on to all layers.
+        # Keras sets it on all layers, the autoencoder among them.
         keras.Model.trainable.fset(self, value)
         if hasattr(self, "autoencoder"):
             self.autoencoder.trainable = False
@@ -136,7 +137,20 @@ class LatentDiffusion(DiffusionModel):
         size = self.image_size // self.autoencoder.downsampling
         return (size, size, self.autoencoder.code_channels)
 
-    def prepare(self, data, training):
+    def clean_batch(self, data, training):
+        """Return the scaled latents of a batch.
+
+        Args:
+            data: A batch of images, or a dictionary of their `"latents"`, as in `fit`.
+            training: Whether the model trains on the batch. With `scale_latents` the first
+                training batch sets `scale_factor`.
+
+        Returns:
+            `(latents, None)`, with a float32 tensor (batch_size, height, width, channels).
+
+        Raises:
+            ValueError: for other dictionaries, shapes, targets or sample weights.
+        """
         if isinstance(data, (tuple, list)) and len(data) == 1:
             data = data[0]
         if isinstance(data, dict):
@@ -147,19 +161,19 @@ class LatentDiffusion(DiffusionModel):
                 )
             latents = ops.cast(data["latents"], "float32")
         else:
-            images, _ = super().prepare(data, training)
+            images, _ = super().clean_batch(data, training)
             latents = ops.stop_gradient(self.encode(images))
         if tuple(latents.shape[1:]) != self.latent_shape:
             raise ValueError(
-                f"Latents must be of shape (batch_size, {str(self.latent_shape)[1:]}, as those "
-                f"of images of {self.image_size} pixels are; received {tuple(latents.shape)}."
+                f"Latents must be of shape (batch_size, {str(self.latent_shape)[1:]} for images of "
+                f"{self.image_size} pixels; received {tuple(latents.shape)}."
             )
         if training and self.scale_latents:
             self.learn_scale(latents)
         return latents * self.scale_factor, None
 
     def learn_scale(self, latents):
-        """Sets `scale_factor` to one over the standard deviation of latents, the first time.
+        """Set `scale_factor` to one over the standard deviation of latents, unless it is known.
 
         Args:
             latents: Float tensor (batch_size, height, width, channels), not scaled.
@@ -170,11 +184,25 @@ class LatentDiffusion(DiffusionModel):
         self.scale_known.assign(1.0)
 
     def encode(self, images):
-        """Encodes images to latents, not scaled: (batch_size, height, width, channels) float32."""
+        """Encode images to latents, without scaling them.
+
+        Args:
+            images: Float tensor (batch_size, image_size, image_size, channels) in [-1, 1].
+
+        Returns:
+            Float32 tensor (batch_size, height, width, channels).
+        """
         return ops.cast(self.autoencoder.encode(images), "float32")
 
     def decode(self, latents):
-        """Decodes latents as they are diffused, scaled, to images in [-1, 1]."""
+        """Decode scaled latents to images.
+
+        Args:
+            latents: Float tensor (batch_size, height, width, channels).
+
+        Returns:
+            Float32 tensor (batch_size, image_size, image_size, channels) in [-1, 1].
+        """
         images = self.autoencoder.decode(ops.cast(latents, "float32") / self.scale_factor)
         return ops.clip(ops.cast(images, "float32"), -1.0, 1.0)
 
@@ -188,19 +216,19 @@ class LatentDiffusion(DiffusionModel):
         batch_size=16,
         progress=True,
     ):
-        """Samples images from noise, with averaged (EMA) weights where there are any.
+        """Sample images from noise, with the averaged (EMA) weights if there are any.
 
         Args:
             n: Number of images.
             steps: Number of DDIM steps, from 1 to T.
             eta: Noise of DDIM, from 0 to 1.
             sampler: `"ddim"` or `"ddpm"` (all timesteps).
-            seed: Integer; the same seed gives the same images.
-            batch_size: Images that are sampled and decoded at a time.
+            seed: Integer; equal seeds give equal images. None for a random one.
+            batch_size: Number of images to sample and decode at a time.
             progress: Whether to show progress bars.
 
         Returns:
-            NumPy array (n, image_size, image_size, channels), float32 in [-1, 1].
+            Float32 NumPy array (n, image_size, image_size, channels) in [-1, 1].
 
         Raises:
             ValueError: for `n` or `batch_size` below 1, an unknown sampler, or steps or eta out

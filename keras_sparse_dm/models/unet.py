@@ -1,4 +1,4 @@
-"""The U-Net of latent diffusion (Rombach et al. 2022; Dhariwal and Nichol 2021), sparse."""
+"""U-Net of latent diffusion (Rombach et al. 2022; Dhariwal and Nichol 2021), sparse."""
 
 import math
 
@@ -20,10 +20,10 @@ from keras_sparse_dm.presets import get_preset
 
 
 class AttentionBlock(keras.layers.Layer):
-    """Self-attention of all positions of an image, beside the identity.
+    """Residual self-attention of all positions of an image.
 
-    Queries, keys and values of a head stand together in one projection of width 1, head after
-    head, as in the original.
+    One projection holds the queries, keys and values of all heads, head after head, as in the
+    original.
 
     Args:
         channels: Channels, in and out; a multiple of `head_channels`.
@@ -38,7 +38,7 @@ class AttentionBlock(keras.layers.Layer):
         self.channels = channels
         self.head_channels = head_channels
         self.norm = GroupNorm(name="norm")
-        # The original's convolutions of width 1, which are these matrices, and counted as such.
+        # The original's convolutions of width 1 are matrices, and the paper counts them as such.
         self.qkv = SparseDense(3 * channels, kernel_initializer=KERNEL_INITIALIZER, name="qkv")
         self.output_projection = SparseDense(
             channels, kernel_initializer="zeros", name="output_projection"
@@ -50,12 +50,12 @@ class AttentionBlock(keras.layers.Layer):
         self.output_projection.build((None, None, self.channels))
         self.built = True
 
-    def call(self, x, training=False):
+    def call(self, x):
         batch_size, height, width = ops.shape(x)[:3]
         heads = self.channels // self.head_channels
         qkv = self.qkv(ops.reshape(self.norm(x), (batch_size, height * width, self.channels)))
         qkv = ops.reshape(qkv, (batch_size, height * width, heads, 3, self.head_channels))
-        hidden = attention(*ops.unstack(qkv, axis=3), training=training)
+        hidden = attention(*ops.unstack(qkv, axis=3))
         hidden = self.output_projection(
             ops.reshape(hidden, (batch_size, height * width, self.channels))
         )
@@ -64,13 +64,12 @@ class AttentionBlock(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_sparse_dm")
 class UNet(keras.Model):
-    """Predicts the noise in a noised image or latent.
+    """Denoiser of images or latents: predicts the noise in a noised one.
 
-    Residual blocks that are told the timestep, with self-attention at some resolutions, down
-    to a coarse image and up again, where each block also sees what the block of the same size
-    on the way down gave. Resampling is by convolution. All kernels of convolutions and
-    matrices can be sparse (paper, figure 1a); with the defaults there are 123 of them and
-    274,056,163 parameters, the paper's network.
+    Residual blocks conditioned on the timestep lead down to a coarse image and up again, with
+    self-attention at some resolutions. Each block on the way up also reads the output of the block
+    of the same size on the way down. All kernels of convolutions and matrices can be sparse (paper,
+    figure 1a). The defaults give the paper's network of 123 kernels and 274,056,163 parameters.
 
     Args:
         model_channels: Channels at full resolution; a multiple of 32.
@@ -78,9 +77,9 @@ class UNet(keras.Model):
             resolution has half the height and width of the one before.
         num_res_blocks: Residual blocks at each resolution on the way down; one more on the
             way up.
-        attention_factors: Downsampling factors at which residual blocks are followed by
-            self-attention: powers of 2; one that is not reached has no effect. The coarsest
-            point always has one.
+        attention_factors: Downsampling factors, powers of 2, at which self-attention follows each
+            residual block; factors beyond the coarsest have no effect. The coarsest point always
+            has one self-attention.
         head_channels: Channels of each attention head.
         in_channels: Channels of the input.
         out_channels: Channels of the output.
@@ -98,9 +97,8 @@ class UNet(keras.Model):
         Predicted noise: float tensor (batch_size, height, width, out_channels).
 
     Raises:
-        ValueError: for arguments out of range, and from a call for a height or width that the
-            downsampling does not divide, another number of channels, or timesteps out of
-            range.
+        ValueError: for arguments out of range; when called, for a height or width that the
+            downsampling does not divide, another number of channels, or timesteps out of range.
 
     Example:
 
@@ -189,7 +187,7 @@ class UNet(keras.Model):
                 )
             return layers
 
-        # Named and numbered as in the original, whose checkpoints speak of these numbers.
+        # The numbers are those in the names of the original's checkpoints.
         input_blocks = [[conv_layer(SparseConv2D, self.model_channels, name="input_0")]]
         skips = [self.model_channels]
         for level, multiple in enumerate(self.channel_mult):
@@ -225,7 +223,7 @@ class UNet(keras.Model):
         self._skips = tuple(skips)
 
     def build(self, input_shape=None):
-        # All shapes follow from the arguments, so the model is built from the start.
+        # All shapes follow from the arguments, so the constructor builds the model.
         if self.built:
             return
         features = 4 * self.model_channels
@@ -258,7 +256,11 @@ class UNet(keras.Model):
 
     @classmethod
     def from_preset(cls, name, **overrides):
-        """Makes the denoiser of a preset, with some arguments replaced.
+        """Return the denoiser of a preset, with some arguments replaced.
+
+        Args:
+            name: Name of a latent diffusion preset.
+            overrides: Arguments of the class that replace the preset's.
 
         Raises:
             ValueError: for a name that is not a latent diffusion preset.
@@ -270,13 +272,20 @@ class UNet(keras.Model):
 
     @property
     def downsampling(self):
-        """Factor from full to coarsest resolution; height and width are multiples of it."""
+        """Factor from full to coarsest resolution; it divides height and width."""
         return 2 ** (len(self.channel_mult) - 1)
 
     def embed_time(self, t):
-        """Sinusoidal features of timesteps: (batch_size,) to (batch_size, model_channels)."""
+        """Return sinusoidal features of timesteps.
+
+        Args:
+            t: Integer tensor (batch_size,), counting from 0.
+
+        Returns:
+            Float tensor (batch_size, model_channels).
+        """
         half = self.model_channels // 2
-        # In full precision: half of it cannot tell a thousand timesteps apart.
+        # Half precision cannot tell a thousand timesteps apart.
         frequencies = ops.exp(-math.log(10000.0) * ops.arange(half, dtype="float32") / half)
         angle = ops.cast(t, "float32")[:, None] * frequencies[None]
         embedded = ops.concatenate([ops.cos(angle), ops.sin(angle)], axis=-1)
@@ -288,7 +297,7 @@ class UNet(keras.Model):
         x = ops.cast(x, self.compute_dtype)
         embedding = self.embed_time(t)
         for layer in self.time_embedding:
-            # The second activation is the one before every block's own projection.
+            # The second layer's activation is the one before each block's own projection.
             embedding = layer(embedding)
 
         def apply(layers, x):
@@ -306,18 +315,15 @@ class UNet(keras.Model):
         return self.output_conv(self.output_norm(x))
 
     def _run_layer(self, layer, x, embedding, training):
-        if isinstance(layer, ResidualBlock):
-            call, arguments = layer, (x, embedding)
-        else:
-            call, arguments = layer, (x,)
-        if isinstance(layer, (ResidualBlock, AttentionBlock)):
+        residual = isinstance(layer, ResidualBlock)
+        inputs, options = ((x, embedding), {"training": training}) if residual else ((x,), {})
 
-            def call(*tensors):
-                return layer(*tensors, training=training)
+        def call(*tensors):
+            return layer(*tensors, **options)
 
-            if self.remat and training:
-                call = keras.remat(call)
-        return call(*arguments)
+        if self.remat and training and (residual or isinstance(layer, AttentionBlock)):
+            call = keras.remat(call)
+        return call(*inputs)
 
     def _check_inputs(self, x, t):
         *_, height, width, channels = x.shape

@@ -22,7 +22,7 @@ from keras_sparse_dm.export import (
     to_saved_model,
     to_tflite,
 )
-from keras_sparse_dm.export.tflite.litert import load_interpreter
+from keras_sparse_dm.export.tflite.inference import load_interpreter
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.metrics.costs.memory import file_bytes
 from keras_sparse_dm.runs.exported import run_metadata

@@ -208,7 +208,7 @@ class ImageRun:
         if model.scale_latents and not float(model.scale_known):
             # The untrained network is evaluated before the first training step.
             (batch,) = self.train_batches(0).take(1)
-            model.prepare(batch, training=True)
+            model.clean_batch(batch, training=True)
 
     @property
     def checksum(self):

@@ -1,4 +1,4 @@
-"""Small networks of every kind, and tensors that a PyTorch checkpoint of theirs would hold."""
+"""Small networks of every kind, and the tensors of their PyTorch checkpoints."""
 
 import functools
 
@@ -36,7 +36,7 @@ PLANS = {"original": original.PLANS, "diffusers": diffusers.PLANS}
 
 @functools.cache
 def shared(new):
-    """A model that many tests refuse something for; none may change it."""
+    """Model for tests of errors; none may change it."""
     return new()
 
 
@@ -51,7 +51,7 @@ def random_tensors(kind, seed=0, naming="original"):
 
 
 def assert_holds(kind, network, tensors):
-    """Checks that a network's weights are these tensors, in the original's names, to the bit."""
+    """Check that a network's weights equal tensors with the original names, bit for bit."""
     held = read_plan(original.PLANS[kind](network))
     assert set(held) == set(tensors)
     for name, tensor in tensors.items():
@@ -64,7 +64,7 @@ def prefixed(prefix, tensors):
 
 @functools.cache
 def networks_in_checkpoint():
-    """What `whole_checkpoint` holds, in the networks' own names: `{part: {name: array}}`."""
+    """Contents of `whole_checkpoint` with the networks' own names: `{part: {name: array}}`."""
     return {
         "unet": random_tensors("unet", 0),
         "averaged": random_tensors("unet", 1),
@@ -73,7 +73,7 @@ def networks_in_checkpoint():
 
 
 def whole_checkpoint(*left_out):
-    """A checkpoint of latent diffusion: `{name: array}`, but for the parts left out."""
+    """Return a checkpoint of latent diffusion without some parts: `{name: array}`."""
     networks = networks_in_checkpoint()
     betas = NoiseSchedule.scaled_linear(20).betas
     parts = {
@@ -100,7 +100,7 @@ def whole_checkpoint(*left_out):
 
 
 def values(model):
-    """Weights and masks; what else is among a model's variables is random state."""
+    """Weights and masks, without the random state among a model's variables."""
     return [ops.convert_to_numpy(v) for v in model.weights]
 
 

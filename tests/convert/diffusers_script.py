@@ -1,4 +1,4 @@
-"""Random networks of the diffusers library and what they answer, made in a process of their own:
+"""Random networks of the diffusers library and their outputs, made in a separate process:
 its LLVM and TensorFlow's do not share one everywhere.
 
     python diffusers_script.py FOLDER

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("safetensors")
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
-    """Runs the command in a folder of its own: `(exit code, stdout, stderr)`."""
+    """Function that runs the command in its own folder: `(exit code, stdout, stderr)`."""
     monkeypatch.chdir(tmp_path)
 
     def run(*argv):
@@ -85,7 +85,7 @@ def test_pytorch_s_own_files_and_sketches(command, torch):
     model = keras.saving.load_model("a.keras")
     assert model.representation == "delta"
     assert_holds("chirodiff", model, tensors)
-    # As a training run leaves it.
+    # In the state after a training run.
     DiffusionModel(model, NoiseSchedule.linear(1000)).save("run.keras")
     code, out, err = command("run.keras", "back.pt")
     assert (code, err) == (0, "")

@@ -31,7 +31,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    """A folder with networks that diffusers wrote, and their answers."""
+    """A folder with networks that diffusers wrote, and their outputs."""
     for package in ("torch", "diffusers", "safetensors"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
@@ -206,7 +206,7 @@ def test_what_config_json_leaves_out_is_what_diffusers_takes_for_it(tmp_path, sa
 
 
 def test_the_published_settings_are_the_defaults():
-    # As CompVis/ldm-celebahq-256 has them; written by a version that knew no others.
+    # The settings of CompVis/ldm-celebahq-256, written by a version that had no others.
     levels = 3
     unet = {
         "_class_name": "UNet2DModel",

@@ -1,4 +1,4 @@
-"""U-Net, autoencoder and both together from checkpoints in the original's names."""
+"""U-Net, autoencoder and both together from checkpoints with the original names."""
 
 import numpy as np
 import pytest
@@ -102,7 +102,7 @@ def test_latent_diffusion_takes_all_of_it():
         assert_holds("unet", model.denoiser, networks_in_checkpoint()[part])
         assert_holds("autoencoder", model.autoencoder, networks_in_checkpoint()["autoencoder"])
         assert float(model.scale_factor) == 0.75
-        # Training is not to replace it by what the first batch gives.
+        # Training must not replace it by the first batch's value.
         assert float(model.scale_known) == 1.0
 
 

@@ -35,7 +35,7 @@ def new_model():
 
 
 def values(model):
-    # Weights and masks; what else is among the variables is random state.
+    # Weights and masks; the other variables are random state.
     return [ops.convert_to_numpy(v) for v in model.weights]
 
 
@@ -120,7 +120,7 @@ def test_a_dictionary_of_pytorch_tensors(torch):
 
 
 def test_a_pytorch_module_of_the_original_shape_agrees(torch):
-    """PyTorch itself, not only its documentation."""
+    """Compare with PyTorch itself."""
     tensors = random_tensors()
     gru = torch.nn.GRU(13, UNITS, num_layers=2, bidirectional=True, batch_first=True)
     prefix = "model.rnn."

@@ -1,4 +1,4 @@
-"""Checkpoints that are written, and read again."""
+"""Writing of checkpoints, and reading them back."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What is read from PyTorch's files, and what never is."""
+"""Reading of PyTorch files: tensors, and never code."""
 
 import collections
 import pickle
@@ -26,7 +26,7 @@ def test_a_whole_checkpoint_file(tmp_path, torch):
     state = {name: torch.from_numpy(np.array(t)) for name, t in whole_checkpoint().items()}
     content = {"state_dict": state, "epoch": 3, "lr_schedulers": [{"last_epoch": 2}]}
     model = new_latent_diffusion()
-    # As PyTorch writes, and as it wrote before 1.6.
+    # The formats since PyTorch 1.6, and before.
     for zipped, ema, part in ((True, True, "averaged"), (False, None, "unet")):
         path = tmp_path / f"{part}.ckpt"
         torch.save(content, path, _use_new_zipfile_serialization=zipped)
@@ -38,7 +38,7 @@ def test_a_whole_checkpoint_file(tmp_path, torch):
 
 @pytest.fixture
 def lightning(monkeypatch):
-    """A class that files know as one of PyTorch Lightning's, which is not installed."""
+    """A class that a file names as one of PyTorch Lightning, which is not installed."""
     name = "pytorch_lightning.callbacks.model_checkpoint"
     for end in range(1, name.count(".") + 2):
         parent = ".".join(name.split(".")[:end])
@@ -70,13 +70,13 @@ def test_a_file_of_lightning_as_the_published_ones_are(
     model = new_autoencoder()
     load_pytorch(model, path)
     assert_holds("autoencoder", model, tensors)
-    # What was let pass for this file is let pass for no other.
+    # Exceptions for this file do not hold for another.
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
 
 
 class Callback:
-    """Stands for what a program saves of its own beside the weights."""
+    """Example of an object that a program saves beside the weights."""
 
 
 def test_a_file_with_objects_says_how_to_write_its_weights_alone(tmp_path, torch):

@@ -7,8 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_sparse_dm import DynamicSparsity, sparsify
-from keras_sparse_dm.diffusion import DiffusionModel, NoiseSchedule
-from keras_sparse_dm.diffusion import model as diffusion_model
+from keras_sparse_dm.diffusion import DiffusionModel, NoiseSchedule, generation
 from keras_sparse_dm.layers import SparseDense
 from keras_sparse_dm.models import ChiroDiff
 from keras_sparse_dm.sparsity import check_invariant, masked_kernels
@@ -18,7 +17,7 @@ SCHEDULE = NoiseSchedule.linear(T, 0.05, 0.3)
 
 
 class Recorder(keras.Model):
-    """A denoiser that answers `0.3 * x_t` and keeps what it was asked, in eager mode."""
+    """Denoiser that returns `0.3 * x_t`, and records its inputs in eager mode."""
 
     point_features = 3
 
@@ -81,7 +80,7 @@ def sketches():
 
 
 def drawn_noise(x, x_t, t):
-    """Solves equation 4 of Ho et al. 2020 for the noise."""
+    """Solve equation 4 of Ho et al. 2020 for the noise."""
     a = SCHEDULE.alphas_cumprod[t].reshape((-1,) + (1,) * (x.ndim - 1))
     return (x_t - np.sqrt(a) * x) / np.sqrt(1 - a)
 
@@ -104,7 +103,7 @@ def test_loss_of_sketches_is_the_mean_over_features_own_points_and_sketches(step
         for i, length in enumerate(lengths)
     ]
     assert loss == pytest.approx(np.mean(per_sketch), rel=1e-4)
-    # The noise is noise: that which was solved for, not zeros.
+    # The solution is noise, not zeros.
     assert 0.5 < noise.std() < 1.5
 
 
@@ -116,6 +115,30 @@ def test_loss_of_images_is_the_mean_over_everything():
     ((x_t, t),) = model.denoiser.asked
     noise = drawn_noise(x.astype("float64"), x_t, t)
     assert loss == pytest.approx(((0.3 * x_t - noise) ** 2).mean(), rel=1e-4)
+
+
+def test_the_old_name_of_clean_batch_still_works():
+    class Halved(DiffusionModel):
+        def clean_batch(self, data, training):
+            x, lengths = super().clean_batch(data, training)
+            return x / 2, lengths
+
+    class HalvedByTheOldName(DiffusionModel):
+        def prepare(self, data, training):
+            x, lengths = super().prepare(data, training)
+            return x / 2, lengths
+
+    def loss(cls):
+        model = cls(Recorder(), SCHEDULE, seed=1)
+        model.compile(keras.optimizers.SGD(0.0))
+        return model.evaluate(vectors(8), verbose=0)
+
+    with pytest.warns(DeprecationWarning, match="prepare is now clean_batch"):
+        old = loss(HalvedByTheOldName)
+    assert old == loss(Halved) != loss(DiffusionModel)
+    with pytest.warns(DeprecationWarning, match="prepare is now clean_batch"):
+        x, _ = Halved(Recorder(), SCHEDULE).prepare(np.ones((2, 3)), training=False)
+    np.testing.assert_array_equal(x, 0.5 * np.ones((2, 3)))
 
 
 def test_a_smaller_last_batch_weighs_less():
@@ -344,9 +367,9 @@ def test_generate_says_what_is_wrong(sketch_model, arguments, received):
 
 @pytest.mark.parametrize("cores", [1, 2, 3])
 def test_compiled_sketches_side_by_side_are_the_same(sketch_model, monkeypatch, cores):
-    monkeypatch.setattr(diffusion_model, "cpu_count", lambda: cores)
-    monkeypatch.setattr(diffusion_model, "LEAST_SKETCHES_A_THREAD", 2)
-    monkeypatch.setattr(diffusion_model, "LENGTH_STEP", 8)
+    monkeypatch.setattr(generation, "cpu_count", lambda: cores)
+    monkeypatch.setattr(generation, "LEAST_SKETCHES_A_THREAD", 2)
+    monkeypatch.setattr(generation, "LENGTH_STEP", 8)
     lengths = [7, 2, 11, 5, 2]
     plain = sketch_model.generate(lengths=lengths, steps=5, seed=3, jit_compile=False)
     compiled = sketch_model.generate(
@@ -359,7 +382,7 @@ def test_compiled_sketches_side_by_side_are_the_same(sketch_model, monkeypatch, 
 @pytest.mark.parametrize(
     ("number", "batch_size", "cores", "wanted"),
     [
-        # As many batches for every core, none but the last with fewer sketches.
+        # Every core gets equally many batches; only the last has fewer sketches.
         (1000, 256, 2, (2, 100)),
         (1000, 256, 8, (8, 32)),
         (1000, 1024, 8, (8, 63)),
@@ -370,23 +393,23 @@ def test_compiled_sketches_side_by_side_are_the_same(sketch_model, monkeypatch, 
     ],
 )
 def test_cores_share_the_sketches_evenly(monkeypatch, number, batch_size, cores, wanted):
-    monkeypatch.setattr(diffusion_model, "cpu_count", lambda: cores)
+    monkeypatch.setattr(generation, "cpu_count", lambda: cores)
     monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 0)
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
-    assert diffusion_model._batches_side_by_side(number, batch_size) == wanted
+    assert generation._batches_side_by_side(number, batch_size) == wanted
 
 
 def test_few_compilations_serve_all_batches_and_calls(sketch_model, monkeypatch):
-    monkeypatch.setattr(diffusion_model, "cpu_count", lambda: 2)
-    monkeypatch.setattr(diffusion_model, "LEAST_SKETCHES_A_THREAD", 3)
+    monkeypatch.setattr(generation, "cpu_count", lambda: 2)
+    monkeypatch.setattr(generation, "LEAST_SKETCHES_A_THREAD", 3)
     shapes = []
-    sampler = diffusion_model.ddim
+    sampler = generation.ddim
 
     def spy(denoise, schedule, x, *args, **kwargs):
         shapes.append((x.shape, kwargs["jit_compile"]))
         return sampler(denoise, schedule, x, *args, **kwargs)
 
-    monkeypatch.setattr(diffusion_model, "ddim", spy)
+    monkeypatch.setattr(generation, "ddim", spy)
     options = {"steps": 2, "seed": 0, "jit_compile": True, "batch_size": 6}
     for lengths in ([3, 9, 4, 4, 8, 2, 5], [20, 7, 2, 2, 30, 1, 4, 4]):
         sketch_model.generate(lengths=lengths, **options)
@@ -394,8 +417,8 @@ def test_few_compilations_serve_all_batches_and_calls(sketch_model, monkeypatch)
 
 
 def test_a_failing_thread_stops_the_others_and_is_heard(sketch_model, monkeypatch):
-    monkeypatch.setattr(diffusion_model, "cpu_count", lambda: 2)
-    monkeypatch.setattr(diffusion_model, "LEAST_SKETCHES_A_THREAD", 1)
+    monkeypatch.setattr(generation, "cpu_count", lambda: 2)
+    monkeypatch.setattr(generation, "LEAST_SKETCHES_A_THREAD", 1)
     begun = []
 
     def fail(denoise, schedule, x, *args, on_progress, **kwargs):
@@ -406,7 +429,7 @@ def test_a_failing_thread_stops_the_others_and_is_heard(sketch_model, monkeypatc
             time.sleep(0.01)
             on_progress(0)
 
-    monkeypatch.setattr(diffusion_model, "ddim", fail)
+    monkeypatch.setattr(generation, "ddim", fail)
     started = time.monotonic()
     with pytest.raises(MemoryError, match="no room"):
         sketch_model.generate(lengths=[3] * 40, steps=2, batch_size=2, jit_compile=True)
@@ -420,8 +443,8 @@ def test_large_samplings_are_compiled_where_that_pays(sketch_model, monkeypatch)
         compiled.append(jit_compile)
         return x
 
-    monkeypatch.setattr(diffusion_model, "ddim", spy)
-    monkeypatch.setattr(diffusion_model, "ddpm", spy)
+    monkeypatch.setattr(generation, "ddim", spy)
+    monkeypatch.setattr(generation, "ddpm", spy)
 
     def choice(model, **options):
         compiled.clear()
@@ -431,11 +454,11 @@ def test_large_samplings_are_compiled_where_that_pays(sketch_model, monkeypatch)
     many = {"lengths": [10] * 20}
     assert choice(sketch_model, **many) == {False}
     work = 2 * sketch_model.denoiser.count_params() * 200 * 5
-    monkeypatch.setattr(diffusion_model, "WORTH_COMPILING", work)
+    monkeypatch.setattr(generation, "WORTH_COMPILING", work)
     assert choice(sketch_model, **many) == {True}
     assert choice(sketch_model, lengths=[10] * 19) == {False}
     assert choice(sketch_model, **many, jit_compile=False) == {False}
-    # Other noise would be drawn, other points computed, and images gain nothing that is known.
+    # Those would draw other noise or read padding; images have no known gain.
     assert choice(sketch_model, **many, eta=0.5) == {False}
     assert choice(sketch_model, **many, sampler="ddpm") == {False}
     assert choice(DiffusionModel(Recorder(), SCHEDULE), **many) == {False}
@@ -524,7 +547,7 @@ def test_the_sparse_kernels_of_the_denoiser_are_found():
     assert sum(int(np.prod(k.kernel.shape)) for k in masked_kernels(model)) == 10 * 16 + 16 * 6
 
 
-# What users do besides ----------------------------------------------------------------------------
+# Other uses ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])

@@ -14,7 +14,7 @@ SHORT = NoiseSchedule.linear(50, 1e-3, 0.2)
 
 
 def new_tanh_denoiser():
-    """The function that `reference/README.md` gives for epsilon, one that nothing has called."""
+    """Return a new copy of the epsilon function in `reference/README.md`."""
 
     def denoise(x, t):
         t = ops.cast(t, x.dtype)
@@ -79,7 +79,7 @@ def test_any_number_of_steps_visits_distinct_ascending_timesteps(data, timesteps
     assert np.issubdtype(visited.dtype, np.integer)
     assert visited[0] >= 0 and visited[-1] <= timesteps - 1
     assert (np.diff(visited) >= 1).all()
-    # Evenly: no gap is more than one longer than another.
+    # Gaps differ by at most one.
     if steps > 1:
         assert np.ptp(np.diff(visited)) <= 1
 
@@ -189,14 +189,14 @@ def test_ddpm_samples_have_the_mean_and_variance_of_the_data():
     samples = ddpm(denoise, SHORT, x_T, seed=4)
     mean, variance = follow(ddpm_step(SHORT), range(50))
     assert_distributed(samples, mean, variance)
-    # What the recursion says is near the data itself.
+    # The recursion ends near the data.
     assert mean == pytest.approx(MEAN, abs=0.02)
     assert math.sqrt(variance) == pytest.approx(DEVIATION, abs=0.05)
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 def test_ddpm_equals_algorithm_2_step_by_step(monkeypatch, noise):
-    # Noise that is everywhere the same number makes the sampler deterministic, sigma included.
+    # Constant noise makes the sampler deterministic, sigma included.
     monkeypatch.setattr(
         keras.random, "normal", lambda shape, *args, **kwargs: ops.full(shape, noise, "float32")
     )
@@ -226,7 +226,7 @@ def test_the_seed_decides_the_noise(name):
     first = np.asarray(sample(5))
     np.testing.assert_array_equal(first, sample(5))
     assert np.abs(first - np.asarray(sample(6))).max() > 1e-3
-    # Examples of a batch get noise of their own.
+    # The examples of a batch get different noise.
     assert len(np.unique(first.round(4))) == first.size
     # Without a seed every call differs.
     assert np.abs(np.asarray(sample(None)) - np.asarray(sample(None))).max() > 1e-3

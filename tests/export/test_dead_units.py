@@ -119,7 +119,7 @@ def test_units_of_the_sketch_network_by_hand():
     assert (smaller.units, smaller.projection_units) == ([4, 3], 2)
     assert_same_answers(model, smaller, sketch_inputs())
     assert "bidirectional_1/forward" in str(removed) and "parameters: " in str(removed)
-    # What is below of what is not used any more is dead too.
+    # Units that lead only to dead units are dead too.
     cut(model.output_projection.kernel, slice(0, 8), 1)
     cut(model.output_projection.kernel, slice(0, 8), 2)
     smaller, removed = remove_dead_units(model)
@@ -191,7 +191,7 @@ DENSE = st.tuples(
 
 @st.composite
 def images_to_numbers(draw):
-    """Layers and their arguments: convolutions, what may stand between them, dense layers."""
+    """Layers and their arguments: convolutions, layers between them, dense layers."""
     stack = []
     for _ in range(draw(st.integers(1, 2))):
         stack += [draw(CONVOLUTIONS), *draw(st.lists(BETWEEN, max_size=2))]
@@ -322,7 +322,7 @@ def test_two_consumers_of_one_layer():
         kernel[rows] = 0.0
         model.get_layer(name).kernel.assign(kernel)
     smaller, removed = remove_dead_units(model)
-    # Only unit 1 is used by neither.
+    # Unit 1 is the only one that neither uses.
     assert removed.layers == (("first", 4, 3, 1, 0),)
     x = np.random.default_rng(0).normal(size=(2, 6)).astype("float32")
     for a, b in zip(model(x), smaller(x), strict=True):
@@ -337,7 +337,7 @@ def test_a_sparse_model_of_this_package_stays_sparse():
     assert removed.removed > 0
     assert 0 < ksd.sparsity_report(smaller).sparsity < 0.8
     check_invariant(smaller)
-    # It can be trained further.
+    # It can train on.
     smaller.compile("adam", "mse")
     smaller.fit(
         np.ones((4, 5)), np.ones((4, 2)), verbose=0, callbacks=[ksd.DynamicSparsity("static")]
@@ -352,9 +352,9 @@ def test_bad_input():
         remove_dead_units(keras.Sequential([layers.Dense(3)]))
 
 
-def test_an_example_that_is_answered_otherwise_raises(monkeypatch):
+def test_different_outputs_for_the_example_raise(monkeypatch):
     model = dense_network()
     randomize(model, np.random.default_rng(0))
-    monkeypatch.setattr("keras_sparse_dm.export.dead_units._folded", lambda producer: 1.0)
-    with pytest.raises(ArithmeticError, match="answers the example otherwise"):
+    monkeypatch.setattr("keras_sparse_dm.export.dead_units.of_graphs._folded", lambda producer: 1.0)
+    with pytest.raises(ArithmeticError, match="outputs for `example` differ by up to"):
         remove_dead_units(model, np.ones((2, 5), "float32"))

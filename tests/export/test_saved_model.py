@@ -24,7 +24,7 @@ LENGTHS = [3, 9, 4, 1, 9, 6]
 
 
 def sketch_model():
-    """Trained by few steps, so that the averages differ from the weights."""
+    """Model after a few training steps, so that the averages differ from the weights."""
     keras.utils.set_random_seed(0)
     denoiser = ChiroDiff(units=8, num_layers=2, representation="delta", timesteps=T, seed=0)
     model = DiffusionModel(denoiser, SCHEDULE, seed=3)
@@ -54,7 +54,7 @@ def sketches(tmp_path_factory):
     model = sketch_model()
     path = tmp_path_factory.mktemp("sketches") / "model"
     with pytest.MonkeyPatch.context() as patch:
-        # So that there are several batches, the last one smaller.
+        # Several batches, of which the last is smaller.
         patch.setattr(saved_model, "SKETCHES_A_BATCH", 4)
         to_saved_model(model, path, {"run": "r1"})
     return model, path, tf.saved_model.load(path)
@@ -87,7 +87,7 @@ def test_sketches_are_those_of_the_model(sketches, steps, eta):
     wanted = model.generate(lengths=LENGTHS, steps=steps, eta=eta, seed=11, batch_size=4)
     found = generate(loaded, 11, steps, eta, lengths=LENGTHS)
     np.testing.assert_allclose(found, wanted, atol=2e-5)
-    # With the averages, for the weights would give others.
+    # With the averages; the weights would give other samples.
     with_weights = DiffusionModel(model.denoiser, SCHEDULE)
     other = with_weights.generate(lengths=LENGTHS, steps=steps, eta=eta, seed=11, batch_size=4)
     assert np.abs(other - wanted).max() > 1e-3
@@ -159,7 +159,7 @@ def test_steps_and_eta_have_defaults(sketches):
     found = loaded.generate(tf.constant(4, "int64"), tf.constant([3, 5]))["samples"]
     wanted = model.generate(lengths=[3, 5], steps=T, seed=4)
     np.testing.assert_allclose(found, wanted, atol=2e-5)
-    # And in the signature, for servers.
+    # The signature, for servers, has it too.
     file = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
     defaults = file.meta_graphs[0].signature_def["generate"].defaults
     assert {name: tf.make_ndarray(value).item() for name, value in defaults.items()} == {
@@ -172,7 +172,7 @@ CODE = '''
 import importlib.abc, sys
 
 class Hiding(importlib.abc.MetaPathFinder):
-    """Finds what another finder does, but for what is not to be there."""
+    """Import finder that hides some modules from another finder."""
 
     def __init__(self, finder):
         self.finder = finder

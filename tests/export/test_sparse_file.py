@@ -35,7 +35,7 @@ def arrays(variables):
 
 
 def assert_equal(one, other):
-    """Same variables bit for bit, masks, and what the masks were asked to be."""
+    """Assert that variables, masks and the masks' targets are bitwise equal."""
     assert len(one.variables) == len(other.variables)
     for a, b in zip(one.variables, other.variables, strict=True):
         assert a.dtype == b.dtype
@@ -175,7 +175,7 @@ def test_latent_diffusion(tmp_path):
 
 @keras.saving.register_keras_serializable(package="test_sparse_file")
 class Own(keras.Model):
-    """Makes its layers itself, and has a weight that is in no layer."""
+    """Model that makes its own layers, and has a weight outside of them."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -269,7 +269,7 @@ def test_the_file_is_what_its_description_says(tmp_path):
         data = tensors[f"{k.kernel.path}:mask"]
         bits = [byte >> i & 1 for byte in data.tolist() for i in range(8)]
         if facts["encoding"] == "elias_fano":
-            # By the definition of the code.
+            # The definition of the code.
             low = int(np.floor(np.log2(k.size / facts["active"])))
             numbers, zeros = [], 0
             unary = bits[-(-facts["active"] * low // 8) * 8 :]
@@ -361,7 +361,7 @@ def test_a_newer_version_asks_for_an_upgrade(tmp_path):
         patch.setattr("keras_sparse_dm.export.sparse_file.format.FORMAT_VERSION", 3)
         path = small_file(tmp_path).rename(tmp_path / "newer.sparse")
     for function in (load_sparse, read_header):
-        with pytest.raises(ValueError, match="newer.sparse is of version 3.*2: upgrade") as error:
+        with pytest.raises(ValueError, match="newer.sparse has version 3.*2: upgrade") as error:
             function(path)
         assert "\n" not in str(error.value)
 
@@ -373,7 +373,7 @@ def test_code_in_a_configuration_is_not_run(tmp_path):
         load_sparse(path)
 
 
-# Training goes on ------------------------------------------------------------------------------
+# Resumed training ------------------------------------------------------------------------------
 
 
 class Save(keras.callbacks.Callback):
@@ -433,7 +433,7 @@ def test_training_goes_on_bit_for_bit(tmp_path, name, method):
         np.testing.assert_array_equal(*arrays([one, other]), err_msg=key)
     for one, other in zip(a.inner_optimizer.variables, b.inner_optimizer.variables, strict=True):
         np.testing.assert_array_equal(*arrays([one, other]), err_msg=one.path)
-    # Equally sparse: of a kernel's state only what is active.
+    # Equally sparse: the state of a kernel's active weights only.
     stored = read_header(tmp_path / "m")["arrays"]
     active = {f["active"] for f in stored.values() if "active" in f}
     state = [f for f in stored.values() if f["encoding"] == "as_kernel"]
@@ -464,7 +464,7 @@ def test_training_of_a_diffusion_model_goes_on_bit_for_bit(tmp_path):
     averaged = tmp_path / "averaged"
     fit(model, Save(tmp_path / "m", optimizer=True), Save(averaged))
     loaded = load_sparse(tmp_path / "m")
-    # Before training goes on: samples are those of the averages, in either file.
+    # Before training resumes, both files sample with the averages.
     sample = {"lengths": [4, 6], "steps": 3, "seed": 1}
     used = load_sparse(averaged)
     assert not used.compiled
@@ -519,7 +519,7 @@ def test_the_state_of_an_optimizer_that_has_moved_pruned_weights_is_kept_whole(t
     model = network()
     model.compile(keras.optimizers.Adam(1e-2), "mse")
     model.fit(X, Y, epochs=1, verbose=0)
-    # Moments of before.
+    # Moments before the update.
     ksd.sparsify(model, 0.5, seed=0)
     loaded = load_sparse(save_sparse(model, tmp_path / "m", optimizer=True))
     for one, other in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):

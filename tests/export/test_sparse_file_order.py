@@ -1,4 +1,4 @@
-"""No layer gets the weights of another, in whatever order a class or a file has them."""
+"""Matching of layers to their weights, for any order of layers in a class or a file."""
 
 import json
 import random
@@ -71,7 +71,7 @@ class Attention(layers.MultiHeadAttention):
 
 @keras.saving.register_keras_serializable(package="test_order")
 class Parts(keras.Model):
-    """Makes equal sublayers in the order `order`, and calls them in that of `NAMES`."""
+    """Layer that makes equal sublayers in the order `order`, and calls them in that of `NAMES`."""
 
     order = NAMES
     make = None
@@ -204,7 +204,7 @@ def test_unnamed_layers_of_lists_and_graphs(tmp_path, cls, kind, fresh):
     if fresh:
         keras.backend.clear_session()
     same_answers(model, load_sparse(path))
-    # Which of them is which nobody can tell now.
+    # Nothing distinguishes them now.
     Parts.order = ("second", "first", "third")
     refused(path, "'.*' and '.*_1' may have changed places")
 
@@ -248,7 +248,7 @@ def test_names_made_of_numbered_ones(tmp_path):
 
 @keras.saving.register_keras_serializable(package="test_order")
 class Sharing(Parts):
-    """Holds one layer twice."""
+    """Layer that holds another one twice."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -286,7 +286,7 @@ def test_layers_that_are_not_those_of_the_file(tmp_path):
             super().build((*input_shape[:-1], 7))
 
     Parts.make = lambda name: Seven(6, name="dense_9") if name == "second" else dense()
-    refused(path, r"layer 'parts.*/dense_9': 'kernel' is of shape \(7, 6\), in the file \(6, 6\)")
+    refused(path, r"layer 'parts.*/dense_9': 'kernel' has shape \(7, 6\), in the file \(6, 6\)")
 
 
 def test_a_layer_more_or_less(tmp_path, monkeypatch):
@@ -354,7 +354,7 @@ def test_random_generators_in_another_order(tmp_path, monkeypatch):
 
 
 def rewritten(path, change):
-    """Changes the content in a file's header, as if it had been written so."""
+    """Change the content in a file's header, with valid checksums."""
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     entries = json.loads(data[8 : 8 + length])
@@ -423,7 +423,7 @@ def test_records_are_what_the_format_says(tmp_path):
 
 @keras.saving.register_keras_serializable(package="test_order")
 class ByPath(keras.optimizers.SGD):
-    """Saves its state in a way of its own, under the paths of the kernels."""
+    """Optimizer with its own `save_own_variables`, whose keys are the paths of kernels."""
 
     between = "/"
 

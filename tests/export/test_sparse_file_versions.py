@@ -1,4 +1,4 @@
-"""Files of version 1, written by the script beside them, load as they did."""
+"""Loading of version 1 files, which the script beside them wrote."""
 
 import runpy
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_version_1(written, name, tmp_path):
     assert header["format_version"] == 1 and header["metadata"] == {"made": name}
     with np.load(VERSION_1 / f"{name}.npz") as archive:
         expected = {key: archive[key] for key in archive.files}
-    # What is loaded can be saved in the new version, and is the same then.
+    # The loaded model can be saved in the new version without a change.
     again = save_sparse(load_sparse(path), tmp_path / "m", optimizer=header["optimizer"])
     assert read_header(again)["format_version"] == 2
     for file in (path, again):

@@ -1,4 +1,5 @@
 import json
+import math
 import zlib
 
 import keras
@@ -16,8 +17,7 @@ from keras_sparse_dm.export import (
     sparse_inference_report,
     to_tflite,
 )
-from keras_sparse_dm.export.tflite import flatbuffer, tflite
-from keras_sparse_dm.models.chirodiff import recurrent_lite as recurrent
+from keras_sparse_dm.export.tflite import comparison, flatbuffer, write
 
 interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 
@@ -32,7 +32,7 @@ def chirodiff(units=16, sparsity=0.8, structure=None, layers=2, **arguments):
         ksd.sparsify(denoiser, sparsity, seed=0, **options)
     rng = np.random.default_rng(1)
     for weight in denoiser.trainable_variables:
-        # At the start all are zero, and would hide one that is left out.
+        # Biases start at zero, which would hide a missing one.
         if "bias" in weight.path:
             weight.assign(0.3 * rng.standard_normal(weight.shape))
         else:
@@ -69,12 +69,20 @@ def inputs_of_denoiser(batch_size=1, length=LENGTH, seed=0):
 
 
 def run_file(path, what, **inputs):
-    """What a file answers to LiteRT alone."""
+    """Return the outputs of a file in LiteRT alone."""
     return interpreter.Interpreter(str(path)).get_signature_runner(what)(**inputs)
 
 
 def tensors_of(path):
-    return flatbuffer.sparse_tensors(path.read_bytes())
+    """List the sparse tensors of a file: `(dense shape, weights in a block)`."""
+    found = []
+    for graph in flatbuffer.parse(path.read_bytes()).subgraphs:
+        for tensor in graph.tensors:
+            if tensor.sparsity is not None:
+                blocks = tensor.sparsity.dimMetadata[len(tensor.shape) :]
+                block = math.prod(dimension.denseSize for dimension in blocks)
+                found.append((tuple(int(n) for n in tensor.shape), block))
+    return found
 
 
 # The answers
@@ -154,58 +162,6 @@ def test_averaged_weights_are_exported(sketches, tmp_path):
     answer = TFLiteDenoiser(tmp_path / "model.tflite")(*inputs)
     np.testing.assert_allclose(answer, averaged, atol=1e-4)
     np.testing.assert_array_equal(model(inputs), trained)
-
-
-GRUS = {
-    "plain": {},
-    "no bias": {"use_bias": False},
-    "reset before": {"reset_after": False},
-    "reset before, no bias": {"reset_after": False, "use_bias": False},
-    "backwards": {"go_backwards": True},
-    "zeros": {"zero_output_for_mask": True},
-    "backwards, zeros": {"go_backwards": True, "zero_output_for_mask": True},
-    "last": {"return_sequences": False},
-    "states": {"return_state": True},
-    "hard": {"recurrent_activation": "hard_sigmoid", "activation": "relu"},
-    "other gate": {"recurrent_activation": "tanh"},
-}
-
-
-@pytest.mark.parametrize("length", [1, 5, 40])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("arguments", GRUS.values(), ids=GRUS)
-def test_the_loop_is_keras_s_gru(arguments, masked, length):
-    gru = keras.layers.GRU(6, **{"return_sequences": True, **arguments})
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((3, length, 4)).astype("float32")
-    # With holes, too.
-    mask = (rng.random((3, length)) < 0.7) if masked else None
-    gru.build(x.shape)
-    for weight in gru.weights:
-        weight.assign(rng.standard_normal(weight.shape))
-    if "recurrent_activation" in arguments:
-        # What is not bounded must not grow without end.
-        gru.cell.recurrent_kernel.assign(0.1 * gru.cell.recurrent_kernel)
-    layer = keras.Sequential([gru])
-    expected = keras.tree.flatten(gru(x, mask=mask))
-    with recurrent.traced_for_litert(layer):
-        function = tf.function(lambda x: gru(x, mask=None if mask is None else tf.constant(mask)))
-        answers = keras.tree.flatten(function(tf.constant(x)))
-    assert "inner_loop" not in vars(gru)
-    for answer, right in zip(answers, expected, strict=True):
-        np.testing.assert_allclose(answer, right, atol=2e-5)
-
-
-def test_a_gru_starts_from_a_given_state():
-    gru = keras.layers.GRU(6, return_sequences=True)
-    x, state = tf.random.normal((2, 7, 4)), tf.random.normal((2, 6))
-    mask = tf.constant([[False] * 2 + [True] * 5] * 2)
-    gru.build(x.shape)
-    for valid in (None, mask):
-        expected = gru(x, initial_state=state, mask=valid)
-        with recurrent.traced_for_litert(keras.Sequential([gru])):
-            answer = tf.function(lambda x, s, v=valid: gru(x, initial_state=s, mask=v))(x, state)
-        np.testing.assert_allclose(answer, expected, atol=1e-5)
 
 
 # What is in the file
@@ -319,7 +275,7 @@ def test_metadata(exported, model):
     assert facts["inputs"] == {"points": [1, LENGTH, 3], "t": [1], "lengths": [1]}
     assert facts["sparsity"] == pytest.approx(0.8, abs=1e-3)
     assert facts["package"] == ksd.__version__
-    # Whoever has no code of this package finds it as any tool does.
+    # Readable without this package, as for any other tool.
     parsed = flatbuffer.parse(exported.path.read_bytes())
     (entry,) = [m for m in parsed.metadata if m.name == b"keras_sparse_dm"]
     text = bytes(np.asarray(parsed.buffers[entry.buffer].data, "uint8"))
@@ -376,7 +332,7 @@ def test_representative_data_are_noised_as_in_training(model, sketches):
     data = representative_data(model, sketches, length=LENGTH, n=300, batch_size=2, seed=1)
     t = np.concatenate([t for _, t, _ in data])
     assert t.min() < 50 and t.max() > 950
-    # All noise at the last timesteps, next to none at the first.
+    # Pure noise at the last timestep, almost none at the first.
     late = np.concatenate([x[t > 900].ravel() for x, t, _ in data])
     assert late.std() == pytest.approx(1, abs=0.1)
     points, _, lengths = next(item for item in data if item[1].min() < 30)
@@ -384,7 +340,7 @@ def test_representative_data_are_noised_as_in_training(model, sketches):
     assert min(np.abs(points[0, : len(s)] - s).mean() for s in clean) < 0.3
     again = representative_data(model, sketches, length=LENGTH, n=300, batch_size=2, seed=1)
     np.testing.assert_array_equal(again[7][0], data[7][0])
-    # Those that are too long are cut.
+    # Longer sketches are cut.
     cut = representative_data(model, sketches, length=5, n=3)
     assert all(x.shape == (1, 5, 3) and lengths == [5] for x, _, lengths in cut)
 
@@ -406,7 +362,7 @@ def test_a_denoiser_in_a_file_serves_the_samplers(model, exported):
 
 @pytest.mark.slow
 def test_integers_draw_nearly_the_same(sketches, tmp_path):
-    """Samples of the int8 file lie nearer to those of the float file than other noise does."""
+    """Compare samples of the int8 and the float file, relative to samples of other noise."""
     model = ksd.diffusion.DiffusionModel(chirodiff(32, 0.5), SCHEDULE, seed=0)
     model.compile(keras.optimizers.AdamW(3e-3))
     points = np.zeros((len(sketches), LENGTH, 3), "float32")
@@ -477,7 +433,7 @@ def test_latent_diffusion_from_files(latent_diffusion, tmp_path):
     assert latents.shape == (3, 8, 8, 3)
     facts = read_tflite_metadata(tmp_path / "unet.tflite")
     assert facts["kind"] == "images" and facts["scale_factor"] == pytest.approx(0.7)
-    with pytest.raises(ValueError, match="holds no decoder but what='denoiser'"):
+    with pytest.raises(ValueError, match="must hold a decoder; it holds what='denoiser'"):
         generate_from_tflite(
             tmp_path / "unet.tflite", decoder=tmp_path / "unet.tflite", **arguments
         )
@@ -554,7 +510,7 @@ def test_any_functional_model(quantize, tmp_path):
 
 
 def test_a_recurrent_classifier_of_another_kind(tmp_path):
-    """Its loop is Keras's; in integers are the dense layers alone."""
+    """The loop is Keras's; only the dense layers compute in integers."""
     model = keras.Sequential(
         [
             keras.Input((None, 5)),
@@ -603,7 +559,7 @@ def test_a_recurrent_classifier_of_another_kind(tmp_path):
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(options, message, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(tflite, "_convert", lambda *_: pytest.fail("converted"))
+    monkeypatch.setattr(write, "convert", lambda *_: pytest.fail("converted"))
     with pytest.raises(ValueError, match=message):
         to_tflite(model, tmp_path / "model.tflite", **{"length": LENGTH, **options})
     assert not list(tmp_path.iterdir())
@@ -639,12 +595,12 @@ def test_models_that_cannot_be_exported(model, tmp_path):
 def test_a_file_that_answers_otherwise_is_not_kept(model, tmp_path, monkeypatch):
     path = tmp_path / "model.tflite"
     path.write_bytes(b"earlier")
-    monkeypatch.setitem(tflite.TOLERANCES, "none", 1e-12)
+    monkeypatch.setitem(comparison.TOLERANCES, "none", 1e-12)
     with pytest.raises(ValueError, match="not Keras's: the largest difference is"):
         to_tflite(model, path, length=LENGTH)
     assert path.read_bytes() == b"earlier"
     assert list(tmp_path.iterdir()) == [path]
-    # Not compared, it is written.
+    # Without the comparison the file is written.
     assert to_tflite(model, path, length=LENGTH, verify=False).largest_difference is None
 
 
@@ -674,7 +630,7 @@ def test_calls_that_do_not_fit_a_file(exported, tmp_path):
 
 
 def test_litert_refuses_other_sizes(exported):
-    """Shapes are fixed, and are not silently taken for others."""
+    """Shapes are fixed, and a wrong one raises an error."""
     points, t, lengths = inputs_of_denoiser(1, LENGTH + 4)
     with pytest.raises((RuntimeError, ValueError)):
         run_file(exported.path, "denoiser", points=points, t=t, lengths=lengths)

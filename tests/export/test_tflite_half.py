@@ -17,7 +17,7 @@ from keras_sparse_dm.export import (
     representative_data,
     to_tflite,
 )
-from keras_sparse_dm.export.tflite.tflite import tflite
+from keras_sparse_dm.export.tflite import conversion, flatbuffer, float32_copy, write
 
 interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 
@@ -94,7 +94,7 @@ def drawn(model, seed=1):
 
 
 def check_file(path, model, twin, atol=1e-5):
-    """Check that a file is in float32 and answers as the twin, and nearly as the model."""
+    """Check that a file is in float32, with the outputs of the twin, and nearly of the model."""
     inputs = drawn(twin)
     answer = answers_of(path, inputs)
     assert answer.dtype == "float32"
@@ -107,7 +107,7 @@ def check_file(path, model, twin, atol=1e-5):
     return answer
 
 
-# Keras makes no orthogonal matrix in bfloat16.
+# Keras cannot initialize an orthogonal matrix in bfloat16.
 RECURRENT = {"recurrent_initializer": "glorot_uniform"}
 
 
@@ -189,13 +189,13 @@ def own_layers():
         def __init__(self, units, activation=None, **kwargs):
             super().__init__(**kwargs)
             self.units, self.activation = units, keras.activations.get(activation)
-            # Says half by itself, whatever the policy.
+            # Sets half precision itself, whatever the policy.
             self.inner = kl.Dense(
                 units, dtype=keras.dtype_policies.DTypePolicyMap(default_policy="mixed_bfloat16")
             )
 
         def build(self, shape):
-            # Is made when it is built.
+            # `build` makes this layer.
             self.outer = kl.Dense(self.units, dtype="float16")
             self.inner.build(shape)
             self.outer.build(shape)
@@ -269,7 +269,7 @@ def layers_of_one_s_own():
 def test_policies_of_single_layers_and_layers_within_others(make, policy, tmp_path):
     model, twin = made(make, policy)
     for layer in flatten_layers(twin):
-        # Where `make` itself says half.
+        # For a `make` that sets half precision itself.
         layer.dtype_policy = "float32"
     exported = to_tflite(model, tmp_path / "model.tflite")
     check_file(exported.path, model, twin)
@@ -340,7 +340,8 @@ def test_chirodiff(policy, quantize, sparse, bound, tmp_path):
     assert np.abs(expected).max() > 0.3
     np.testing.assert_allclose(answer, expected, atol=bound)
     assert exported.metadata["sparsity"] == pytest.approx(0.8, abs=1e-2)
-    assert bool(tflite.flatbuffer.sparse_tensors(path.read_bytes())) == sparse
+    graphs = flatbuffer.parse(path.read_bytes()).subgraphs
+    assert any(t.sparsity is not None for graph in graphs for t in graph.tensors) == sparse
 
 
 def test_averaged_weights(tmp_path):
@@ -503,8 +504,8 @@ def test_the_rebuilt_model_is_float32_and_has_the_masks(monkeypatch, tmp_path):
         rebuilt.append(part.model)
         return original(part, *arguments)
 
-    rebuilt, original = [], tflite._convert
-    monkeypatch.setattr(tflite, "_convert", convert)
+    rebuilt, original = [], write.convert
+    monkeypatch.setattr(write, "convert", convert)
     model, _ = made(layers_of_one_s_own, "mixed_float16")
     to_tflite(model, tmp_path / "m.tflite")
     pairs = list(zip(flatten_layers(model), flatten_layers(rebuilt[0]), strict=True))
@@ -518,7 +519,7 @@ def test_the_rebuilt_model_is_float32_and_has_the_masks(monkeypatch, tmp_path):
 
 
 def test_float32_models_are_not_rebuilt(monkeypatch, tmp_path):
-    monkeypatch.setattr(tflite, "_rebuilt_in_float32", lambda part: pytest.fail("rebuilt"))
+    monkeypatch.setattr(float32_copy, "rebuilt_in_float32", lambda part: pytest.fail("rebuilt"))
     model = keras.Sequential([keras.Input((6,)), kl.Dense(4)])
     keras.config.set_dtype_policy("mixed_float16")
     to_tflite(model, tmp_path / "m.tflite")
@@ -542,7 +543,7 @@ def test_a_model_that_cannot_be_restored(tmp_path):
         to_tflite(model, tmp_path / "m.tflite")
     assert not list(tmp_path.iterdir())
     assert keras.config.dtype_policy().name == "mixed_float16"
-    # In float32 nothing need be restored.
+    # In float32 there is nothing to rebuild.
     keras.config.set_dtype_policy("float32")
     model = keras.Sequential([keras.Input((6,)), Opaque(kl.Dense(4), 1)])
     to_tflite(model, tmp_path / "m.tflite")
@@ -573,7 +574,7 @@ def test_a_model_that_gives_no_answer_in_half_precision(name, tmp_path):
     def call(x):
         if name == "overflows":
             return x * 1e3 * 1e3
-        # TensorFlow computes it on GPUs alone in bfloat16.
+        # TensorFlow computes this in bfloat16 on GPUs only.
         return tf.nn.local_response_normalization(x)
 
     keras.config.set_dtype_policy("mixed_float16" if name == "overflows" else "mixed_bfloat16")
@@ -589,7 +590,7 @@ def test_a_model_that_gives_no_answer_in_half_precision(name, tmp_path):
 
 
 def test_the_users_layers_keep_their_methods_while_a_file_is_written(tmp_path, monkeypatch):
-    """Loops that stand in for Keras's belong to a copy."""
+    """Only a copy's layers get other loops."""
     inputs = keras.Input((6, 4))
     model = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.GRU(8)(inputs)))
     ksd.sparsify(model, 0.5, seed=0)
@@ -601,9 +602,7 @@ def test_the_users_layers_keep_their_methods_while_a_file_is_written(tmp_path, m
             seen.append({"inner_loop", "call"} & (vars(layer).keys() - then.keys()))
         return original(*arguments)
 
-    from keras_sparse_dm.export.tflite.tflite import tflite
-
-    original = tflite._traced
-    monkeypatch.setattr(tflite, "_traced", traced)
+    original = conversion.traced
+    monkeypatch.setattr(conversion, "traced", traced)
     ksd.export.to_tflite(model, tmp_path / "m.tflite")
     assert seen and not any(seen)

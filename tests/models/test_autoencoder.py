@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_sparse_dm.models import VQAutoencoder, autoencoder
+from keras_sparse_dm.models import VQAutoencoder, codebook
 
 SMALL = {
     "channels": 8,
@@ -21,7 +21,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def shared():
-    """One that no test changes."""
+    """Shared by all tests; none may change it."""
     model = VQAutoencoder(**SMALL)
     model.codebook.assign(keras.random.normal(model.codebook.shape, seed=3))
     return model
@@ -63,14 +63,14 @@ def test_quantizes_in_parts_no_larger_than_the_bound(shared, monkeypatch):
     latents = np.random.default_rng(0).normal(size=(3, 5, 7, 3)).astype("float32")
     whole, _ = shared.quantize(latents)
     seen = []
-    argmin = autoencoder.tf.argmin
-    monkeypatch.setattr(autoencoder, "DISTANCES", 16 * 10)
+    argmin = codebook.tf.argmin
+    monkeypatch.setattr(codebook, "DISTANCES", 16 * 10)
 
     def seeing(x, **arguments):
         seen.append(tuple(x.shape))
         return argmin(x, **arguments)
 
-    monkeypatch.setattr(autoencoder.tf, "argmin", seeing)
+    monkeypatch.setattr(codebook.tf, "argmin", seeing)
     parts, _ = shared.quantize(latents)
     np.testing.assert_array_equal(parts, whole)
     assert set(seen) == {(10, 16)}
@@ -147,7 +147,7 @@ def test_a_file_brings_back_weights_codes_and_fingerprint(tmp_path):
     assert again.fingerprint() == model.fingerprint()
     again.trainable = False
     assert again.fingerprint() == model.fingerprint()
-    # Training goes on to the same bits: restarts and moments are in the file.
+    # Resumed training gives the same bits: restarts and moments are in the file.
     again.trainable = True
     for one in (model, again):
         one.fit(pictures(seed=5), verbose=0, shuffle=False)

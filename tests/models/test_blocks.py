@@ -97,7 +97,7 @@ def test_attention_and_its_gradient_in_any_number_of_parts(monkeypatch, bound, m
     monkeypatch.setattr(blocks, "SCORES", bound)
     rng = np.random.default_rng(0)
     tensors = [rng.normal(size=(2, 13, 3, 4)).astype("float32") for _ in range(3)]
-    call = lambda *t: blocks.attention(*t, training=True)  # noqa: E731
+    call = blocks.attention
     if mode != "eager":
         call = tf.function(call, jit_compile=mode == "xla")
     mine = values_and_gradients(call, *tensors)
@@ -115,7 +115,7 @@ def test_attention_never_holds_more_scores_than_the_bound(monkeypatch):
         blocks.ops, "softmax", lambda x, *a, **k: seen.append(tuple(x.shape)) or softmax(x, *a, **k)
     )
     x = np.ones((2, 25, 1, 4), "float32")
-    values_and_gradients(lambda x: blocks.attention(x, x, x, training=True), x)
+    values_and_gradients(lambda x: blocks.attention(x, x, x), x)
     assert seen and all(queries * keys <= 100 for _, _, queries, keys in seen)
 
 
@@ -127,7 +127,7 @@ def test_resampling():
     up.build(x.shape)
     up.conv.kernel.assign(identity)
     np.testing.assert_array_equal(up(x), x.repeat(2, axis=1).repeat(2, axis=2))
-    # As PyTorch pads: one before and one after, or, in the autoencoder, after only.
+    # PyTorch pads one before and one after, or in the autoencoder only after.
     for padding, first in (((1, 1), 0), ((0, 1), 1)):
         down = Downsample(3, keras.layers.Conv2D, padding=padding)
         down.build(x.shape)

@@ -149,7 +149,7 @@ def test_both_directions_reach_every_point(small):
 
 
 def test_representations_say_the_same_of_the_same_sketch():
-    """Deltas whose running sum is the absolute sketch give the network the same inputs."""
+    """Deltas with the absolute sketch as their running sum give the same inputs."""
     models = []
     for representation in ("absolute", "delta"):
         keras.utils.set_random_seed(0)

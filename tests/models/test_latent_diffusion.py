@@ -1,4 +1,4 @@
-"""Latent diffusion: a frozen autoencoder, scaled latents, generation, mixed precision."""
+"""Latent diffusion: frozen autoencoder, scaled latents, generation, mixed precision."""
 
 import keras
 import numpy as np
@@ -33,7 +33,7 @@ def weights(model):
 
 @pytest.fixture(scope="module")
 def trained():
-    """One that no test changes."""
+    """Shared by all tests; none may change it."""
     model = new_model(scale_latents=True)
     sparsify(model, 0.5, seed=0)
     before = weights(model.autoencoder)
@@ -79,7 +79,7 @@ def test_latents_are_scaled_by_the_first_batch_only(trained):
     scale = float(model.scale_factor)
     model.learn_scale(100 * latents)
     assert float(model.scale_factor) == scale
-    x, lengths = model.prepare(images(), training=False)
+    x, lengths = model.clean_batch(images(), training=False)
     np.testing.assert_allclose(x, latents * scale, rtol=1e-5, atol=1e-6)
     assert lengths is None
     unscaled = new_model()
@@ -153,9 +153,9 @@ def test_refuses_what_does_not_fit():
         LatentDiffusion(denoiser, autoencoder, NoiseSchedule.linear(20))
     model = new_model()
     with pytest.raises(ValueError, match="dictionary of 'latents'; received .*points"):
-        model.prepare({"points": images()}, training=True)
+        model.clean_batch({"points": images()}, training=True)
     with pytest.raises(ValueError, match=r"Latents must be of shape \(batch_size, 4, 4, 3\)"):
-        model.prepare({"latents": images()}, training=True)
+        model.clean_batch({"latents": images()}, training=True)
     for arguments, message in (
         ({"n": 0}, "`n` must be a whole number, 1 or more; received 0"),
         ({"n": 1, "batch_size": 0}, "`batch_size` must"),

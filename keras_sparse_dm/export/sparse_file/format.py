@@ -1,4 +1,4 @@
-"""The bytes of a sparse checkpoint: header, checksums and tensors."""
+"""Bytes of a sparse checkpoint: header, checksums and tensors."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ FORMAT = "keras_sparse_dm.sparse"
 FORMAT_VERSION = 2
 NO_CHECKSUM = "0" * 32
 _HEADER_BEGINS = b'{"__metadata__":{"header_checksum":"'
-# As safetensors itself has it.
+# The limit of safetensors.
 _LONGEST_HEADER = 100_000_000
 TYPES = {
     "float64": "F64",
@@ -34,7 +34,7 @@ TYPES = {
 
 
 class Damaged(ValueError):
-    """A file whose bytes are not those that were written."""
+    """Error for a file whose bytes differ from those that were written."""
 
     def __init__(self, path, what):
         super().__init__(
@@ -44,7 +44,7 @@ class Damaged(ValueError):
 
 
 def checksum(*parts):
-    """Return the checksum of bytes, given in one or several parts."""
+    """Return the checksum of bytes in one or several parts."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part)
@@ -52,7 +52,7 @@ def checksum(*parts):
 
 
 def write(path, content, tensors):
-    """Write a file tensor by tensor, and its header at the end, in the place left for it.
+    """Write a file tensor by tensor, and the header last, into the space left for it.
 
     Args:
         path: The file.
@@ -61,7 +61,7 @@ def write(path, content, tensors):
     """
     import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 once this is imported
 
-    # Those of large elements first, so that all are aligned.
+    # Large elements come first, so that all tensors are aligned.
     names = sorted(tensors, key=lambda name: -np.dtype(tensors[name][0]).itemsize)
     entries, end = {}, 0
     for name in names:
@@ -89,7 +89,7 @@ def write(path, content, tensors):
 
 
 def header_bytes(content, checksums, entries):
-    """Return the header's bytes, with zeros in place of its own checksum."""
+    """Return the header's bytes, with zeros for its own checksum."""
     metadata = {
         "header_checksum": NO_CHECKSUM,
         "format": FORMAT,
@@ -107,10 +107,10 @@ def sealed(header):
 
 
 def read_content(path):
-    """Read and checks a file's header.
+    """Read and check a file's header.
 
     Returns:
-        Its content, with `"format_version"`, and `"tensor_bytes"` by name.
+        Dictionary of its content, with `"format_version"` and with `"tensor_bytes"` by name.
 
     Raises:
         ValueError: for a file of another kind, a damaged header, or a newer version.
@@ -141,11 +141,11 @@ def read_content(path):
         found = False
     if not ours or not found:
         raise _of_another_kind(path)
-    # From here on all is as it was written.
+    # The checksum has shown that the rest of the header is intact.
     number = int(metadata["format_version"])
     if number > FORMAT_VERSION:
         raise ValueError(
-            f"{path} is of version {number} of the format, and this keras_sparse_dm reads up to "
+            f"{path} has version {number} of the format, and this keras_sparse_dm reads up to "
             f"version {FORMAT_VERSION}: upgrade it (pip install --upgrade keras_sparse_dm)."
         )
     content = json.loads(metadata["content"])
@@ -168,7 +168,7 @@ def bit_planes(array, planes):
 
 
 def from_bit_planes(data, planes, shape):
-    """Decode what `bit_planes` returns."""
+    """Return the array of a shape from its `bit_planes`."""
     size = math.prod(shape)
     array = np.zeros(size, "uint8")
     for plane, bits in enumerate(data.reshape(planes, bitmask_bytes(size))):

@@ -1,4 +1,4 @@
-"""Layers as a file holds them, each by itself: `{key: array}`."""
+"""State of single layers in a sparse checkpoint: `{key: array}`."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ def layer_arrays(layer):
 def seeds(layer):
     """Return `{key: state of a random generator}` of a layer without its sublayers.
 
-    Keras leaves these out, but what they draw next is part of where training stands.
+    Keras does not save these, but resumed training must draw the same numbers.
     """
     generators = own_seed_generators(layer)
     missing, found = {id(generator) for generator in generators}, {}
@@ -28,11 +28,11 @@ def seeds(layer):
 
 
 class Stored(Mapping):
-    """A layer's or an optimizer's part of a file, as it reads it back.
+    """Mapping from the keys of a layer or an optimizer to its arrays in a file.
 
     Args:
         names: `{key: name of the array}`.
-        arrays: `{name: array}`, read when it is asked for.
+        arrays: `{name: array}`, which reads an array when it is accessed.
     """
 
     def __init__(self, names, arrays):

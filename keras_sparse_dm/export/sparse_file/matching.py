@@ -1,9 +1,9 @@
-"""Finding the layer that a record of a file belongs to, in a model that was built anew.
+"""Matching of the records in a file to the layers of a rebuilt model.
 
-Records and layers are matched from the root down, never by their order. Among the sublayers of one
-layer a name decides that was given and that no other has, numbers aside; else the location does,
-for Keras numbers layers anew and a name may be made from another's. Where neither tells two layers
-for certain, the file is refused.
+Matches records and layers from the root down, never by their order. Among the sublayers of one
+layer, the name decides if the user gave it and no other layer has it, ignoring numbers. Otherwise
+the location decides, because Keras numbers layers anew and may derive a name from another one. If
+neither distinguishes two layers with certainty, the file is refused.
 """
 
 import collections
@@ -19,7 +19,7 @@ from keras_sparse_dm.layers.locations import (
 
 
 def path_of(layer):
-    """Return a layer's path; of one that was not built or is renamed, its name."""
+    """Return a layer's path, or its name if it is not built or was renamed."""
     path = layer.path or ""
     return path if last(path) == layer.name else layer.name
 
@@ -32,11 +32,11 @@ def match(records, model):
         model: The `keras.Model`.
 
     Returns:
-        List of `(record, layer)` of the records that have arrays.
+        List of `(record, layer)` for the records that have arrays.
 
     Raises:
-        ValueError: if a record has no layer, a layer with variables no record, or two layers may
-            have changed places.
+        ValueError: if a record has no layer, if a layer with variables has no record, or if two
+            layers may have changed places.
     """
     by_location = {}
     for record in records:
@@ -65,13 +65,13 @@ def match(records, model):
 
 
 def check_names(pairs):
-    """Check that names differ in nothing but the numbers that Keras gives, in the same order.
+    """Check that names differ only in Keras's numbers, and that those are in the same order.
 
     Args:
-        pairs: `(path in the file, path here)` of each; its last part is the name.
+        pairs: List of `(path in the file, path here)`; the last part of a path is the name.
 
     Raises:
-        ValueError: if they do not.
+        ValueError: if names differ otherwise.
     """
     split = [[split_numbers(last(path)) for path in pair] for pair in pairs]
     for (path, other), ((kind, _), (other_kind, _)) in zip(pairs, split, strict=True):
@@ -124,7 +124,7 @@ def _matched_children(theirs, ours, in_graph):
         layer = ours[step][1]
         if split_numbers(names[step])[0] == split_numbers(layer.name)[0]:
             paired[step] = step
-            # An attribute tells apart layers that Keras has numbered, a place in a list or graph
+            # An attribute identifies a layer that Keras has numbered; a place in a list or graph
             # does not.
             if in_graph or step[-1].isdigit() or name_by_keras(layer) is None:
                 to_check.append((theirs[step][1]["path"], path_of(layer)))

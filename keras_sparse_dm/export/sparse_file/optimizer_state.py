@@ -1,4 +1,4 @@
-"""Optimizers as a file holds them, each without those that it wraps: `{key: array}`."""
+"""State of optimizers in a sparse checkpoint, without those that they wrap: `{key: array}`."""
 
 import keras
 
@@ -16,12 +16,12 @@ def chain(optimizer):
 
 
 def saves_otherwise(optimizer):
-    """Tell whether an optimizer saves itself in a way of its own."""
+    """Tell whether an optimizer has its own `save_own_variables`."""
     return type(optimizer).save_own_variables is not keras.optimizers.Optimizer.save_own_variables
 
 
 def own_variables_of(optimizer):
-    """List the variables of an optimizer without those that it wraps."""
+    """List an optimizer's variables, without those of the optimizers that it wraps."""
     inner = getattr(optimizer, "inner_optimizer", None)
     wrapped = {id(v) for v in inner.variables} if inner is not None else ()
     return [v for v in optimizer.variables if id(v) not in wrapped]
@@ -32,8 +32,8 @@ def states(optimizer):
     own, trained = own_variables_of(optimizer), trained_variables(optimizer)
     ids, found = {id(v): None for v in own}, []
     for value in vars(optimizer).values():
-        # Keras keeps state in lists parallel to the trained variables, also what is no state of
-        # single weights, such as Adafactor's means of rows.
+        # Keras keeps state in lists parallel to the trained variables. This includes state that is
+        # not per weight, such as Adafactor's means of rows.
         if isinstance(value, list) and len(value) == len(trained) and [*map(id, value)] != [*ids]:
             found += [pair for pair in zip(value, trained, strict=True) if id(pair[0]) in ids]
     return found
@@ -43,9 +43,9 @@ def optimizer_variables(optimizer, names):
     """Return `{key: variable}` of an optimizer without those that it wraps.
 
     Args:
-        optimizer: One that saves itself as Keras does.
-        names: `{id of a trained variable: name of its array in the file}`. A variable that is
-            numbered otherwise here than in the file gives its state the same key.
+        optimizer: One with Keras's `save_own_variables`.
+        names: `{id of a trained variable: name of its array in the file}`, so that its state has
+            the same key even if Keras numbers the variable differently here.
     """
     owners, found = {id(state): owner for state, owner in states(optimizer)}, {}
     for variable in own_variables_of(optimizer):
@@ -58,15 +58,15 @@ def optimizer_variables(optimizer, names):
 
 
 def load_optimizers(model, records, arrays, variables_of, rename=lambda key: key):
-    """Load the state of a model's optimizers, if the file has it.
+    """Load the state of a model's optimizers, if the file has any.
 
     Args:
         model: The `keras.Model`.
         records: `optimizers` of the file's content.
-        arrays: `{name: array}`, read when it is asked for.
-        variables_of: `variables_of(optimizer)`, its `{key: variable}`; called for those that save
-            themselves as Keras does.
-        rename: `rename(key)`, the key that any other optimizer has for it here.
+        arrays: `{name: array}`, which reads an array when it is accessed.
+        variables_of: `variables_of(optimizer) -> {key: variable}`, for optimizers with Keras's
+            `save_own_variables`.
+        rename: `rename(key) -> key here`, for all other optimizers.
 
     Raises:
         ValueError: if the optimizers are not those of the file.

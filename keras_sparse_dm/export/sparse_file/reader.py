@@ -1,4 +1,4 @@
-"""Reading sparse checkpoints."""
+"""`load_sparse` and `read_header`: reading of sparse checkpoints."""
 
 import math
 from pathlib import Path
@@ -23,20 +23,20 @@ from keras_sparse_dm.masks.encoding import decode_mask
 def load_sparse(path):
     """Load a model that `save_sparse` saved.
 
-    The model is rebuilt from its configuration as Keras does it in safe mode: no code from the
-    file is run. Classes of your own must be registered with Keras or in a
-    `keras.saving.custom_object_scope`, as for `keras.models.load_model`. A model that was saved
-    with its optimizer is compiled, and trains on.
+    Keras rebuilds the model from its configuration in safe mode: no code from the file runs. Your
+    own classes must be registered with Keras or in a `keras.saving.custom_object_scope`, as for
+    `keras.models.load_model`. A model that was saved with its optimizer is compiled, and continues
+    training where it stopped.
 
     Args:
         path: The file.
 
     Returns:
-        The `keras.Model`. Weights that were rounded are those of the file.
+        The `keras.Model`, with the file's weights, which may be rounded.
 
     Raises:
-        ValueError: for a file that does not exist, is none of `save_sparse`, is damaged (every
-            byte is checked), or of a newer version of the format; or if its model cannot be
+        ValueError: for a file that does not exist, is not from `save_sparse`, is damaged (every
+            byte is checked) or has a newer version of the format; or if the model cannot be
             rebuilt here.
     """
     path = Path(path)
@@ -44,7 +44,7 @@ def load_sparse(path):
     arrays = _Arrays(path, content)
     try:
         model = _rebuild(content["config"])
-    except Exception as error:  # what a configuration needs may be missing in any way
+    except Exception as error:  # the user's classes can raise anything
         raise ValueError(
             f"The model in {path} cannot be rebuilt here: {_reason(error)}. If it has classes "
             "of your own, import the module that registers them, or load it within "
@@ -56,7 +56,7 @@ def load_sparse(path):
             load(model, content, arrays)
         except Damaged:
             raise
-        except Exception as error:  # layers of any kind load for themselves
+        except Exception as error:  # the user's layers can raise anything
             raise ValueError(
                 f"The weights in {path} do not fit the model that its configuration makes here: "
                 f"{_reason(error)}. {_written_by(content)}"
@@ -66,19 +66,19 @@ def load_sparse(path):
 
 
 def read_header(path):
-    """Read what a file of `save_sparse` says of itself, without the tensors.
+    """Read the header of a file of `save_sparse`, without the tensors.
 
     Args:
         path: The file.
 
     Returns:
         Dictionary of `"format_version"`, `"config"` (of the model), `"metadata"`, `"dtype"`,
-        `"optimizer"`, `"versions"`, and `"arrays"`: for each name `"shape"`, `"dtype"` in the
-        model, `"encoding"`, `"bytes"` in the file, and of a kernel that is stored sparse
+        `"optimizer"`, `"versions"` and `"arrays"`. An array has `"shape"`, `"dtype"` in the
+        model, `"encoding"`, `"bytes"` in the file, and for a kernel that is stored sparse
         `"active"`, its number of active weights.
 
     Raises:
-        ValueError: as `load_sparse`, but for damage of the tensors, which are not read.
+        ValueError: as `load_sparse`, but not for damaged tensors, which are not read.
     """
     content = read_content(Path(path))
     sizes = content["tensor_bytes"]
@@ -91,7 +91,7 @@ def read_header(path):
 
 
 class _Arrays:
-    """The arrays of an open file, each read, checked and decoded when it is used."""
+    """Arrays of an open file; reads, checks and decodes an array when it is accessed."""
 
     def __init__(self, path, content):
         self._path = path
@@ -104,7 +104,7 @@ class _Arrays:
         import safetensors
 
         try:
-            # Not mapped: what is read of a mapped file would stay in memory.
+            # The pages of a mapped file would stay in memory.
             self._file = safetensors.safe_open(self._path, framework="numpy", backend="pread")
         except safetensors.SafetensorError as error:
             raise Damaged(self._path, str(error)) from None
@@ -130,15 +130,15 @@ class _Arrays:
         return array.reshape(shape)
 
     def facts(self, name):
-        """Return how an array is stored."""
+        """Return the shape, type and encoding of an array."""
         return self._arrays[name]
 
     def path(self, name):
-        """Return the path of the variable that an array is of."""
+        """Return the path of an array's variable."""
         return self._arrays[name].get("path", name)
 
     def check_all_read(self):
-        """Check tensors that nothing has asked for."""
+        """Check the tensors that nothing has read."""
         for name in list(self._unread):
             self._tensor(name)
 
@@ -166,15 +166,15 @@ def _load(model, content, arrays):
             names |= _load_layer(layer, record["arrays"], arrays)
         except Damaged:
             raise
-        except Exception as error:  # layers of any kind load for themselves
+        except Exception as error:  # the user's layers can raise anything
             raise ValueError(f"layer {path_of(layer)!r}: {_reason(error)}") from error
     trained = [v for v in model.trainable_variables if id(v) in names]
     paths = {arrays.path(names[id(v)]): v.path for v in trained}
-    # Keras's files take a slash for a group, so that keys may have another sign for it.
+    # Keras's files read a slash as a group, so optimizers may write another sign in their keys.
     paths |= {path.replace("/", "|"): here.replace("/", "|") for path, here in paths.items()}
 
     def rename(key):
-        """Return an optimizer's key with the path that a trained variable has here."""
+        """Return an optimizer's key with a trained variable's path here."""
         path = max((path for path in paths if path in key), key=len, default="")
         return key.replace(path, paths[path]) if path else key
 
@@ -206,7 +206,7 @@ def _load_layer(layer, names, arrays):
     for key, variable in variables.items():
         shape, stored = tuple(variable.shape), tuple(arrays.facts(names[key])["shape"])
         if shape != stored:
-            raise ValueError(f"{variable.name!r} is of shape {shape}, in the file {stored}")
+            raise ValueError(f"{variable.name!r} has shape {shape}, in the file {stored}")
     states = seeds(layer)
     rest = {key: name for key, name in names.items() if not key.startswith("seed:")}
     if states.keys() != names.keys() - rest.keys():

@@ -1,4 +1,4 @@
-"""Loading of version 1 of the format, which knows layers and variables by their position."""
+"""Loading of version 1 of the format, which identifies layers and variables by position."""
 
 from keras_sparse_dm._keras import flatten_layers, own_seed_generators, own_variables
 from keras_sparse_dm.export.sparse_file.layer_state import Stored
@@ -11,7 +11,7 @@ def load(model, content, arrays):
     Args:
         model: The `keras.Model`.
         content: The file's content.
-        arrays: `{name: array}`, read when it is asked for.
+        arrays: `{name: array}`, which reads an array when it is accessed.
     """
     _load_layers(model, content["layers"], arrays)
     load_optimizers(model, content["optimizers"], arrays, _numbered)

@@ -1,4 +1,4 @@
-"""Writing sparse checkpoints."""
+"""`save_sparse`: writing of sparse checkpoints."""
 
 import json
 import math
@@ -30,40 +30,40 @@ from keras_sparse_dm.sparsity.install import build_optimizer
 from keras_sparse_dm.sparsity.kernels import masked_kernels
 
 DTYPES = ("float32", "float16", "bfloat16")
-# What is below is rounded to 65504, the largest number.
+# Smaller numbers round to at most 65504, the largest number of float16.
 _FLOAT16_OVERFLOWS = 65520
 
 
 def save_sparse(model, path, dtype="float32", optimizer=False, metadata=None):
-    """Save any Keras model to one file, of its sparse kernels only the active weights.
+    """Save any Keras model to one file, with only the active weights of sparse kernels.
 
-    Everything that the model needs is in it: configuration, weights, masks, what the masks were
-    asked to be, and the state of random generators. A sparse kernel (any that has a mask, full
-    or not) takes its active weights and, where it is pruned, at most one bit per weight besides:
-    `(1 - S) 4 + 1/8` bytes per weight of a kernel of sparsity S in float32. All else is stored as
-    it is. The file is a safetensors file; `keras_sparse_dm.export.sparse_file` describes it.
+    The file holds all that the model needs: configuration, weights, masks and their targets, and
+    the state of random generators. A sparse kernel (one with a mask, full or not) takes the space
+    of its active weights and, if it is pruned, of at most one bit per weight: `(1 - S) 4 + 1/8`
+    bytes per weight for sparsity S in float32. The file is a safetensors file;
+    `keras_sparse_dm.export.sparse_file` describes it.
 
-    Where the model's optimizer keeps averaged (EMA) weights, these are saved, as `generate` uses
-    them; with `optimizer=True` both they and the weights as they are.
+    If the model's optimizer keeps averaged (EMA) weights, the file holds those, as `generate` uses
+    them; with `optimizer=True` it holds them and the weights of training.
 
     Args:
         model: A built `keras.Model`, sparse or not.
-        path: The file; one that exists is replaced once the new one is whole.
-        dtype: Type of the sparse kernels' values in the file, pruned kernels and those with full
-            masks alike: `"float32"`, `"float16"` (3 digits, to 65504) or `"bfloat16"` (2 digits,
-            any size). What is stored in fewer bits than in the model is rounded.
-        optimizer: Whether to save the optimizer's state and compiled configuration too, so that
-            training goes on, bit for bit, where it stopped. Needs `"float32"`.
-        metadata: Dictionary of what JSON can hold, for `read_header`.
+        path: The file; replaces an existing file once the new one is complete.
+        dtype: Type of the values of all kernels with masks in the file: `"float32"`, `"float16"`
+            (3 digits, up to 65504) or `"bfloat16"` (2 digits, any size). Storing fewer bits than
+            the model has rounds the values.
+        optimizer: Whether to save the optimizer's state and the compiled configuration too, so
+            that training continues bit for bit where it stopped. Needs `"float32"`.
+        metadata: Dictionary that JSON can hold, for `read_header`.
 
     Returns:
-        The file's `pathlib.Path`.
+        `pathlib.Path` of the file.
 
     Raises:
-        ValueError: for a model that is not built, an unknown dtype, one below float32 for a model
-            without sparse kernels or with the optimizer, weights that are too large for it,
-            metadata that is no JSON, an optimizer asked for that the model does not have, pruned
-            weights that are not zero, or a layer that keeps files of its own.
+        ValueError: for a model that is not built; an unknown dtype; half precision for a model
+            without sparse kernels, with the optimizer, or with weights that are too large;
+            metadata that JSON cannot hold; `optimizer=True` for a model without one; pruned
+            weights that are not zero; or a layer that saves its own files.
         OSError: if the file cannot be written; nothing partial is left.
 
     Example:
@@ -82,7 +82,7 @@ def save_sparse(model, path, dtype="float32", optimizer=False, metadata=None):
         )
     if optimizer and dtype != "float32":
         raise ValueError(
-            "`dtype` must be 'float32' with `optimizer=True`: training could not go on from "
+            "`dtype` must be 'float32' with `optimizer=True`: training could not continue from "
             f"rounded weights; received {dtype!r}."
         )
     try:
@@ -120,11 +120,10 @@ def save_sparse(model, path, dtype="float32", optimizer=False, metadata=None):
 
 
 class _Plan:
-    """What is to be written: how each array is stored, and tensors whose data are read later.
+    """Plan of a file: the encoding of each array, and tensors whose data are read later.
 
     Attributes:
-        arrays: `{name: facts}` as in the file.
-        layers, optimizers: As in the file.
+        arrays, layers, optimizers: Entries of the file's content.
         tensors: `{name: (dtype, shape, function that returns the data)}`.
     """
 
@@ -135,7 +134,7 @@ class _Plan:
         self._averages = averages
         self._kernels = {id(k.kernel): k for k in kernels}
         self._masks = {id(k.mask): k.kernel for k in kernels}
-        # By the identity of the variable.
+        # Keys are ids of variables.
         self._names = {}
         self._state = {}
 
@@ -165,7 +164,7 @@ class _Plan:
                 arrays = {}
                 one.save_own_variables(arrays)
             else:
-                # Not as Keras saves them: all would be copied at once.
+                # Keras's `save_own_variables` would copy all variables at once.
                 arrays = optimizer_variables(one, self._names)
             self.optimizers.append(
                 {
@@ -175,7 +174,7 @@ class _Plan:
             )
 
     def _add(self, value, owner, key):
-        """Plan one array, a variable only once, and return its name."""
+        """Plan one array, unless its variable is planned already, and return its name."""
         variable = isinstance(value, keras.Variable)
         if variable and id(value) in self._names:
             return self._names[id(value)]
@@ -215,11 +214,11 @@ class _Plan:
         ones = int(np.count_nonzero(mask))
         if np.any(values[~mask]):
             raise ValueError(
-                f"Pruned weights of {k.name} are not zero: something else than sparse training has "
-                "written to the kernel. See `keras_sparse_dm.sparsity.check_invariant`."
+                f"Pruned weights of {k.name} are not zero: something other than sparse training "
+                "has written to the kernel. See `keras_sparse_dm.sparsity.check_invariant`."
             )
         dtype = keras.backend.standardize_dtype(k.kernel.dtype)
-        # Never in more bits than the model has, nor in fewer where nothing was asked.
+        # Never more bits than in the model, and fewer only on request.
         half = np.dtype(dtype).itemsize <= 2
         stored = dtype if half or self._dtype == "float32" else self._dtype
         largest = np.max(np.abs(values), initial=0)
@@ -273,7 +272,7 @@ class _Plan:
 
 
 def _configuration(model, compiled):
-    # As `model.save` does, so that what two layers share is shared again.
+    # As in `model.save`, so that layers share again what they share now.
     with object_sharing_scope():
         config = keras.saving.serialize_keras_object(model)
     if not compiled:

@@ -1,12 +1,13 @@
-"""TFLite files: writing them, and running them on LiteRT."""
+"""TFLite files: how to write them, and run them on LiteRT."""
 
 import lazy_loader as _lazy
 
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
-        "litert": ["TFLiteDenoiser", "generate_from_tflite", "read_tflite_metadata"],
-        "tflite": ["TFLiteExport", "representative_data", "to_tflite"],
-        "xnnpack": ["sparse_inference_report"],
+        "inference": ["TFLiteDenoiser", "generate_from_tflite", "read_tflite_metadata"],
+        "representative": ["representative_data"],
+        "sparse_inference": ["sparse_inference_report"],
+        "write": ["TFLiteExport", "to_tflite"],
     },
 )

@@ -1,8 +1,6 @@
-"""What the converter leaves to do in a `.tflite` file: names, metadata, and some sparse tensors.
+"""The bytes of a `.tflite` file: signature, names of tensors, metadata and checksum.
 
-The file is a FlatBuffer, whose schema comes with LiteRT. The toolkit encodes sparse float32
-tensors itself. Of quantized ones it makes files that LiteRT computes nonsense with or refuses
-(TensorFlow 2.21), so those are encoded here, in the same format.
+The file is a FlatBuffer, whose schema comes with LiteRT.
 """
 
 import json
@@ -11,18 +9,16 @@ import zlib
 import numpy as np
 
 METADATA = "keras_sparse_dm"
-# In the metadata; the check sum is that of the file with zeros in its place.
+# Part of the metadata. The checksum is that of the file with zeros in its place.
 _CHECKSUM = b'"crc32": "'
 _NO_CHECKSUM = b"00000000"
-# Constants of fewer numbers are not worth the words around them.
-_FEWEST = 256
 
 
 def schema():
-    """The module of the file format's classes.
+    """Return LiteRT's module of the file format's classes.
 
     Raises:
-        ImportError: without LiteRT, telling how to install it.
+        ImportError: without LiteRT; the message tells how to install it.
     """
     try:
         from ai_edge_litert import schema_py_generated
@@ -35,10 +31,10 @@ def schema():
 
 
 def check_json(metadata):
-    """Checks that metadata can be written.
+    """Check that JSON can hold the metadata.
 
     Raises:
-        ValueError: for what JSON cannot hold.
+        ValueError: if it cannot.
     """
     try:
         json.dumps(metadata)
@@ -47,16 +43,16 @@ def check_json(metadata):
 
 
 def parse(content):
-    """Returns the `ModelT` in the bytes of a file."""
+    """Return the `ModelT` in the bytes of a file."""
     s = schema()
     return s.ModelT.InitFromObj(s.Model.GetRootAsModel(content, 0))
 
 
 def serialize(model, metadata):
-    """Returns the bytes of a file that holds a `ModelT` and metadata.
+    """Return the bytes of a file that holds a `ModelT` and metadata.
 
     Args:
-        model: The `ModelT`; it gets the metadata.
+        model: The `ModelT`; this function adds the metadata to it.
         metadata: Dictionary that JSON can write.
     """
     import flatbuffers
@@ -71,7 +67,7 @@ def serialize(model, metadata):
     model.metadata = [*(model.metadata or []), entry]
 
     class AlignedBuffer(s.BufferT):
-        # Kernels read tensors in place, 16 bytes at a time, as the schema demands.
+        # LiteRT reads tensors in place, 16 bytes at a time; the schema demands this alignment.
         def Pack(self, builder):
             if self.data is not None:
                 data = np.asarray(self.data, np.uint8)
@@ -96,26 +92,26 @@ def serialize(model, metadata):
 
 
 def read_metadata(content, name):
-    """Returns the metadata that `serialize` has put into a file.
+    """Return the metadata that `serialize` wrote into a file.
 
     Args:
         content: The file's bytes.
-        name: What errors call it.
+        name: Name of the file in errors.
 
     Raises:
-        ValueError: if it has none, or not one byte is as it was written.
+        ValueError: if the file has no metadata, or any byte differs from what was written.
     """
     if content[4:8] != b"TFL3":
-        raise ValueError(f"{name} is no TFLite file, or its beginning is damaged.")
+        raise ValueError(f"{name} is not a TFLite file, or its beginning is damaged.")
     place = content.rfind(_CHECKSUM) + len(_CHECKSUM)
     if place < len(_CHECKSUM):
         raise ValueError(
-            f"{name} was not written by this package's `to_tflite`, or is cut short: its metadata "
-            "are missing."
+            f"{name} was not written by this package's `to_tflite`, or is cut short: it has no "
+            "metadata."
         )
     blank = content[:place] + _NO_CHECKSUM + content[place + 8 :]
     if content[place : place + 8] != b"%08x" % zlib.crc32(blank):
-        raise ValueError(f"{name} is damaged: its check sum does not fit. Export it again.")
+        raise ValueError(f"{name} is damaged: its checksum does not match. Export it again.")
     begin = place - len(_CHECKSUM) - 1
     metadata, _ = json.JSONDecoder().raw_decode(content[begin:].decode("utf-8", "ignore"))
     del metadata["crc32"]
@@ -123,12 +119,12 @@ def read_metadata(content, name):
 
 
 def name_signature(model, inputs, outputs, key):
-    """Gives a file a signature, by which inputs and outputs have names.
+    """Add a signature, which names the inputs and outputs of a file.
 
     Args:
         model: The `ModelT`, with one main subgraph.
-        inputs: Names of its inputs, which their tensors have, too.
-        outputs: Names of its outputs, in their order.
+        inputs: Names of the inputs, which are also those of their tensors.
+        outputs: Names of the outputs, in order.
         key: Name of the signature.
     """
     s = schema()
@@ -149,216 +145,9 @@ def name_signature(model, inputs, outputs, key):
 
 
 def strip_names(model):
-    """Removes the names of all tensors but inputs and outputs, which nothing reads."""
+    """Remove the names of all tensors but inputs and outputs; nothing reads them."""
     for graph in model.subgraphs:
         used = {int(i) for i in (*graph.inputs, *graph.outputs)}
         for i, tensor in enumerate(graph.tensors):
             if i not in used:
                 tensor.name = None
-
-
-def sparse_tensors(content):
-    """Which tensors of a file are sparse.
-
-    Args:
-        content: The file's bytes.
-
-    Returns:
-        List of `(shape, block)`: the tensor's dense shape, outputs first, and how many weights a
-        block holds, 1 where every weight is for itself.
-    """
-    found = []
-    for graph in parse(content).subgraphs:
-        for tensor in graph.tensors:
-            if tensor.sparsity is None:
-                continue
-            rank, block = len(tensor.shape), 1
-            for dimension in tensor.sparsity.dimMetadata[rank:]:
-                block *= dimension.denseSize
-            found.append((tuple(int(n) for n in tensor.shape), block))
-    return found
-
-
-def encode_sparse(model):
-    """Encodes kernels that are mostly zeros as sparse tensors, and has them unpacked when loaded.
-
-    Integer weights of a layer that computes in floats become floats when they are unpacked. Those
-    of a fully connected layer that computes in integers are copied once more. LiteRT's XNNPACK
-    takes them for constants otherwise, and then fails to prepare them.
-
-    Args:
-        model: The `ModelT`, whose float16 and int8 kernels are encoded.
-    """
-    s = schema()
-    kinds = {s.TensorType.FLOAT16: np.float16, s.TensorType.INT8: np.int8}
-    fully_connected = s.BuiltinOperator.FULLY_CONNECTED
-    uses = {}
-    for graph in model.subgraphs:
-        for tensor in graph.tensors:
-            uses[tensor.buffer] = uses.get(tensor.buffer, 0) + 1
-    for graph in model.subgraphs:
-        unpacking = []
-        for index in range(len(graph.tensors)):
-            tensor = graph.tensors[index]
-            data = model.buffers[tensor.buffer].data
-            if data is None or tensor.type not in kinds or tensor.sparsity is not None:
-                continue
-            values = np.asarray(data, np.uint8).view(kinds[tensor.type])
-            values = values.reshape([int(n) for n in tensor.shape])
-            if values.ndim < 2 or values.size < _FEWEST or uses[tensor.buffer] > 1:
-                continue
-            if not _are_kernels(model, graph, index):
-                continue
-            sparsity, nonzero = _compressed_rows(values)
-            if _bytes(sparsity) + nonzero.nbytes >= values.nbytes:
-                continue
-            unpacked = _copy_of(graph, tensor)
-            model.buffers[tensor.buffer].data = nonzero.view(np.uint8)
-            tensor.sparsity = sparsity
-            # The unpacked tensor has it; the packed one would only write it once more.
-            tensor.quantization = None
-            unpacking.append(_operator(model, s.BuiltinOperator.DENSIFY, index, unpacked))
-            as_float = copied = None
-            for operator in graph.operators:
-                inputs = [int(i) for i in operator.inputs]
-                if index not in inputs:
-                    continue
-                target = unpacked
-                if tensor.type == s.TensorType.INT8 and _computes_in_floats(graph, operator):
-                    if as_float is None:
-                        as_float = _copy_of(graph, graph.tensors[unpacked])
-                        graph.tensors[as_float].type = s.TensorType.FLOAT32
-                        graph.tensors[as_float].quantization = None
-                        code = s.BuiltinOperator.DEQUANTIZE
-                        unpacking.append(_operator(model, code, unpacked, as_float))
-                    target = as_float
-                    if hasattr(operator.builtinOptions, "asymmetricQuantizeInputs"):
-                        operator.builtinOptions.asymmetricQuantizeInputs = False
-                elif tensor.type == s.TensorType.INT8 and _is(model, operator, fully_connected):
-                    if copied is None:
-                        copied = _copy_of(graph, graph.tensors[unpacked])
-                        unpacking.append(
-                            _operator(model, s.BuiltinOperator.RESHAPE, unpacked, copied)
-                        )
-                        shape = np.array(tensor.shape, np.int32)
-                        unpacking[-1].builtinOptions.newShape = shape
-                    target = copied
-                operator.inputs = np.array([target if i == index else i for i in inputs], np.int32)
-        graph.operators = unpacking + graph.operators
-
-
-def _compressed_rows(values):
-    """Encodes an array: dense in all axes but the last, of which nonzero places are listed.
-
-    Returns:
-        `(SparsityParametersT, nonzero values)`.
-    """
-    s = schema()
-    rows = values.reshape(-1, values.shape[-1])
-    present = rows != 0
-    if not present.any():
-        # A tensor without a value would not be taken for a constant.
-        present[0, 0] = True
-    segments = np.append(0, np.cumsum(present.sum(1)))
-    indices = np.nonzero(present)[1]
-    dimensions = []
-    for size in values.shape[:-1]:
-        dense = s.DimensionMetadataT()
-        dense.format, dense.denseSize = s.DimensionType.DENSE, size
-        dimensions.append(dense)
-    last = s.DimensionMetadataT()
-    last.format, last.denseSize = s.DimensionType.SPARSE_CSR, 0
-    last.arraySegmentsType, last.arraySegments = _index_vector(segments)
-    last.arrayIndicesType, last.arrayIndices = _index_vector(indices)
-    sparsity = s.SparsityParametersT()
-    sparsity.traversalOrder = np.arange(values.ndim, dtype=np.int32)
-    sparsity.dimMetadata = [*dimensions, last]
-    return sparsity, rows[present]
-
-
-def _index_vector(values):
-    """The type and vector of the fewest bytes that hold whole numbers."""
-    s = schema()
-    largest = int(values.max(initial=0))
-    for limit, kind, vector, dtype in (
-        (2**8, s.SparseIndexVector.Uint8Vector, s.Uint8VectorT(), np.uint8),
-        (2**16, s.SparseIndexVector.Uint16Vector, s.Uint16VectorT(), np.uint16),
-        (2**31, s.SparseIndexVector.Int32Vector, s.Int32VectorT(), np.int32),
-    ):
-        if largest < limit:
-            vector.values = values.astype(dtype)
-            return kind, vector
-    raise ValueError(f"{largest} is too many numbers for one sparse tensor.")
-
-
-def _bytes(sparsity):
-    last = sparsity.dimMetadata[-1]
-    return last.arraySegments.values.nbytes + last.arrayIndices.values.nbytes
-
-
-def _copy_of(graph, tensor):
-    """Adds a tensor like another one, dense and without data; returns its index."""
-    s = schema()
-    copy = s.TensorT()
-    copy.shape, copy.type, copy.quantization = tensor.shape, tensor.type, tensor.quantization
-    copy.hasRank = tensor.hasRank
-    # The first buffer of every file is empty.
-    copy.buffer = 0
-    graph.tensors.append(copy)
-    return len(graph.tensors) - 1
-
-
-def _operator(model, code, source, target):
-    """Makes an operator of one input and one output."""
-    s = schema()
-    codes = [max(c.builtinCode, c.deprecatedBuiltinCode) for c in model.operatorCodes]
-    if code not in codes:
-        entry = s.OperatorCodeT()
-        entry.builtinCode = entry.deprecatedBuiltinCode = code
-        # Of DEQUANTIZE the second version takes int8, and the third float16.
-        entry.version = 3 if code == s.BuiltinOperator.DEQUANTIZE else 1
-        model.operatorCodes.append(entry)
-        codes.append(code)
-    operator = s.OperatorT()
-    operator.opcodeIndex = codes.index(code)
-    operator.inputs = np.array([source], np.int32)
-    operator.outputs = np.array([target], np.int32)
-    options = {
-        s.BuiltinOperator.RESHAPE: (s.BuiltinOptions.ReshapeOptions, s.ReshapeOptionsT),
-        s.BuiltinOperator.DENSIFY: (s.BuiltinOptions.DensifyOptions, s.DensifyOptionsT),
-        s.BuiltinOperator.DEQUANTIZE: (s.BuiltinOptions.DequantizeOptions, s.DequantizeOptionsT),
-    }
-    operator.builtinOptionsType, make = options[code]
-    operator.builtinOptions = make()
-    return operator
-
-
-def _are_kernels(model, graph, index):
-    """Whether a constant, or the floats made of it, are the kernels of layers and nothing else.
-
-    XNNPACK unpacks a sparse constant for itself, and it runs these layers; what others read, such
-    as the state that a loop starts from, nobody would unpack.
-    """
-    s = schema()
-    layers = (s.BuiltinOperator.FULLY_CONNECTED, s.BuiltinOperator.CONV_2D)
-    for operator in graph.operators:
-        if index not in operator.inputs:
-            continue
-        if _is(model, operator, s.BuiltinOperator.DEQUANTIZE):
-            if not _are_kernels(model, graph, operator.outputs[0]):
-                return False
-        elif not any(_is(model, operator, c) for c in layers) or operator.inputs[1] != index:
-            return False
-    return True
-
-
-def _is(model, operator, code):
-    entry = model.operatorCodes[operator.opcodeIndex]
-    return max(entry.builtinCode, entry.deprecatedBuiltinCode) == code
-
-
-def _computes_in_floats(graph, operator):
-    """Whether an operator that has integer weights gets and gives floats."""
-    s = schema()
-    kinds = {graph.tensors[int(operator.inputs[0])].type, graph.tensors[operator.outputs[0]].type}
-    return kinds == {s.TensorType.FLOAT32}

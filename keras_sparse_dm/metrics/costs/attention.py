@@ -25,14 +25,14 @@ def attention_rules():
     A rule takes the layer and a dictionary of the arguments of its call. It returns the
     multiply-adds of the scores and of the values, summed over all examples.
     """
-    from keras_sparse_dm.models import autoencoder, unet
+    from keras_sparse_dm.models import autoencoder_layers, unet
 
     return [
         (keras.layers.MultiHeadAttention, _multi_head_attention),
         (keras.layers.GroupQueryAttention, _grouped_query_attention),
         (keras.layers.Attention, _dot_product_attention),
         (unet.AttentionBlock, _attention_block),
-        (autoencoder._AttentionBlock, _attention_block),
+        (autoencoder_layers._AttentionBlock, _attention_block),
     ]
 
 

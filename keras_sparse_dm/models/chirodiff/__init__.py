@@ -1,4 +1,14 @@
-"""ChiroDiff: the denoiser of sketches, and the loops that its GRUs run in."""
+"""ChiroDiff: the denoiser of sketches, and three loops for its GRUs.
+
+Keras's own loop serves everywhere; these replace it where it is slow, with equal numbers but for
+rounding:
+
+| module | use | differs from Keras's loop in |
+|---|---|---|
+| `gru_for_sampling` | forward passes on a CPU | a few points share each product; skips padding |
+| `gru_for_training` | training on a CPU | the same, with a gradient of its own |
+| `gru_for_litert` | `.tflite` files | all points share a product; operations suit LiteRT |
+"""
 
 import lazy_loader as _lazy
 

@@ -7,8 +7,8 @@ import keras
 from keras import ops
 
 from keras_sparse_dm.layers import SparseDense, SparseGRU
-from keras_sparse_dm.models.chirodiff.recurrent_gradient import trainable_outputs, trains_as_stack
-from keras_sparse_dm.models.chirodiff.recurrent_stack import runs_as_stack, stacked_outputs
+from keras_sparse_dm.models.chirodiff.gru_for_sampling import can_sample, sampling_outputs
+from keras_sparse_dm.models.chirodiff.gru_for_training import can_train, training_outputs
 from keras_sparse_dm.presets import get_preset
 
 REPRESENTATIONS = ("absolute", "delta")
@@ -16,37 +16,35 @@ REPRESENTATIONS = ("absolute", "delta")
 
 @keras.saving.register_keras_serializable(package="keras_sparse_dm")
 class ChiroDiff(keras.Model):
-    """Predicts the noise in a noised sketch, from all its points at once.
+    """Denoiser of sketches: predicts the noise at all points of a noised sketch at once.
 
-    Every point is given with its position and its velocity, whichever of the two the data
-    holds, its pen bit, and random Fourier features of the timestep. A stack of bidirectional
-    GRUs reads them; two linear layers, with the time features joined again before the second,
-    give the noise. All kernels can be sparse (paper, section 3.3.1 and figure 1b).
+    Reads each point's position, velocity and pen bit, and random Fourier features of the timestep.
+    It computes the velocity from the positions, or the positions from the velocity, whichever the
+    data lacks. A stack of bidirectional GRUs follows, then two linear layers; the second reads the
+    time features again. All kernels can be sparse (paper, section 3.3.1 and figure 1b).
 
-    On a CPU the GRUs are computed together, faster than layer by layer and the same but for
-    rounding; see `layers/recurrent_stack.py` and `layers/recurrent_gradient.py`.
+    On a CPU, faster loops replace Keras's loop over the points; see `models/chirodiff/__init__.py`.
 
     Args:
-        units: Units of each GRU direction; a list gives every GRU its own.
+        units: Units of each GRU direction; a list gives every GRU its own number.
         num_layers: Number of bidirectional GRUs.
-        representation: `"absolute"` where points are positions, `"delta"` where they are
-            differences.
-        time_features: Width of the timestep's features; even.
+        representation: `"absolute"` for points that are positions, `"delta"` for differences.
+        time_features: Number of features of the timestep; even.
         time_scale: Standard deviation of their frequencies.
         timesteps: Number T of timesteps of the noise schedule.
-        seed: Integer seed of the frequencies; they never train and are saved with the model.
-        projection_units: Width of the first linear layer; that of the last GRU by default.
+        seed: Integer seed of the frequencies, which never train and are saved with the model.
+        projection_units: Width of the first linear layer; by default that of the last GRU.
 
     Call arguments:
         inputs: Tuple `(points, t, lengths)`: float tensor (batch_size, max_length, 3) of x, y
             and pen; integer tensor (batch_size,) of timesteps from 0 to T - 1; integer tensor
-            (batch_size,) of numbers of points. What lies past a sketch's length is not read.
+            (batch_size,) of numbers of points. Values past a sketch's length are ignored.
 
     Returns:
         Predicted noise: float tensor (batch_size, max_length, 3), zero past each length.
 
     Raises:
-        ValueError: for an unknown representation or sizes that are not positive.
+        ValueError: for an unknown representation, or for sizes that are not positive.
 
     Example:
 
@@ -115,7 +113,7 @@ class ChiroDiff(keras.Model):
         self.build()
 
     def build(self, input_shape=None):
-        # All shapes follow from the arguments, so the model is built from the start.
+        # All shapes follow from the arguments, so the constructor builds the model.
         if self.built:
             return
         self.time_frequencies = self.add_weight(
@@ -135,12 +133,16 @@ class ChiroDiff(keras.Model):
 
     @property
     def skips_padding(self):
-        """Whether what lies past a batch's longest sketch costs no time, when not training."""
-        return runs_as_stack(self.recurrent)
+        """True if inference skips the padding past a batch's longest sketch."""
+        return can_sample(self.recurrent)
 
     @classmethod
     def from_preset(cls, name, **overrides):
-        """Makes the denoiser of a preset, with some arguments replaced.
+        """Return the denoiser of a preset, with some arguments replaced.
+
+        Args:
+            name: Name of a ChiroDiff preset.
+            overrides: Arguments of the class that replace the preset's.
 
         Raises:
             ValueError: for a name that is not a ChiroDiff preset.
@@ -151,8 +153,15 @@ class ChiroDiff(keras.Model):
         return cls(**(preset.denoiser_arguments() | overrides))
 
     def embed_time(self, t):
-        """Random Fourier features of timesteps: (batch_size,) to (batch_size, time_features)."""
-        # In full precision: half of it cannot tell a thousand timesteps apart.
+        """Return random Fourier features of timesteps.
+
+        Args:
+            t: Integer tensor (batch_size,), counting from 0.
+
+        Returns:
+            Float tensor (batch_size, time_features).
+        """
+        # Half precision cannot tell a thousand timesteps apart.
         time = ops.cast(t + 1, "float32") / self.timesteps
         frequencies = ops.cast(self.time_frequencies, "float32") * self.time_scale
         angle = 2 * math.pi * (time[:, None] * frequencies[None])
@@ -167,12 +176,12 @@ class ChiroDiff(keras.Model):
 
         embedded = self.embed_time(t)
         hidden = self._with_time(self._positions_and_velocities(points), embedded[:, None])
-        if not training and runs_as_stack(self.recurrent):
-            # There the points, not the sketches, are the first axis.
+        if not training and can_sample(self.recurrent):
+            # The loop has points, not sketches, on the first axis.
             head = functools.partial(self._noise, time=embedded)
-            return stacked_outputs(self.recurrent, hidden, mask, head)
-        if training and trains_as_stack(self.recurrent):
-            hidden = trainable_outputs(self.recurrent, hidden, mask)
+            return sampling_outputs(self.recurrent, hidden, mask, head)
+        if training and can_train(self.recurrent):
+            hidden = training_outputs(self.recurrent, hidden, mask)
         else:
             for layer in self.recurrent:
                 hidden = layer(hidden, mask=mask, training=training)
@@ -183,7 +192,7 @@ class ChiroDiff(keras.Model):
         return self.noise_projection(self._with_time(self.output_projection(hidden), time))
 
     def _with_time(self, features, time):
-        """Joins time features to those of points, both tensors that broadcast to each other."""
+        """Concatenate features of points and time features that broadcast to them."""
         time = ops.broadcast_to(time, (*ops.shape(features)[:2], self.time_features))
         return ops.concatenate([features, time], axis=-1)
 

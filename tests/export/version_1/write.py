@@ -26,7 +26,7 @@ SKETCHES = {"lengths": [3, 5], "steps": 2, "seed": 0}
 
 @keras.saving.register_keras_serializable(package="version_1")
 class Unnamed(keras.Model):
-    """Makes layers of equal shapes without names, in a list and in attributes."""
+    """Model of unnamed layers of equal shapes, in a list and in attributes."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -80,7 +80,7 @@ def network():
 
 
 def fit(model, method, epochs):
-    """Trains up to so many epochs."""
+    """Train up to a number of epochs."""
     sparsity = ksd.DynamicSparsity(method, update_every=3, prune_rate=0.4, seed=5)
     done = int(model.optimizer.iterations) // 4
     model.fit(
@@ -121,7 +121,7 @@ def array(value):
 
 
 def found(name, model):
-    """Returns what a model is and does, `{name: array}`; trains it where it is compiled."""
+    """Return a model's state and outputs, `{name: array}`; train it if it is compiled."""
     kernels = ksd.sparsity.masked_kernels(model)
     weights = [v for v in model.weights if v.dtype != "bool"]
     facts = {f"variable_{i}": v for i, v in enumerate(weights)}

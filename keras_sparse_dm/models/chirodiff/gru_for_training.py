@@ -1,24 +1,24 @@
-"""A stack of bidirectional GRUs with its gradient, computed faster than layer by layer, on a CPU.
+"""GRU loop for training: a stack of bidirectional GRUs with its own gradient, on a CPU.
 
-As in `recurrent_stack`, some points at a time meet the input kernel together. Going back, a step
-holds the two products that need the step after it, and no others: the gates' derivatives, the
-gradients of the kernels and those of the inputs are computed for those points together. The
-numbers are the same but for rounding.
+As in `gru_for_sampling`, `PART` points share one product with the input kernel. In the backward
+pass, a step computes only the two products that depend on the step after it; `PART` points share
+the derivatives of the gates and the gradients of kernels and inputs. The numbers are equal to those
+of Keras's loop but for rounding.
 """
 
 import keras
 from keras import ops
 
-from keras_sparse_dm.models.chirodiff.recurrent_stack import PART, by_sketch, by_time, runs_as_stack
+from keras_sparse_dm.models.chirodiff.gru_for_sampling import PART, by_sketch, by_time, can_sample
 
 
-def trains_as_stack(layers):
-    """Whether `trainable_outputs` computes what these layers do in training, and is faster.
+def can_train(layers):
+    """Tell whether `training_outputs` computes the outputs of these layers in training, and faster.
 
     Args:
         layers: List of `keras.layers.Bidirectional`.
     """
-    return runs_as_stack(layers) and all(
+    return can_sample(layers) and all(
         gru.cell.activation is keras.activations.tanh
         and gru.cell.recurrent_activation is keras.activations.sigmoid
         and not gru.cell.dropout
@@ -28,16 +28,17 @@ def trains_as_stack(layers):
     )
 
 
-def trainable_outputs(layers, sequences, mask):
-    """What the last of the layers gives, each reading what the one before gives.
+def training_outputs(layers, sequences, mask):
+    """Return the outputs of the last layer of a stack.
 
     Args:
-        layers: List of `keras.layers.Bidirectional`, for which `trains_as_stack` is true.
-        sequences: Float tensor (batch_size, length, features); finite at padding too.
+        layers: List of `keras.layers.Bidirectional` for which `can_train` is true; each reads the
+            outputs of the one before.
+        sequences: Float tensor (batch_size, length, features), finite at padding too.
         mask: Boolean tensor (batch_size, length), False at padding.
 
     Returns:
-        Float tensor (batch_size, length, 2 * units of the last), zero at padding, with a
+        Float tensor (batch_size, length, 2 * units of the last layer), zero at padding, with a
         first-order gradient.
     """
     import tensorflow as tf
@@ -56,7 +57,7 @@ def trainable_outputs(layers, sequences, mask):
 
 
 def _outputs(gru, sequences, valid, backwards):
-    """One direction of a layer, from a state of zero.
+    """Run one direction of a layer from a zero state.
 
     With Keras's gates z and r and candidate c, `h' = c + z (h - c)` where
     `c = tanh(x K_c + b + r s)` and `s = h R_c + b'` (Cho et al. 2014, reset after the product).
@@ -76,11 +77,11 @@ def _outputs(gru, sequences, valid, backwards):
     units = cell.units
     parts = tf.shape(sequences)[0] // PART
     batch_size, features = ops.shape(sequences)[1:]
-    # Of the batch size, what is known while tracing.
+    # The batch size if tracing knows it, else None.
     size = sequences.shape[1]
     rows = None if size is None else PART * size
     order = range(PART)[::-1] if backwards else range(PART)
-    # A gate that is wholly open keeps the state as it is.
+    # An update gate of 1 keeps the state where there is no point.
     open_gate = tf.constant(1e4 if dtype == tf.float16 else 1e9, dtype)
     valid = tf.reshape(valid, (parts, PART * batch_size, 1))
 
@@ -138,7 +139,7 @@ def _outputs(gru, sequences, valid, backwards):
                 else:
                     before = tf.concat([start[None], states[:-1]], axis=0)
                 z, r = tf.split(zr, 2, axis=-1)
-                # Derivatives of the state by what the activations are given, and by s.
+                # Derivatives of the state by the inputs of the activations, and by s.
                 by_c = (1 - z) * (1 - c * c)
                 by_z = (before - c) * (z * (1 - z))
                 by_s = by_c * r

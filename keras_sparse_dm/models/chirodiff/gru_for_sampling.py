@@ -1,20 +1,20 @@
-"""A stack of bidirectional GRUs, computed faster than layer by layer, for sampling on a CPU.
+"""GRU loop for sampling: forward passes of a stack of bidirectional GRUs on a CPU.
 
-Keras's loop multiplies one point after the other with the input kernel, and turns every layer's
-sequence around and back. Here some points at a time meet that kernel together, while they are
-in the processor's cache, and all layers keep time as the first axis. The numbers are the same but
-for rounding. Its own gradient is no faster than that of Keras's loop: `recurrent_gradient` trains.
+Keras's loop multiplies one point at a time by the input kernel, and transposes the sequence before
+and after every layer. This loop multiplies `PART` points at once, while they are in the processor's
+cache, keeps time as the first axis through all layers, and skips padding. The numbers are equal but
+for rounding. Its gradient would be no faster than that of Keras's loop; `gru_for_training` has one.
 """
 
 import keras
 from keras import ops
 
-# Points that are multiplied with the input kernel together, and steps in one turn of the loop.
+# Points in one product with the input kernel, and steps in one iteration of the loop.
 PART = 4
 
 
-def runs_as_stack(layers):
-    """Whether `stacked_outputs` computes what these layers do, and is the faster way.
+def can_sample(layers):
+    """Tell whether `sampling_outputs` computes the outputs of these layers, and faster than Keras.
 
     Args:
         layers: List of `keras.layers.Bidirectional`.
@@ -41,7 +41,7 @@ def _computed_as_here(gru):
         isinstance(gru, keras.layers.GRU)
         and type(gru).inner_loop is keras.layers.GRU.inner_loop
         and type(cell).call is keras.layers.GRUCell.call
-        # Where somebody listens to calls, or has put others in their place, they are made.
+        # Methods on the object itself, such as those of a profiler, must still be called.
         and not {"inner_loop", "call"} & {*vars(gru), *vars(cell)}
         and gru.return_sequences
         and not gru.return_state
@@ -52,35 +52,36 @@ def _computed_as_here(gru):
     )
 
 
-def stacked_outputs(layers, sequences, mask, head=None):
-    """What the last of the layers gives, each reading what the one before gives.
+def sampling_outputs(layers, sequences, mask, head=None):
+    """Return the outputs of the last layer of a stack, or those of a head after it.
 
     Args:
-        layers: List of `keras.layers.Bidirectional`, for which `runs_as_stack` is true.
+        layers: List of `keras.layers.Bidirectional` for which `can_sample` is true; each reads the
+            outputs of the one before.
         sequences: Float tensor (batch_size, length, features).
         mask: Boolean tensor (batch_size, length), False at padding.
-        head: `head(outputs) -> features`, from a tensor (PART, batch_size, 2 * units of the last)
-            to one (PART, batch_size, features): what follows the layers at every point by itself.
-            So it too is computed on what is in the cache, and not on padding.
+        head: Function of each point by itself, `head(outputs) -> features`, from a tensor (PART,
+            batch_size, 2 * units of the last layer) to one (PART, batch_size, features). It runs on
+            outputs that are still in the cache, and skips padding like the layers.
 
     Returns:
-        Float tensor (batch_size, length, features), zero at padding; without a `head` the
-        features are those of the last layer.
+        Float tensor (batch_size, length, features), zero at padding. Without a `head` the features
+        are the 2 * units outputs of the last layer.
     """
     import tensorflow as tf
 
     length = ops.shape(sequences)[1]
 
     def in_parts(x):
-        """(batch_size, length, features) as (parts, PART, batch_size, features)."""
+        """Reshape (batch_size, length, features) to (parts, PART, batch_size, features)."""
         x = by_time(x)
         return tf.reshape(x, (-1, PART, *ops.shape(x)[1:]))
 
     valid = in_parts(mask[..., None])
-    # Where all of a part is padding, and all after it, there is nothing to compute.
+    # Number of parts up to the last one that holds a point.
     lengths = tf.reduce_max(tf.where(mask, tf.range(1, length + 1), 0))
     used = tf.maximum(-(-lengths // PART), 1)
-    # What is joined along the features; joining it would copy it.
+    # Tensors to concatenate along the features; keeping them apart saves the copy.
     joined = [in_parts(sequences)]
     for layer in layers:
         joined = [
@@ -92,14 +93,14 @@ def stacked_outputs(layers, sequences, mask, head=None):
 
 
 def by_time(x):
-    """(batch_size, length, features) as (parts * PART, batch_size, features), filled with zeros."""
+    """Transpose (batch_size, length, ...) to (parts * PART, batch_size, ...), padded with zeros."""
     import tensorflow as tf
 
     return tf.pad(tf.transpose(x, (1, 0, 2)), [(0, -ops.shape(x)[1] % PART), (0, 0), (0, 0)])
 
 
 def by_sketch(x, mask):
-    """The reverse of `by_time`, with zeros where the mask (batch_size, length) is False."""
+    """Reverse `by_time`, with zeros where the mask (batch_size, length) is False."""
     import tensorflow as tf
 
     x = tf.transpose(x[: ops.shape(mask)[1]], (1, 0, 2))
@@ -107,13 +108,13 @@ def by_sketch(x, mask):
 
 
 def _join(joined, used, head):
-    """What `head` gives for the first `used` parts of tensors joined along their features."""
+    """Apply `head` to the first `used` parts of tensors, concatenated along their features."""
     import tensorflow as tf
 
     def of(part):
         return head(tf.concat([tf.gather(x, part) for x in joined], axis=-1))
 
-    # There is always a first part, and it tells the type and the shape.
+    # The first part, which always exists, shows the type and shape of the outputs.
     first = of(0)
     outputs = tf.TensorArray(first.dtype, tf.shape(joined[0])[0], element_shape=first.shape)
     _, outputs = tf.while_loop(
@@ -125,22 +126,23 @@ def _join(joined, used, head):
 
 
 def _sigmoid(x):
-    """The same but for rounding to a float32 of about 1, in fewer instructions."""
+    """Sigmoid in fewer instructions, equal but for the rounding of a float32 near 1."""
     return 0.5 + 0.5 * ops.tanh(0.5 * x)
 
 
 def _outputs(gru, joined, valid, used, backwards):
-    """One direction of a layer (Cho et al. 2014; Keras's gates z, r, h), from a state of zero.
+    """Run one direction of a layer (Cho et al. 2014; Keras's gates z, r, h) from a zero state.
 
     Args:
         gru: The `keras.layers.GRU`.
-        joined: List of tensors (parts, PART, batch_size, features): its inputs.
-        valid: Boolean tensor (parts, PART, batch_size, 1); elsewhere the state stays as it is.
-        used: Number of parts to read, from the first on; integer tensor.
+        joined: List of tensors (parts, PART, batch_size, features), the inputs to concatenate.
+        valid: Boolean tensor (parts, PART, batch_size, 1); the state does not change where it is
+            False.
+        used: Integer tensor, the number of parts to read from the first on.
         backwards: Whether to go from the last point to the first.
 
     Returns:
-        Float tensor (parts, PART, batch_size, units), zero past the parts that are read.
+        Float tensor (parts, PART, batch_size, units), zero past the parts that were read.
     """
     import tensorflow as tf
 
@@ -150,7 +152,7 @@ def _outputs(gru, joined, valid, used, backwards):
         recurrent_activation = _sigmoid
     parts, _, batch_size, _ = tf.unstack(tf.shape(joined[0]))
     sizes = [x.shape[-1] for x in joined]
-    # One matrix of each gate: what a product gives need not be cut up.
+    # One matrix per gate saves splitting the products.
     kernels = [tf.split(gate, sizes) for gate in tf.split(ops.cast(cell.kernel, dtype), 3, axis=1)]
     recurrent_z, recurrent_r, recurrent_h = tf.split(
         ops.cast(cell.recurrent_kernel, dtype), 3, axis=1
@@ -158,12 +160,12 @@ def _outputs(gru, joined, valid, used, backwards):
     input_bias, recurrent_bias = (
         tf.split(bias, 3) for bias in tf.unstack(ops.cast(cell.bias, dtype))
     )
-    # The candidate's recurrent bias is reset with the state, the others' are added at any time.
+    # The reset gate scales the candidate's recurrent bias; the other biases can be added here.
     biases = [input_bias[0] + recurrent_bias[0], input_bias[1] + recurrent_bias[1], input_bias[2]]
 
     def of_part(number, state, outputs):
         part = used - 1 - number if backwards else number
-        # XLA would compile anew for each place at which `[part]` cuts.
+        # With `[part]`, XLA would compile once for every position of the slice.
         rows = [
             tf.reshape(tf.gather(x, part), (-1, size))
             for x, size in zip(joined, sizes, strict=True)

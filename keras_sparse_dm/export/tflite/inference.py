@@ -1,6 +1,6 @@
-"""Run `.tflite` files of this package: a denoiser for the samplers, and samples at once.
+"""Inference from `.tflite` files of this package: a denoiser for the samplers, and sampling.
 
-Needs LiteRT, not the model.
+Needs LiteRT, but not the model.
 """
 
 from pathlib import Path
@@ -11,10 +11,10 @@ from keras_sparse_dm.export.tflite import flatbuffer
 
 
 def load_interpreter(path, num_threads):
-    """A LiteRT interpreter of a file, ready to run.
+    """Return a LiteRT interpreter of a file, ready to run.
 
     Raises:
-        ImportError: without LiteRT, telling how to install it.
+        ImportError: without LiteRT; the message tells how to install it.
     """
     flatbuffer.schema()
     from ai_edge_litert.interpreter import Interpreter
@@ -25,50 +25,50 @@ def load_interpreter(path, num_threads):
 
 
 def read_tflite_metadata(path):
-    """Read the metadata that `to_tflite` has written into a file.
+    """Read the metadata that `to_tflite` wrote into a file.
 
     Args:
         path: The `.tflite` file.
 
     Returns:
-        Dictionary: `"kind"` (sketches, images or model), `"what"` (denoiser, ...), `"quantize"`,
+        Dictionary of `"kind"` (sketches, images or model), `"what"` (denoiser, ...), `"quantize"`,
         `"sparse"`, `"sparsity"` (share of zeros in the kernels), `"inputs"` (shapes by name),
-        `"output"`, `"batch_size"`, what samplers need (`"timesteps"`, `"noise_schedule"`,
+        `"output"`, `"batch_size"`, facts for samplers (`"timesteps"`, `"noise_schedule"`,
         `"steps"`, `"representation"`, `"length"` or `"shape"`, `"scale_factor"`), `"package"` (the
-        version) and `"user"`.
+        version) and `"user"` (the caller's metadata).
 
     Raises:
-        ValueError: for a file that is damaged or that `to_tflite` has not written.
-        OSError: if it cannot be read.
+        ValueError: for a damaged file, or one that `to_tflite` did not write.
+        OSError: if the file cannot be read.
     """
     return flatbuffer.read_metadata(Path(path).read_bytes(), str(path))
 
 
 class TFLiteDenoiser:
-    """The denoiser in a `.tflite` file, to be called as the samplers do.
+    """The denoiser in a `.tflite` file, as a function for the samplers.
 
-    Sketches shorter than the file's length and batches of other sizes than the file's are padded
-    and split.
+    Pads sketches that are shorter than the file's length, and splits or pads batches of another
+    size than the file's.
 
     Args:
-        path: A file that `to_tflite` has written with `what="denoiser"`.
-        num_threads: Threads of LiteRT.
+        path: A file of `to_tflite` with `what="denoiser"`.
+        num_threads: Number of LiteRT's threads.
 
     Call arguments:
-        x: Float array or tensor (batch_size, length, 3) of points, not longer than the file
-            takes; or (batch_size, height, width, channels) of latents.
+        x: Float array or tensor of points (batch_size, length, 3), up to the file's length; or
+            of latents (batch_size, height, width, channels).
         t: Integers (batch_size,), timesteps from 0.
-        lengths: Integers (batch_size,), for sketches.
+        lengths: Integers (batch_size,), numbers of points; for sketches only.
 
     Returns:
-        Predicted noise, of the shape of `x`: a NumPy array, or a tensor in a graph.
+        Predicted noise of the shape of `x`: a NumPy array, or a tensor in a graph.
 
     Attributes:
-        metadata: As `read_tflite_metadata`.
+        metadata: Dictionary, as `read_tflite_metadata` returns it.
 
     Raises:
-        ValueError: for a damaged file, or one of something else; from calls for shapes that do
-            not fit.
+        ValueError: for a damaged file or one that holds no denoiser; when called, for shapes that
+            do not fit the file.
 
     Example:
 
@@ -99,26 +99,26 @@ class TFLiteDenoiser:
 def generate_from_tflite(
     path, n=None, lengths=None, steps=None, seed=None, decoder=None, num_threads=1
 ):
-    """Sample from noise with a `.tflite` file, as `generate` of the model does.
+    """Sample from noise with a `.tflite` file, as the model's `generate` does.
 
-    Equal seeds give the samples of `model.generate` with eta 0, to rounding and quantization.
+    Equal seeds give the samples of `model.generate` with eta 0, but for rounding and quantization.
 
     Args:
         path: A file of `to_tflite`: a denoiser, a sampler step or a sampler.
         n: Number of images, for latents.
-        lengths: Numbers of points of the sketches to draw, integers (n,), none above the file's.
-        steps: Number of DDIM steps; that of the file by default, and 50 for a denoiser.
+        lengths: Numbers of points of the sketches to draw, integers (n,) up to the file's length.
+        steps: Number of DDIM steps; by default that of the file, and 50 for a denoiser.
         seed: Integer; None for a random one.
         decoder: File of the decoder, for images; without it latents are returned.
-        num_threads: Threads of LiteRT.
+        num_threads: Number of LiteRT's threads.
 
     Returns:
-        Float32 array (n, max(lengths), 3) of points, zero past each length; (n, image_size,
-        image_size, channels) of images in [-1, 1]; or latents as they are diffused.
+        Float32 array of points (n, max(lengths), 3), zero past each length; of images (n,
+        image_size, image_size, channels) in [-1, 1]; or of scaled latents (n, height, width,
+        channels).
 
     Raises:
-        ValueError: for a file that is damaged or holds something else, or arguments that do not
-            fit it.
+        ValueError: for a file that is damaged or cannot sample, or arguments that do not fit it.
     """
     import keras
 
@@ -147,7 +147,7 @@ def generate_from_tflite(
     if sketches:
         lengths = np.asarray(lengths)
         if lengths.ndim != 1 or not lengths.size or lengths.min() < 1:
-            raise ValueError(f"`lengths` must be numbers of points, 1 or more; got {lengths}.")
+            raise ValueError(f"`lengths` must be numbers of points, 1 or more; received {lengths}.")
         if lengths.max() > facts["length"]:
             raise ValueError(
                 f"`lengths` must be at most {facts['length']}, for which {path} was made; "
@@ -180,14 +180,14 @@ def generate_from_tflite(
         return x
     decoder_facts = read_tflite_metadata(decoder)
     if decoder_facts["what"] != "decoder":
-        raise ValueError(f"{decoder} holds no decoder but what={decoder_facts['what']!r}.")
+        raise ValueError(f"{decoder} must hold a decoder; it holds what={decoder_facts['what']!r}.")
     return _Runner(decoder, decoder_facts, num_threads)(x)
 
 
 class _Runner:
-    """Call a file with any number of examples, padded to what it takes.
+    """Runner of a file on any number of examples, padded to the file's shapes.
 
-    The first input has one row per example; so have all others but scalars.
+    The first input has one row per example, and so has every other input that is not a scalar.
     """
 
     def __init__(self, path, facts, num_threads):
@@ -203,7 +203,7 @@ class _Runner:
             )
         x = np.asarray(inputs[0], "float32")
         first, *sizes = next(iter(shapes.values()))
-        # Only sketches may be shorter: they have lengths.
+        # Only sketches, which have lengths, may be shorter than the file's shape.
         shorter = "lengths" in shapes and x.ndim == len(sizes) + 1 and x.shape[1] <= sizes[0]
         wanted = [x.shape[1], *sizes[1:]] if shorter else sizes
         if x.ndim != len(sizes) + 1 or list(x.shape[1:]) != wanted:
@@ -217,7 +217,7 @@ class _Runner:
         for name, array in zip(list(shapes)[1:], inputs[1:], strict=True):
             array = np.asarray(array).astype("int32")
             if shapes[name]:
-                # Rows that are added need a length, too.
+                # The rows of padding need lengths too.
                 array = np.pad(array, (0, len(padded) - len(x)), mode="edge")
             others.append(array)
         parts = []
@@ -231,5 +231,5 @@ class _Runner:
 
 
 def _is_symbolic(tensor):
-    """Tell whether a tensor's values are not known yet, while a graph is traced."""
+    """Tell whether a tensor has no values yet, as while a graph is traced."""
     return not isinstance(tensor, np.ndarray) and hasattr(tensor, "graph")

@@ -1,4 +1,4 @@
-"""Which sparse kernels a runtime can also multiply with sparsely, rather than only store."""
+"""Report of the sparse kernels that LiteRT multiplies sparsely rather than only stores."""
 
 from dataclasses import dataclass
 
@@ -16,14 +16,15 @@ BY_XNNPACK = "multiplied sparse by XNNPACK, in networks of such layers"
 
 @dataclass(frozen=True)
 class SparseInference:
-    """What becomes of one sparse kernel in a float32 `.tflite` file.
+    """Use of one sparse kernel in a float32 `.tflite` file.
 
     Attributes:
-        name, shape: Of the kernel.
-        sparsity: Share of zeros in it.
-        how: One of three sentences: single zeros are only `"stored sparse, multiplied dense"`;
-            matrices with masks of `Blocks(4)` are `"multiplied by blocks of 4"`; 1x1 convolutions
-            are `"multiplied sparse by XNNPACK, in networks of such layers"`.
+        name: Name of the kernel.
+        shape: Shape of the kernel.
+        sparsity: Share of zeros in the kernel.
+        how: `"stored sparse, multiplied dense"` for single zeros; `"multiplied by blocks of 4"`
+            for matrices with masks of `Blocks(4)`; `"multiplied sparse by XNNPACK, in networks of
+            such layers"` for 1x1 convolutions.
     """
 
     name: str
@@ -33,11 +34,11 @@ class SparseInference:
 
 
 def sparse_inference_report(model):
-    """Tells which sparse kernels of a model make inference faster, and which only files smaller.
+    """Report which sparse kernels of a model make inference faster, and which only files smaller.
 
-    Of convolutions the toolkit's policy `PruneForLatencyOnXNNPack` decides. XNNPACK then wants
-    the whole network to be of layers that the policy takes, from a first 3x3 convolution of
-    stride 2 to the global average; the toolkit documents it as
+    The toolkit's policy `PruneForLatencyOnXNNPack` decides about convolutions. XNNPACK needs a
+    whole network of layers that the policy accepts, from a first 3x3 convolution of stride 2 to
+    the global average; see the toolkit's
     `PruneForLatencyOnXNNPack.ensure_model_supports_pruning`.
 
     Args:
@@ -66,7 +67,7 @@ def sparse_inference_report(model):
 
 
 def _policy_allows(layer):
-    """Whether the toolkit would prune a layer for XNNPACK; it knows those of Keras 2 only."""
+    """Tell whether the toolkit would prune the Keras 2 twin of a layer for XNNPACK."""
     kernel_size = getattr(layer, "kernel_size", ())
     if len(kernel_size) != 2 or getattr(layer, "groups", 1) != 1:
         return False

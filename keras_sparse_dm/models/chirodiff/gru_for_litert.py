@@ -1,8 +1,8 @@
-"""GRUs in a form that LiteRT runs fast.
+"""GRU loop for LiteRT: single GRUs in operations that run fast in a `.tflite` file.
 
-Keras's loop multiplies one point after the other with the kernel, and the toolkit makes every
-step copy the whole sequence. Here the inputs of all points meet the kernel at once, before the
-loop, and a step copies a small part of the sequence. The numbers are the same.
+Keras's loop multiplies one point at a time by the input kernel, and after conversion each step
+copies the whole sequence. Here all points share one product before the loop, and a step copies a
+small part of the sequence. Products can be int8. In floats the numbers are equal but for rounding.
 """
 
 import contextlib
@@ -13,33 +13,36 @@ import tensorflow as tf
 
 from keras_sparse_dm._keras import flatten_layers
 
-# Steps of the inner loop of two. LiteRT copies all that a loop reads and writes, in every step,
-# so a step should see a part of the sequence only; and a part costs as much as some steps.
+# Steps of the inner of two loops. In every step LiteRT copies all that a loop reads and writes, so
+# a step should see only a part of the sequence; but a part costs as much as several steps.
 PART = 16
-# Of what activations a gate is 1, for an input as large as this.
+# Activations that turn an input of this size into a gate of 1.
 CLOSING = (keras.activations.sigmoid, keras.activations.hard_sigmoid)
 CLOSED = 1e4
 
 
 class Floats:
-    """Products of activations and kernels as they are."""
+    """Products of activations and kernels in floats."""
 
     def product(self, site, inputs, kernel, bias=None, reach=0.0):
-        """Multiply.
+        """Multiply inputs by a kernel.
 
         Args:
-            site: What the product is called; no two of a model have the same name.
+            site: Name of the product, unique in a model.
             inputs: Float tensor (n, inputs).
             kernel: Float tensor (inputs, outputs).
             bias: Float tensor (outputs,) to add, or None.
-            reach: Integer outputs have levels up to there, on both sides, at least.
+            reach: The levels of integer outputs cover at least [-reach, reach].
+
+        Returns:
+            Float tensor (n, outputs).
         """
         outputs = tf.matmul(inputs, kernel)
         return outputs if bias is None else outputs + bias
 
 
 class Observed(Floats):
-    """The same, noting between what inputs and outputs of each product lie.
+    """Products in floats that record the extremes of their inputs and outputs.
 
     Attributes:
         extremes: `{site: [least input, largest input, least output, largest output, largest
@@ -58,13 +61,13 @@ class Observed(Floats):
 
 
 class Integers(Floats):
-    """Products that the converter makes products of int8, by what was noted of them.
+    """Products that the converter turns into products of int8.
 
-    Kernels are rounded to 255 levels around zero, so that zeros stay zero. (The converter cannot
-    transpose one that has levels of its own for each output.)
+    Kernels are rounded to 255 levels around zero, so that zeros stay zero. All outputs share the
+    levels: the converter cannot transpose a kernel with separate levels for each output.
 
     Args:
-        extremes: As `Observed` has them, numbers.
+        extremes: As in `Observed`, but numbers.
     """
 
     def __init__(self, extremes):
@@ -89,13 +92,14 @@ def _rounded(values, low, high):
 
 @contextlib.contextmanager
 def traced_for_litert(model, products=None):
-    """Context in which a model's GRUs are traced in that form, those that can be.
+    """Context in which tracing a model uses this loop for its GRUs.
+
+    Keras's own loop still serves GRUs that have both a mask and a given initial state.
 
     Args:
-        model: A Keras model made for this, a copy: its layers get other methods for a while.
-            Layers of other kinds, and GRUs with masks and an initial state of their own, are
-            traced as Keras does it.
-        products: How to multiply, in GRUs and dense layers; `Floats` by default.
+        model: A copy of a Keras model, made for this: its layers get other methods in the context.
+        products: `Floats`, `Observed` or `Integers` for the products of GRUs and dense layers;
+            by default `Floats` in GRUs, and dense layers stay as they are.
     """
     layers = flatten_layers(model)
     for i, layer in enumerate(layers):
@@ -111,7 +115,7 @@ def traced_for_litert(model, products=None):
                 vars(layer).pop(name, None)
 
 
-# Of the sparse layer it is the same, and of a subclass with one of its own it is not known.
+# `SparseDense` has the same `call`. A subclass with another one may compute something else.
 _DENSE_CALLS = (keras.layers.Dense.call,)
 
 
@@ -123,8 +127,8 @@ def _dense(layer, products, site):
         bias = tf.cast(layer.bias, inputs.dtype) if layer.use_bias else None
         kernel = tf.cast(layer.kernel, inputs.dtype)
         rows = tf.reshape(inputs, (-1, features))
-        # The converter gives what is joined to the outputs the levels of the outputs: sines and
-        # cosines, where time is joined, which must fit.
+        # The converter gives these levels to all that is concatenated with the outputs too. They
+        # must cover the sines and cosines of the time features.
         outputs = products.product(site, rows, kernel, bias, reach=1.0)
         outputs = tf.reshape(outputs, (*sizes, layer.units))
         return outputs if layer.activation is None else layer.activation(outputs)
@@ -139,7 +143,7 @@ def _inner_loop(layer, products, site):
         (state,) = keras.tree.flatten(initial_state)
         valid = mask[0] if isinstance(mask, (list, tuple)) else mask
         known = tf.get_static_value(state)
-        # Where masked steps come first, Keras's outputs there are zero whatever the state is.
+        # At masked steps before the first point Keras's outputs are zero, whatever the state is.
         unlike = known is None or known.any() or layer.cell.recurrent_activation not in CLOSING
         if None in sequences.shape or (valid is not None and unlike):
             return type(layer).inner_loop(layer, sequences, initial_state, mask, training=training)
@@ -149,18 +153,18 @@ def _inner_loop(layer, products, site):
 
 
 def _gru(layer, sequences, state, mask, products, site):
-    """Keras's GRU (Cho et al. 2014; Keras's gates z, r, h), without dropout.
+    """Run Keras's GRU (Cho et al. 2014; Keras's gates z, r, h) without dropout.
 
     Args:
         layer: The `keras.layers.GRU`.
         sequences: Float tensor (batch_size, length, features), all sizes known.
         state: Float tensor (batch_size, units).
         mask: Boolean tensor (batch_size, length) or None.
-        products: How to multiply.
+        products: `Floats`, `Observed` or `Integers`.
         site: Name of the layer's products.
 
     Returns:
-        `(last output, outputs, states)`, as an `inner_loop` gives them.
+        `(last output, outputs, states)`, as Keras's `inner_loop` returns them.
     """
     cell, units = layer.cell, layer.cell.units
     batch_size, length, features = sequences.shape
@@ -176,20 +180,20 @@ def _gru(layer, sequences, state, mask, products, site):
     def recurrent_product(states, by=products):
         return by.product(f"{site} recurrent", states, recurrent_kernel, recurrent_bias)
 
-    # What is computed in a loop cannot be noted there, but all states are known after it.
+    # A loop's tensors cannot leave it, so the recurrent product is observed on all states after it.
     observing = isinstance(products, Observed)
     rows = tf.reshape(sequences, (-1, features))
     projected = products.product(f"{site} inputs", rows, kernel, input_bias)
-    # Time first, so that a step reads and writes one piece of memory.
+    # With time as the first axis a step reads and writes one contiguous piece of memory.
     projected = tf.transpose(tf.reshape(projected, (batch_size, length, 3 * units)), (1, 0, 2))
     gates = 2 * units
     x_gates, x_candidate = projected[..., :gates], projected[..., gates:]
     if mask is not None:
-        # A gate that lets nothing in keeps the state where there is no point.
+        # An update gate of 1 keeps the state where there is no point.
         closed = tf.concat([tf.fill((units,), CLOSED), tf.zeros((units,))], axis=0)
         padding = tf.cast(tf.logical_not(tf.transpose(mask)), dtype)
         x_gates += padding[..., None] * tf.cast(closed, dtype)
-    # Parts of the sequence, of like length.
+    # Parts of equal length.
     parts = max(1, round(length / PART))
     size = math.ceil(length / parts)
     x_gates, x_candidate = (
@@ -211,7 +215,7 @@ def _gru(layer, sequences, state, mask, products, site):
         candidate = cell.activation(x_candidate + candidate)
         return candidate + update * (state - candidate)
 
-    # `tf.gather`, as LiteRT does not know the shape of a slice at a place that is not constant.
+    # `tf.gather`, because LiteRT does not know the shape of a slice at a variable position.
     def one_part(i, state, outputs):
         part_gates, part_candidate = tf.gather(x_gates, i), tf.gather(x_candidate, i)
 
@@ -250,6 +254,6 @@ def _in_parts(x, parts, size):
 
 
 def _written_over(values):
-    """A `tf.TensorArray` of these values. Zeros instead would be stored in the file."""
+    """Return a `tf.TensorArray` of values to overwrite; the file would have to store zeros."""
     array = tf.TensorArray(values.dtype, values.shape[0], element_shape=values.shape[1:])
     return array.unstack(values)
