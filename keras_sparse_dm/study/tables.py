@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from keras_sparse_dm.study.cost_at_paper_setting import columns_as_in_paper, cost_at_paper_setting
 from keras_sparse_dm.study.paper import PAPER_COSTS, PAPER_SETTINGS
-from keras_sparse_dm.study.paper_costs import columns_as_in_paper, cost_at_paper_setting
 from keras_sparse_dm.study.report_table import Column, Entry, Table
 from keras_sparse_dm.study.scores import method_title, number_text
 
