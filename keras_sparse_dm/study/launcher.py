@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from keras_sparse_dm import __version__
+import keras_sparse_dm
 from keras_sparse_dm.files import os_error_text
 from keras_sparse_dm.runs.settings import SettingsError, read_json, write_json
 from keras_sparse_dm.study.differences import differences_from_paper
@@ -300,7 +300,10 @@ class Launcher:
         job = self._job(task)
         values = {name: job[name] for name in ("name", "cell", "scale", "settings", "differences")}
         try:
-            write_json(self._failure_path(task), values | {"version": __version__, "error": error})
+            write_json(
+                self._failure_path(task),
+                values | {"version": keras_sparse_dm.__version__, "error": error},
+            )
         except OSError as trouble:
             # A full disk may have failed the run too.
             self._trouble.append(os_error_text(trouble))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from keras_sparse_dm import __version__
+import keras_sparse_dm
 from keras_sparse_dm.checks import UsageError
 from keras_sparse_dm.runs.settings import CONFIG_FILE, TrainingDiverged, read_json, write_json
 from keras_sparse_dm.runs.sketch_data import load_sketch_data
@@ -143,7 +143,7 @@ def run_cell(job):
             "cell": job["cell"],
             "scale": job["scale"],
             "settings": settings.to_dict(),
-            "version": __version__,
+            "version": keras_sparse_dm.__version__,
             "differences": job["differences"],
             "seconds": seconds,
             "report": report,
