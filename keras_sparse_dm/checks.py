@@ -17,13 +17,13 @@ def one_of(name, value, choices, error=ValueError):
     """Raise an error unless a value is among the choices."""
     if value not in choices:
         meant = did_you_mean(value, choices)
-        raise error(f"{name} must be one of {', '.join(choices)}; received {value!r}{meant}.")
+        raise error(f"{name} must be one of {', '.join(choices)}; received {value!r}.{meant}")
 
 
-def did_you_mean(value, choices):
-    """Return `" (did you mean NAME?)"` for a text that resembles a choice, else an empty text."""
-    close = difflib.get_close_matches(str(value).lower(), choices, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+def did_you_mean(value, choices, most=1):
+    """Return `" Did you mean 'NAME'?"` with the closest choices, or `""` where none is close."""
+    close = difflib.get_close_matches(str(value).lower(), choices, n=most)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def at_least(*values, error=ValueError):
@@ -44,8 +44,8 @@ def in_range(name, value, low, high, closed_low=True, closed_high=True, error=Va
         else:
             wanted = f"in {'[' if closed_low else '('}{low}, {high}{']' if closed_high else ')'}"
         share = low == 0 and high == 1 and 5 <= value < 100
-        meant = f" (did you mean {value / 100:g}?)" if share else ""
-        raise error(f"{name} must be a number {wanted}; received {value:g}{meant}.")
+        meant = f" Did you mean {value / 100:g}?" if share else ""
+        raise error(f"{name} must be a number {wanted}; received {value:g}.{meant}")
 
 
 def check_whole(argument: str, value, low: int, high: int) -> None:

@@ -106,12 +106,12 @@ def main(argv=None):
     if argv == ["--version"]:
         print(f"keras_sparse_dm {__version__}")
         return 0
-    received = "received nothing"
+    received = "received nothing."
     if argv:
-        received = f"received {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}"
+        received = f"received {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)}"
     *most, last = COMMANDS
     print(
-        f"sparse-dm: error: the command must be {', '.join(most)} or {last}; {received}.",
+        f"sparse-dm: error: the command must be {', '.join(most)} or {last}; {received}",
         file=sys.stderr,
     )
     return 2

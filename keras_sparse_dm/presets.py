@@ -4,10 +4,10 @@ Nothing here needs Keras, so that the command line can list them at once.
 """
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
+from keras_sparse_dm.checks import did_you_mean
 from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule
 
 
@@ -365,7 +365,6 @@ def get_preset(name):
         ValueError: for an unknown name; the message lists the known ones.
     """
     if name not in PRESETS:
-        close = difflib.get_close_matches(str(name), PRESETS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, PRESETS)
         raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}; received {name!r}.{hint}")
     return PRESETS[name]

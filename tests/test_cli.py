@@ -69,12 +69,12 @@ def copy_sketches(folder, n=12):
         (["--sparsity", "-0.2"], ["[0, 1)", "received -0.2"]),
         (["--sparsity=nan"], ["[0, 1)", "received nan"]),
         (["--sparsity", "0"], ["--sparsity", "--method dense"]),
-        (["--sparsity", "90"], ["received 90", "did you mean 0.9?"]),
-        (["--method", "rigll"], ["'rigll'", "did you mean 'rigl'?"]),
+        (["--sparsity", "90"], ["received 90", "Did you mean 0.9?"]),
+        (["--method", "rigll"], ["'rigll'", "Did you mean 'rigl'?"]),
         (["--structure", "blocks"], ["--structure", "blocks:4", "'blocks'"]),
         (["--structure", "nm:2"], ["--structure", "nm:2:4", "'nm:2'"]),
         (["--structure", "nm:2:4"], ["--distribution uniform", "--sparsity 0.5", "erk"]),
-        (["--competition", "globall"], ["kernel, global", "did you mean 'global'?"]),
+        (["--competition", "globall"], ["kernel, global", "Did you mean 'global'?"]),
         (["--grow-init", "ones"], ["zeros, normal", "'ones'"]),
         (["--gradient-steps", "101"], ["--update-every", "100", "received 101"]),
         (["--start-step", "9", "--stop-step", "5"], ["--stop-step", "9", "received 5"]),
@@ -327,7 +327,7 @@ def test_the_console_script(capsys):
 
 
 @pytest.mark.parametrize(
-    "argv, received", [([], "nothing"), (["trian"], "'trian' (did you mean 'train'?)")]
+    "argv, received", [([], "nothing."), (["trian"], "'trian'. Did you mean 'train'?")]
 )
 def test_an_unknown_command(capsys, argv, received):
     assert main(argv) == 2

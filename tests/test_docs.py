@@ -15,7 +15,7 @@ import pytest
 import keras_sparse_dm as ksd
 from keras_sparse_dm import cli
 from keras_sparse_dm.commands.options import parse_options
-from keras_sparse_dm.study.grid import find_study
+from keras_sparse_dm.study.studies import find_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))

@@ -1,4 +1,4 @@
-"""`sparse-dm study`: how the options of `run` and `list` are read."""
+"""Options of `sparse-dm study run` and `sparse-dm study list`."""
 
 import sys
 from dataclasses import dataclass
@@ -6,82 +6,71 @@ from pathlib import Path
 
 import tyro
 
-from keras_sparse_dm.checks import SettingsError, UsageError
+from keras_sparse_dm.checks import SettingsError, UsageError, did_you_mean, one_of
 from keras_sparse_dm.commands.options import fail, parse_options
 from keras_sparse_dm.commands.study_report import study_report_command
 from keras_sparse_dm.files import os_error_text
 from keras_sparse_dm.study.estimates import estimate, print_costs
-from keras_sparse_dm.study.grid import (
-    CHIRODIFF,
-    LATENT_DIFFUSION,
-    SCALES,
-    STUDIES,
-    find_study,
-)
-from keras_sparse_dm.study.launcher import (
-    WORKER,
-    Options,
-    prepare_folder,
-    run_study,
-    state_of,
-    tasks_of,
-)
+from keras_sparse_dm.study.grid import CHIRODIFF, LATENT_DIFFUSION
+from keras_sparse_dm.study.launcher import WORKER, prepare_folder, run_study
+from keras_sparse_dm.study.scales import SCALES
+from keras_sparse_dm.study.studies import STUDIES, find_study
+from keras_sparse_dm.study.tasks import Options, state_of, tasks_of
+from keras_sparse_dm.study.wording import counted
 
 USAGE = """usage: sparse-dm study {run, report, list} ...
 
-  sparse-dm study run NAME [options]      run what is not finished of a study
-  sparse-dm study report NAME [options]   tables and figures of the runs that have ended
-  sparse-dm study list                    names of the studies, and how many runs they are
-  sparse-dm study run --help              all options; likewise of report
+  sparse-dm study run NAME [options]      run the unfinished runs of a study
+  sparse-dm study report NAME [options]   write tables and figures of the finished runs
+  sparse-dm study list                    list the studies with their numbers of runs
+  sparse-dm study run --help              show all options; report and list have --help too
 """
 
 
 @dataclass(frozen=True)
 class StudyRunSettings:
-    """Runs what is not finished of a study: a table or figure of the paper, or your own."""
+    """Run the unfinished runs of a study: a table or figure of the paper, or your own study."""
 
     name: tyro.conf.Positional[str]
-    """table1 to table6, figure2 to figure7, sketches, or a .yaml file of your own: lists of
+    """table1 to table6, figure2 to figure7, sketches, or a .yaml file of your own with lists of
     presets, methods, sparsities, prune_rates, seeds, update_intervals, sampling_steps."""
     scale: str = "smoke"
-    """smoke (seconds a run, to see that all works), reduced (minutes a run) or paper."""
+    """smoke (seconds per run, to check that everything works), reduced (minutes per run) or
+    paper."""
     output_dir: Path | None = None
-    """Folder of the study, which other studies of the same scale share; by default
-    studies/SCALE."""
+    """Folder of the study, studies/SCALE by default. Studies of the same scale can share it."""
     data_dir: Path | None = None
-    """Folder of the data sets, each in a folder of its own in it: quickdraw, kanjivg, mnist,
-    celebahq, lsun_bedrooms, imagenette."""
+    """Folder that holds one folder per data set: quickdraw, kanjivg, mnist, celebahq,
+    lsun_bedrooms, imagenette."""
     cache_dir: Path | None = None
-    """Folder for prepared data; by default the user's cache folder."""
+    """Folder for prepared data; the user's cache folder by default."""
     jobs: int = 1
-    """Runs at a time; each gets its share of the processor cores."""
+    """Number of runs at a time; each gets its share of the processor cores."""
     seeds: int | None = None
-    """Seeds of each run, from 0; by default the study's, and one at smoke scale."""
+    """Number of seeds of each run, counted from 0. By default, the study's own seeds, and only
+    seed 0 at smoke scale."""
     epochs: tuple[str, ...] = ()
-    """Epochs in place of the scale's: 8, or of one preset chirodiff_kanjivg=8."""
+    """Epochs in place of the scale's: 8, or for one preset only, chirodiff_kanjivg=8."""
     samples: int | None = None
-    """Samples to evaluate, in place of the scale's; the paper takes 10,000."""
+    """Number of samples to evaluate, in place of the scale's; the paper's is 10,000."""
     weights: tuple[Path, ...] = ()
-    """Files of Inception weights, each for a distance more, as of evaluate."""
+    """Files of Inception weights; each adds a distance, as in sparse-dm evaluate."""
     autoencoder: Path | None = None
-    """Trained autoencoder for latent diffusion, as of train; for the paper's scale it is needed."""
+    """Trained autoencoder for latent diffusion, as in sparse-dm train; required at paper scale."""
     cells: str = "*"
-    """Only runs whose names match this pattern, such as '*kanjivg*s0.9*'."""
+    """Run only the cells whose names match this pattern, such as '*kanjivg*s0.9*'."""
     yes: bool = False
-    """Do not ask before runs at the paper's scale."""
+    """Start runs at paper scale without asking."""
     verbose: bool = False
     """Print a line for each event instead of the table."""
 
     def check(self):
-        """Checks everything that can be checked without loading anything.
+        """Check all that can be checked without loading Keras or data.
 
         Raises:
-            SettingsError: naming the option, what was received and what would be right.
+            SettingsError: for an invalid option; the message says what would be right.
         """
-        if self.scale not in SCALES:
-            raise SettingsError(
-                f"--scale must be one of {', '.join(SCALES)}; received {self.scale!r}."
-            )
+        one_of("--scale", self.scale, SCALES, error=SettingsError)
         for option, value, low in (
             ("--jobs", self.jobs, 1),
             ("--seeds", self.seeds, 1),
@@ -101,10 +90,10 @@ class StudyRunSettings:
         return Path("studies") / self.scale if self.output_dir is None else self.output_dir
 
     def epochs_by_preset(self):
-        """`{preset: epochs}` of `--epochs`.
+        """Return the values of `--epochs` as `{preset: epochs}`.
 
         Raises:
-            SettingsError: for what is neither a number nor PRESET=NUMBER.
+            SettingsError: for a value that is neither a number nor PRESET=NUMBER.
         """
         presets = (*LATENT_DIFFUSION, *CHIRODIFF)
         epochs = {}
@@ -115,15 +104,20 @@ class StudyRunSettings:
                     "--epochs must be a number, or PRESET=NUMBER with one of "
                     f"{', '.join(presets)}; received {text!r}."
                 )
-            # That of a preset goes before that of all.
+            # A preset's own number takes precedence over the number for all.
             for name in (preset,) if preset else presets:
                 if preset or name not in epochs:
                     epochs[name] = int(number)
         return epochs
 
 
+@dataclass(frozen=True)
+class StudyListSettings:
+    """List the studies with their numbers of runs."""
+
+
 def study_command(argv, prog="sparse-dm study"):
-    """Runs `sparse-dm study` and returns the exit code."""
+    """Run `sparse-dm study` and return the exit code."""
     commands = {
         "run": study_run_command,
         "report": study_report_command,
@@ -134,25 +128,28 @@ def study_command(argv, prog="sparse-dm study"):
     if argv in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
-    received = f"received {argv[0]!r}" if argv else "received nothing"
+    received = "received nothing."
+    if argv:
+        received = f"received {argv[0]!r}.{did_you_mean(argv[0], commands)}"
     *others, last = commands
-    wanted = f"{', '.join(others)} or {last}"
-    return fail("sparse-dm study", f"the command must be {wanted}; {received}.", 2)
+    return fail(prog, f"the command must be {', '.join(others)} or {last}; {received}", 2)
 
 
 def study_list_command(argv, prog="sparse-dm study list"):
-    """Prints the studies and returns the exit code."""
-    if argv:
-        return fail(prog, f"no options are known; received {argv[0]!r}.", 2)
+    """Print the studies and return the exit code."""
+    try:
+        parse_options(StudyListSettings, argv, prog)
+    except UsageError as error:
+        return fail(prog, error, 2)
     for study in STUDIES.values():
         print(f"{study.name:9} {len(study.cells):4} runs  {study.title}")
     names = {cell.name for study in STUDIES.values() for cell in study.cells}
-    print(f"{'all':9} {len(names):4} runs, for studies share them")
+    print(f"{'all':9} {len(names):4} runs, because studies share runs")
     return 0
 
 
 def study_run_command(argv, prog="sparse-dm study run"):
-    """Parses the options of `study run`, runs the study, and returns the exit code."""
+    """Parse the options of `study run`, run the study, and return the exit code."""
     try:
         settings = parse_options(StudyRunSettings, argv, prog)
         settings.check()
@@ -160,7 +157,7 @@ def study_run_command(argv, prog="sparse-dm study run"):
         seeds = settings.seeds or (1 if settings.scale == "smoke" else None)
         if seeds is not None:
             study = study.with_seeds(seeds)
-        # What the others would need is not asked for.
+        # Before the tasks are made: cells that are left out need no data.
         study = study.with_cells(settings.cells)
         options = Options(
             settings.scale,
@@ -177,8 +174,8 @@ def study_run_command(argv, prog="sparse-dm study run"):
         ask = settings.scale == "paper" and not settings.yes
         if ask and not sys.stdin.isatty():
             raise SettingsError(
-                "--scale paper asks before it starts, and there is no terminal to answer in; give "
-                "--yes."
+                "--scale paper asks before it starts, but the input is not a terminal; give --yes "
+                "to start without asking."
             )
         prepare_folder(options)
         if settings.scale == "paper" and not _agreed(tasks, options, ask):
@@ -186,21 +183,24 @@ def study_run_command(argv, prog="sparse-dm study run"):
         return run_study(study, tasks, options, lines=settings.verbose)
     except UsageError as error:
         return fail(prog, error, 2)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if error.errno is None:
             raise
-        advice = "What was written before is kept; the same command goes on from there."
+        advice = "Finished work is kept; the same command resumes the study."
         return fail(prog, f"{os_error_text(error)} {advice}", 1)
     except (KeyboardInterrupt, EOFError):
         return fail(prog, "interrupted.", 130)
 
 
 def _agreed(tasks, options, ask):
-    """Prints what is left to run and how long it will take; returns whether to start."""
+    """Print the cost of the unfinished runs, and return True if they may start."""
     left = [task for task in tasks if state_of(task)[0] == "waiting"]
     if not left:
         return True
-    print(f"Timing a few steps of {len({task.cell.preset for task in left})} networks ...")
+    networks = len({task.cell.preset for task in left})
+    print(f"Timing a few steps of {counted(networks, 'network')} ...")
     print_costs(estimate(left, WORKER, options.folder), sys.stdout)
     if not ask:
         return True

@@ -230,7 +230,7 @@ class RunSettings:
             return facts_of(method)
         except ValueError as error:
             meant = did_you_mean(method, METHODS)
-            raise SettingsError(f"--method {str(error).removesuffix('.')}{meant}.") from None
+            raise SettingsError(f"--method {error}{meant}") from None
 
     def _check_growth(self, facts):
         t = self.training

@@ -3,5 +3,6 @@
 import lazy_loader as _lazy
 
 __getattr__, __dir__, __all__ = _lazy.attach(
-    __name__, submod_attrs={"paper": ["PAPER_COSTS", "PAPER_FIDS", "PAPER_SETTINGS"]}
+    __name__,
+    submod_attrs={"paper": ["PAPER_COSTS", "PAPER_SETTINGS"], "paper_fids": ["PAPER_FIDS"]},
 )

@@ -1,9 +1,9 @@
-"""What a study takes at the paper's scale on this machine, from a few timed steps."""
+"""Estimates of how long a study takes at the paper's scale on this machine, from timed steps."""
 
 import csv
 import json
 import os
-import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,29 +13,27 @@ from rich.table import Table
 
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.presets import get_preset
-from keras_sparse_dm.runs.folder import write_json
 from keras_sparse_dm.study.grid import LATENT_DIFFUSION
 from keras_sparse_dm.study.paper import PAPER_SETTINGS
+from keras_sparse_dm.study.wording import counted
+from keras_sparse_dm.study.worker_process import WorkerProcess
 
-# Half of QuickDraw's figure in the paper is unexplained (see `metrics.paper`): 70,000 training
-# sketches of a category in batches of 128.
-QUICKDRAW_STEPS = 547
-# Sketches that are sampled at a time.
+# Batch size of sampling sketches.
 SAMPLED_SKETCHES = 256
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the runs of one preset take.
+    """Estimated cost of the runs of one preset.
 
     Attributes:
-        preset: The preset's name.
-        runs: Runs that are not finished.
-        steps: Training steps of them all, less those that half runs have done.
+        preset: Name of the preset.
+        runs: Number of runs that are not finished.
+        steps: Training steps that these runs still have to do.
         sample_steps: Evaluations of the network for all samples.
-        seconds_a_step: Of a training step of the preset's batch size.
-        seconds_a_sample_step: Of an evaluation of the network for one sample.
-        note: How it was measured.
+        seconds_a_step: Seconds of a training step with the preset's batch size.
+        seconds_a_sample_step: Seconds of an evaluation of the network for one sample.
+        note: Data and batch size of the timed steps.
     """
 
     preset: str
@@ -48,28 +46,28 @@ class Cost:
 
     @property
     def hours(self):
+        """Hours of training and sampling."""
         seconds = self.steps * self.seconds_a_step
         return (seconds + self.sample_steps * self.seconds_a_sample_step) / 3600
 
 
 def steps_of_epoch(preset):
-    """Training steps of an epoch with as many examples as the paper has."""
-    iterations = PAPER_SETTINGS[preset].iterations
-    if iterations is None:
-        return QUICKDRAW_STEPS
+    """Return the training steps of an epoch on as many examples as the paper has."""
+    setting = PAPER_SETTINGS[preset]
+    iterations = setting.iterations or setting.stated_iterations
     return iterations // get_preset(preset).training.epochs
 
 
 def estimate(tasks, worker, folder):
-    """Costs of tasks that are not finished, a list of `Cost`, one for each preset.
+    """Return the costs of tasks that are not finished, one `Cost` for each preset.
 
     Args:
-        tasks: `Task`s.
-        worker: Command of the worker, which times the steps in a process of its own.
-        folder: The study's folder, for the worker's files.
+        tasks: List of `Task`.
+        worker: Command that starts a worker, which times the steps in a process of its own.
+        folder: The study's folder; the worker writes its log there.
 
     Raises:
-        SettingsError: if the steps cannot be timed.
+        SettingsError: if the timing fails.
     """
     groups = {}
     for task in tasks:
@@ -100,7 +98,7 @@ def estimate(tasks, worker, folder):
 
 
 def epochs_done(folder):
-    """Epochs that a run's `metrics.csv` tells of; 0 where there is none."""
+    """Return the number of epochs in a run's `metrics.csv`; 0 if there is no such file."""
     try:
         with open(Path(folder) / "metrics.csv", newline="", encoding="utf-8") as file:
             return max(sum(1 for _ in csv.reader(file)) - 1, 0)
@@ -109,41 +107,35 @@ def epochs_done(folder):
 
 
 def _timed(preset, settings, worker, folder):
-    job = folder / "jobs" / f"measure-{preset}-{os.getpid()}.json"
-    answer = job.with_suffix(".answer.json")
+    """Return what `measure` returns, from a worker."""
     log = folder / "logs" / "measure.log"
-    write_json(job, {"settings": settings.to_dict(), "answer": str(answer.absolute())})
-    try:
-        with open(log, "ab") as output:
-            # Its input is left open and silent: the worker ends when it ends.
-            process = subprocess.Popen(
-                (*worker, "--measure", str(job)),
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-            )
-            with process:
-                code = process.wait()
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    with tempfile.TemporaryDirectory() as scratch:
+        answer = Path(scratch, "answer.json")
+        job = {"settings": settings.to_dict(), "answer": str(answer)}
+        process = WorkerProcess((*worker, "measure"), job, log, environment)
+        try:
+            code = process.wait()
+        finally:
+            process.stop()
         if code:
-            raise SettingsError(f"the steps of {preset} cannot be timed (log: {log}).")
+            raise SettingsError(
+                f"timing the steps of {preset} failed: {process.error()} (log: {log})"
+            )
         return json.loads(answer.read_text(encoding="utf-8"))
-    finally:
-        job.unlink(missing_ok=True)
-        answer.unlink(missing_ok=True)
 
 
 def measure(settings):
-    """Times training steps and sampling of a run's network on random data.
+    """Time training steps and sampling of a run's network on random data.
 
-    A sparse step takes as long as a dense one, which is timed. On a processor the 274M U-Net is
-    timed with one latent, and the time multiplied by the batch size.
+    Dense steps are timed, because sparse ones take the same time. On a CPU, the 274M U-Net is timed
+    with one latent, and the time is multiplied by the batch size.
 
     Args:
         settings: `RunSettings`.
 
     Returns:
-        Dictionary of `seconds_a_step`, `seconds_a_sample_step` and `note`.
+        Dictionary with `seconds_a_step`, `seconds_a_sample_step` and `note`.
     """
     import keras
     import numpy as np
@@ -183,7 +175,7 @@ def measure(settings):
         }
         what = f"sketches of {points} points"
         samples = SAMPLED_SKETCHES
-        # As for all the samples of a run.
+        # The arguments with which a run generates its samples.
         generate = {
             "lengths": [points] * samples,
             "batch_size": samples,
@@ -202,7 +194,7 @@ def measure(settings):
 
 
 def _seconds(act, rounds):
-    """The shortest time of several rounds, after one that traces and warms up."""
+    """Return the shortest time of several rounds, after one that traces and warms up."""
     act()
     times = []
     for _ in range(rounds):
@@ -213,7 +205,7 @@ def _seconds(act, rounds):
 
 
 def print_costs(costs, out):
-    """Prints what the costs add up to, as a table."""
+    """Print the costs as a table, and their sum."""
     table = Table(box=None, pad_edge=False)
     table.add_column("preset")
     for column in ("runs", "steps", "s a step", "hours"):
@@ -232,12 +224,12 @@ def print_costs(costs, out):
     console.print(table)
     runs, steps, hours = (sum(getattr(c, n) for c in costs) for n in ("runs", "steps", "hours"))
     print(
-        f"{runs} runs, {steps:,} training steps, {hours:,.0f} hours on this machine "
-        f"({hours / 24:,.0f} days), sampling included.",
+        f"{counted(runs, 'run')}, {counted(steps, 'training step')}, {hours:,.0f} hours on this "
+        f"machine ({hours / 24:,.0f} days), sampling included.",
         file=out,
     )
     print(
-        "Steps are those of as many training examples as the paper has. Not timed: preparing "
-        "data, the autoencoder, and the feature networks.",
+        "The steps are counted for as many training examples as the paper has. The hours do not "
+        "include preparing the data, the autoencoder, and the feature networks.",
         file=out,
     )

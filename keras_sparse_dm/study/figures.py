@@ -1,4 +1,4 @@
-"""A study's figures, in the manner of the paper's Figures 2 to 13."""
+"""Figures of a study in the style of the paper's Figures 2 to 13."""
 
 import math
 
@@ -11,7 +11,7 @@ from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.runs.sketches import sketches_of
 from keras_sparse_dm.study.scores import dataset_title, method_title
 
-# Okabe and Ito's colours, which the colour-blind tell apart; and a marker for each.
+# Colours of Okabe and Ito, which colour-blind readers can tell apart, and markers.
 STYLES = {
     "dense": ("#000000", "D"),
     "static": ("#0072B2", "o"),
@@ -21,9 +21,9 @@ STYLES = {
     "snfs": ("#E69F00", "P"),
     "gmp": ("#56B4E9", "X"),
 }
-# Points of one place lie side by side, by this share of the axis.
+# Points at the same place are drawn side by side, this share of the axis apart.
 _DODGE = 0.012
-# Inches: two panels are as wide as a page's text, one as a column of it.
+# Width and height in inches. Two panels are as wide as a page's text, one as wide as a column.
 _PANEL = (2.5, 2.2)
 _STYLE = {
     "font.size": 8,
@@ -36,7 +36,7 @@ _STYLE = {
     "lines.linewidth": 1.2,
     "lines.markersize": 4,
     "legend.frameon": False,
-    # Names of parts and texts, the same in every file.
+    # Fixed names of parts, and text as text, so that equal figures give equal files.
     "svg.hashsalt": "keras_sparse_dm",
     "svg.fonttype": "none",
 }
@@ -44,21 +44,21 @@ SAMPLES = 24
 
 
 def figures_of(scores):
-    """The figures that show a study.
+    """Return the figures that show a study.
 
     Args:
         scores: `Scores`.
 
     Returns:
-        `{name: (caption, figure)}`, without those for which there is not a single score.
+        `{name: (caption, figure)}`, without figures that have no score to show.
     """
     found = {}
     with rc_context(_STYLE):
         if len(scores.study.sampling_steps) > 1:
             found["sampling-steps"] = by_sampling_steps(scores)
         else:
-            rates = _prune_rates(scores)
-            if len(_sparsities(scores)) > 1 and not _one_sparsity_each(scores):
+            rates = scores.prune_rates
+            if len(scores.sparsities) > 1 and not _one_sparsity_each(scores):
                 for rate in rates or [None]:
                     name = "sparsity" if rate is None else f"sparsity-p{rate:g}"
                     found[name] = by_sparsity(scores, rate)
@@ -68,7 +68,7 @@ def figures_of(scores):
 
 
 def by_sparsity(scores, prune_rate):
-    """Figures 2, 3, 6 and 7: score against sparsity, one panel for each data set."""
+    """Draw Figures 2, 3, 6 and 7: score against sparsity, a panel for each data set."""
 
     def panel(axis, preset):
         drawn = _dense_line(axis, scores, preset)
@@ -79,7 +79,7 @@ def by_sparsity(scores, prune_rate):
             offset = _DODGE * (i - (len(lines) - 1) / 2)
             points = [(a.sparsity + offset, scores.score(a)) for a in approaches]
             drawn |= _line(axis, points, approaches[0], title)
-        axis.set_xticks(_sparsities(scores))
+        axis.set_xticks(scores.sparsities)
         axis.set_xlabel("sparsity S (share of weights pruned)")
         return drawn
 
@@ -89,17 +89,17 @@ def by_sparsity(scores, prune_rate):
 
 
 def by_prune_rate(scores):
-    """Figure 5: score against prune rate, one panel for each data set and sparsity.
+    """Draw Figure 5: score against prune rate, a panel for each data set and sparsity.
 
-    Methods that the study has at one sparsity each share a panel, as in the paper.
+    Methods share a panel, as in the paper, if the study has each method at one sparsity only.
     """
-    rates = _prune_rates(scores)
-    # The rates lie evenly, as no scale shows 0.05, 0.1 and 0.5 apart.
+    rates = scores.prune_rates
+    # Rates are evenly spaced, because no scale separates 0.05, 0.1 and 0.5 well.
     places = {rate: i for i, rate in enumerate(rates)}
     together = _one_sparsity_each(scores)
     titles = {}
     for preset in scores.presets:
-        for sparsity in [None] if together else _sparsities(scores):
+        for sparsity in [None] if together else scores.sparsities:
             title = dataset_title(preset)
             titles[title if together else f"{title}, S = {sparsity:g}"] = (preset, sparsity)
 
@@ -127,10 +127,10 @@ def by_prune_rate(scores):
 
 
 def by_sampling_steps(scores):
-    """Figure 4: score against the number of sampling steps, one panel for each data set."""
+    """Draw Figure 4: score against the number of sampling steps, a panel for each data set."""
     all_steps = sorted(scores.study.sampling_steps)
     span = all_steps[-1] - all_steps[0]
-    several = len(_prune_rates(scores)) > 1
+    several = len(scores.prune_rates) > 1
 
     def panel(axis, preset):
         drawn = False
@@ -148,7 +148,12 @@ def by_sampling_steps(scores):
 
 
 def _panels(scores, titles, panel, caption):
-    """`(caption, figure)` with a panel for each title; None where nothing could be drawn."""
+    """Return `(caption, figure)` with a panel for each title, or None if all panels are empty.
+
+    Args:
+        titles: `{title of a panel: argument for panel}`.
+        panel: Function of an axis and an argument; it returns True if it has drawn something.
+    """
     columns = min(len(titles), 3) if len(titles) != 4 else 2
     rows = -(-len(titles) // columns)
     width, height = _PANEL
@@ -166,7 +171,7 @@ def _panels(scores, titles, panel, caption):
         axis.set_ylabel(f"{scores.name} (lower is better)")
     if not drawn:
         return None
-    # Inches that the widest entry takes.
+    # Width of the widest entry in inches.
     entry = 0.5 + 0.065 * max(map(len, handles))
     ncols = max(1, min(len(handles), int(figure.get_figwidth() / entry)))
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=ncols)
@@ -176,7 +181,7 @@ def _panels(scores, titles, panel, caption):
 
 
 def _lines(approaches):
-    """`{title: sparse approaches of one line}`, one for each method and update interval."""
+    """Return `{title: sparse approaches}` for each line, a method at an update interval."""
     approaches = [a for a in approaches if a.method != "dense" and not a.full]
     several = len({a.update_every for a in approaches if a.prune_rate is not None}) > 1
     lines = {}
@@ -189,7 +194,7 @@ def _lines(approaches):
 
 
 def _line(axis, points, approach, title):
-    """Draws the points that have a score; whether there was one."""
+    """Draw the points that have a score, and return True if there is one."""
     points = sorted(((x, score) for x, score in points if score.values), key=lambda pair: pair[0])
     if not points:
         return False
@@ -197,7 +202,7 @@ def _line(axis, points, approach, title):
     axis.errorbar(
         [x for x, _ in points],
         [score.mean for _, score in points],
-        # None of a single run.
+        # A single run has no standard deviation.
         yerr=[math.nan if score.sd is None else score.sd for _, score in points],
         color=color,
         marker=marker,
@@ -210,7 +215,7 @@ def _line(axis, points, approach, title):
 
 
 def _level(axis, score, method, title):
-    """Draws a score as a horizontal line with its band; whether there was one."""
+    """Draw a score as a horizontal line with a band, and return True if there is one."""
     if not score.values:
         return False
     color, _ = STYLES[method]
@@ -222,7 +227,7 @@ def _level(axis, score, method, title):
 
 
 def _dense_line(axis, scores, preset):
-    """Draws the dense network's score, and the paper's where it is of the same features."""
+    """Draw the dense network's score, and the paper's if it uses the same feature network."""
     found = scores.approaches(preset=preset, method="dense", full=False)
     if not found:
         return False
@@ -232,16 +237,8 @@ def _dense_line(axis, scores, preset):
     return _level(axis, scores.score(found[0]), "dense", method_title("dense"))
 
 
-def _sparsities(scores):
-    return sorted({a.sparsity for a in scores.cells if a.method != "dense"})
-
-
-def _prune_rates(scores):
-    return sorted({a.prune_rate for a in scores.cells if a.prune_rate is not None})
-
-
 def _one_sparsity_each(scores):
-    """Whether every method is at one sparsity only, which need not be the same for all."""
+    """Return True if each method of a preset has one sparsity, possibly different ones."""
     pairs = {(a.preset, a.method): set() for a in scores.cells}
     for approach in scores.cells:
         pairs[approach.preset, approach.method].add(approach.sparsity)
@@ -249,7 +246,7 @@ def _one_sparsity_each(scores):
 
 
 def save_figure(figure, folder, name):
-    """Writes a figure as `NAME.png` and `NAME.svg`, the same bytes for the same figure."""
+    """Write a figure as `NAME.png` and `NAME.svg`; equal figures give equal bytes."""
     with rc_context(_STYLE):
         for ending, options in ((".png", {"dpi": 200}), (".svg", {"metadata": {"Date": None}})):
             with whole_file(folder / f"{name}{ending}") as temporary:
@@ -257,11 +254,11 @@ def save_figure(figure, folder, name):
 
 
 def sample_sheet(titles_and_files, path):
-    """Draws samples of several runs below each other, as the paper's Figures 8 to 13.
+    """Draw samples of several runs below each other, as in the paper's Figures 8 to 13.
 
     Args:
-        titles_and_files: List of `(title, path of a samples.npz that evaluate wrote)`.
-        path: The picture to write.
+        titles_and_files: List of `(title, path)`; each path is a `samples.npz` of an evaluation.
+        path: Path of the picture to write.
     """
     titles, groups = [], []
     for title, file in titles_and_files:
@@ -274,7 +271,7 @@ def sample_sheet(titles_and_files, path):
 
 
 def _read_samples(file):
-    """The first samples of a file: a list of sketches, or images in [-1, 1]."""
+    """Return the first samples of a file: a list of sketches, or images in [-1, 1]."""
     with np.load(file, allow_pickle=False) as stored:
         if "images" in stored:
             return stored["images"][:SAMPLES].astype("float32") / 127.5 - 1

@@ -1,4 +1,4 @@
-"""How far a study is: a table that redraws itself in a terminal, lines of text elsewhere."""
+"""Progress of a study: a table that redraws itself in a terminal, lines of text elsewhere."""
 
 import contextlib
 import datetime
@@ -11,13 +11,13 @@ from rich.text import Text
 
 from keras_sparse_dm.study.estimates import epochs_done
 
-# Failures that the table shows; all are told at the end.
+# Failures that the table shows; the summary at the end lists all of them.
 FAILURES = 5
 
 
 @contextlib.contextmanager
 def plain_progress(launcher, out):
-    """Context in which what happens is printed, a line each."""
+    """Context in which each event is printed as a line."""
     with _repeat(lambda: _print_events(launcher, out), 0.2):
         yield
     _print_events(launcher, out)
@@ -29,12 +29,14 @@ def _print_events(launcher, out):
         done = launcher.count("finished")
         left = launcher.remaining_seconds()
         left = f", {_duration(left)} left" if left else ""
-        print(f"[{done}/{len(launcher.tasks)}{left}] {line}", file=out, flush=True)
+        # The study goes on when its reader, such as `head`, has closed the pipe.
+        with contextlib.suppress(BrokenPipeError):
+            print(f"[{done}/{len(launcher.tasks)}{left}] {line}", file=out, flush=True)
 
 
 @contextlib.contextmanager
 def table_progress(launcher, out):
-    """Context in which a table shows the cells at work, and how many are in which state."""
+    """Context in which a table shows the cells at work and the number of cells in each state."""
     console = Console(file=out)
     with Live(console=console, refresh_per_second=2, transient=True) as live:
         with _repeat(lambda: live.update(progress_table(launcher)), 0.5):
@@ -43,7 +45,7 @@ def table_progress(launcher, out):
 
 @contextlib.contextmanager
 def _repeat(act, seconds):
-    """Context in which something is done every few seconds, in a thread of its own."""
+    """Context in which a function is called every few seconds, in a thread of its own."""
     ended = threading.Event()
 
     def work():
@@ -60,7 +62,7 @@ def _repeat(act, seconds):
 
 
 def progress_table(launcher):
-    """What `table_progress` shows, as long as the number of jobs, not that of the cells."""
+    """Return the table of `table_progress`. Its length depends on the jobs, not on the cells."""
     counts = [("finished", "green"), ("at work", "cyan"), ("waiting", "white")]
     counts += [("elsewhere", "blue"), ("failed", "red"), ("clash", "yellow")]
     head = Text(f"{launcher.study.name}  ")
@@ -87,7 +89,7 @@ def progress_table(launcher):
 
 
 def progress_of(work):
-    """How far a cell at work is: `"epoch 3/8"`, and what else it does."""
+    """Return the progress of a cell at work: its epochs done, `"sampling"` or `"evaluating"`."""
     folder = work.task.settings.folder
     epochs = work.task.settings.training.epochs
     if (folder / "report.json").exists():

@@ -1,4 +1,4 @@
-"""`report.md`, `tables.tex`, figures and sample sheets of a study: `sparse-dm study report`."""
+"""Report of a study: `report.md`, `tables.tex`, figures and sample sheets."""
 
 import datetime
 from pathlib import Path
@@ -6,45 +6,47 @@ from pathlib import Path
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.study.figures import figures_of, sample_sheet, save_figure
-from keras_sparse_dm.study.results import RESULT_FILE, RESULTS_FILE, read_results
+from keras_sparse_dm.study.results import RESULT_FILE, read_results
 from keras_sparse_dm.study.scores import Scores, dataset_title, method_title
 from keras_sparse_dm.study.tables import costs_of_the_runs, tables_of
 
 REPORT = "report.md"
 TABLES = "tables.tex"
-# More names than these are only counted.
+# Longer lists of names are cut, and the rest is counted.
 _NAMED = 12
 
 
 def write_study_report(study, folder, output_dir=None, score=None, seeds=None, command=None):
-    """Writes a study's report from the results in its folder.
+    """Write a study's report from the results in its folder.
 
-    The same results give the same bytes. A file is whole or not there.
+    Equal results give equal bytes. Each file is either whole or missing.
 
     Args:
         study: The `Study`.
-        folder: Its folder, which holds `results.sqlite` and the runs.
-        output_dir: Where to write; by default `reports/NAME` in the study's folder.
-        score: Name of the distance that is reported; by default the FID of an Inception network
-            where all evaluations have it, else FD-kanji.
-        seeds: Number of seeds that each run is wanted with, from 0; by default the study's own,
-            and at smoke scale, which does with one, as many as there are.
-        command: What the report says that it was made by, or None.
+        folder: The study's folder.
+        output_dir: Folder of the report; by default `reports/NAME` in the study's folder.
+        score: Name of the distance to report; by default the FID of an Inception network if all
+            evaluations have it, and FD-kanji otherwise.
+        seeds: Number of seeds that each run should have, counted from 0. By default, the study's
+            own, and at smoke scale, where one is enough, the seeds that were run.
+        command: Command line that the report names as its source, or None.
 
     Returns:
         Path of the `report.md`.
 
     Raises:
-        SettingsError: if the folder holds no results, none of this study, or none of that score.
-        OSError: if something cannot be written.
+        SettingsError: if the folder holds no runs of the study, or none with that distance.
+        OSError: if a file cannot be written.
     """
     folder = Path(folder)
-    results = _results(folder)
+    if not folder.is_dir():
+        raise SettingsError(f"there is no folder {folder}; --folder must be the folder of a study.")
+    results = read_results(folder)
     scores = Scores(_with_seeds(study, results, seeds), results, score)
     if not scores.runs and not scores.failed:
         raise SettingsError(
-            f"{folder / RESULTS_FILE} holds no run of {study.name}; `sparse-dm study run "
-            f"{study.name}` makes them."
+            f"{folder} holds no run of {study.name} that has ended; `sparse-dm study run "
+            f"{study.name}` starts them."
         )
     output_dir = folder / "reports" / study.name if output_dir is None else Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -63,25 +65,15 @@ def write_study_report(study, folder, output_dir=None, score=None, seeds=None, c
         tables[-1].to_markdown(),
         *_differences_part(scores),
         *_failures_part(scores),
+        *_left_out_part(results),
     ]
     _write(output_dir / TABLES, _latex_file(scores, tables))
     _write(output_dir / REPORT, "\n".join(lines).rstrip() + "\n")
     return output_dir / REPORT
 
 
-def _results(folder):
-    if not folder.is_dir():
-        raise SettingsError(f"there is no folder {folder}; give that of a study (--folder).")
-    if not (folder / RESULTS_FILE).exists():
-        raise SettingsError(
-            f"{folder} holds no {RESULTS_FILE}; give the folder of a study (--folder), of which at "
-            "least one run has ended."
-        )
-    return read_results(folder)
-
-
 def _with_seeds(study, results, seeds):
-    """The study with the number of seeds that is wanted of each run."""
+    """Return the study with the number of seeds that each run should have."""
     names = {cell.name for cell in study.cells}
     found = [run for run in results.runs if run.cell in names]
     if seeds is None and found and all(run.scale == "smoke" for run in found):
@@ -122,7 +114,7 @@ def _head(scores, folder, command):
 
 
 def _in_a_row(text):
-    """Text as a cell of a Markdown table, in one line."""
+    """Return text as an entry of a Markdown table, in one line."""
     return " ".join(text.split()).replace("|", r"\|")
 
 
@@ -133,9 +125,8 @@ def _score_line(scores):
 
 
 def _newest(scores, folder):
-    """When the last of the runs ended, in UTC; None where no run's folder is left."""
-    files = [folder / run.folder / RESULT_FILE for run in scores.runs.values()]
-    times = [file.stat().st_mtime for file in files if file.exists()]
+    """Return the time when the last run ended, in UTC; None if no run is finished."""
+    times = [(folder / run.folder / RESULT_FILE).stat().st_mtime for run in scores.runs.values()]
     if not times:
         return None
     return f"{datetime.datetime.fromtimestamp(max(times), datetime.UTC):%Y-%m-%d %H:%M} UTC"
@@ -149,25 +140,25 @@ def _results_part(scores, tables):
 
 
 def _reading(scores, tables):
-    """What must be known to read the tables, once for all of them."""
+    """Return the text that explains all the tables."""
     headings = {column.heading for table in tables for column in table.columns}
     sentences = ["The paper's numbers are in italics, marked by the same rules."]
     if all(scores.is_papers(preset) for preset in scores.presets):
         sentences.append("They are FIDs of the same feature network as ours.")
     else:
         sentences.append(
-            f"They are FIDs; {scores.name} is a distance of another feature network. Compare which "
-            "model is better, not the size of the numbers."
+            f"They are FIDs; {scores.name} is the distance of another feature network. Compare the "
+            "order of the models, not the size of the numbers."
         )
     sentences.append(
-        "SD: sample standard deviation over the runs (n - 1 in the denominator); the paper does "
-        "not say which one it prints."
+        "SD: sample standard deviation over the runs (n - 1 in the denominator). The paper does "
+        "not say which formula it uses."
     )
     if "Params" in headings:
         sentences.append(
             "Params, Train FLOPs and Test FLOPs are counted at the paper's setting (its network, "
-            "iterations, sampling steps and sketch lengths), those of sparse models relative to "
-            "dense. Params of sparse models: the share of the weights in kernels that is left."
+            "iterations, sampling steps and sketch lengths), and for sparse models relative to "
+            "dense. Params of sparse models: the share of the kernels' weights that is left."
         )
     floors = {preset: scores.held_out(preset) for preset in scores.presets}
     floors = [f"{dataset_title(p)} {value:.2f}" for p, value in floors.items() if value is not None]
@@ -184,10 +175,11 @@ def _figures_part(figures):
 
 
 def _sample_sheets(scores, folder, output_dir):
-    """Draws a sheet for each data set: dense above, the best sparse model below.
+    """Draw a sheet for each data set: dense above, the best sparse model below.
 
     Returns:
-        `(sheets, without)`: list of `(title, file name)`, and of what could not be drawn.
+        `(sheets, without)`: a list of `(title, file name)`, and the titles of data sets for which
+        samples are missing.
     """
     sheets, without = [], []
     for preset in scores.presets:
@@ -206,7 +198,7 @@ def _sample_sheets(scores, folder, output_dir):
 
 
 def _samples_of(scores, approach, folder):
-    """`(title, file)` of the samples of an approach's first run that has any; or None."""
+    """Return `(title, path)` of the samples of an approach's first run with samples, or None."""
     for cell in sorted(scores.cells[approach], key=lambda cell: cell.seed):
         if cell.name in scores.runs:
             file = folder / scores.runs[cell.name].folder / "evaluation" / "samples.npz"
@@ -223,12 +215,12 @@ def _sheets_part(sheets, without):
     for title, name in sheets:
         lines += [f"![{title}]({name})", "", f"*{title}*", ""]
     if without:
-        lines += [f"Without samples of one or both models: {', '.join(without)}.", ""]
+        lines += [f"Samples of one or both models are missing: {', '.join(without)}.", ""]
     return lines
 
 
 def _differences_part(scores):
-    """Settings in which runs differ from the paper's, each line once for all runs that share it."""
+    """Return the differences from the paper's settings, each once for all runs that share it."""
     runs = {**scores.runs, **scores.failed}
     holders = {}
     for name, run in runs.items():
@@ -240,14 +232,14 @@ def _differences_part(scores):
     grouped = {}
     for line, names in holders.items():
         grouped.setdefault(_whose(names, runs), []).append(line)
-    # What is of most runs comes first.
+    # Differences of all runs come first.
     for whose in sorted(grouped, key=lambda text: (text != "All runs", text)):
         lines += [f"{whose}:", "", *(f"- {line}" for line in grouped[whose]), ""]
     return lines
 
 
 def _whose(names, runs):
-    """Says which runs these are, in as few words as tell them apart."""
+    """Return a short description of runs: all, a data set, a method, or their names."""
     if len(names) == len(runs):
         return "All runs"
     names = set(names)
@@ -266,7 +258,7 @@ def _whose(names, runs):
 
 
 def _listed(names):
-    """Names, or the first of them where they are many."""
+    """Return names in one line, cut after the first `_NAMED`."""
     rest = len(names) - _NAMED
     return ", ".join(f"`{name}`" for name in names[:_NAMED]) + (
         f" and {rest} more" if rest > 0 else ""
@@ -278,7 +270,7 @@ def _failures_part(scores):
     if scores.failed:
         lines += ["## Failed runs", ""]
         for name, run in scores.failed.items():
-            error = " ".join((run.error or "no error was kept").split())
+            error = " ".join((run.error or "unknown error").split())
             lines.append(f"- `{name}`: {error.replace('<', '&lt;')}")
         lines.append("")
     if scores.missing:
@@ -286,8 +278,15 @@ def _failures_part(scores):
         lines += ["## Missing runs", "", f"{count}: {_listed(scores.missing)}.", ""]
     unscored = [name for name in scores.runs if not _has_all_scores(scores, name)]
     if unscored:
-        lines += [f"Runs without a {scores.name} that the study wants: {_listed(unscored)}.", ""]
+        lines += [f"Runs without a {scores.name} of the study: {_listed(unscored)}.", ""]
     return lines
+
+
+def _left_out_part(results):
+    """Return the folders that were not read, with the reasons."""
+    if not results.wrong:
+        return []
+    return ["## Folders left out", "", *(f"- {line}" for line in results.wrong), ""]
 
 
 def _has_all_scores(scores, name):

@@ -27,12 +27,12 @@ _LATEX_SYMBOLS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A cell of a table.
+    """An entry of a table.
 
     Attributes:
         text: Plain text.
-        bold, underlined, italic: How it is set.
-        notes: Numbers of the notes that it points to, from 1.
+        bold, underlined, italic: True to set the text so.
+        notes: Numbers of the notes that it points to, counted from 1.
     """
 
     text: str = ""
@@ -42,6 +42,7 @@ class Entry:
     notes: tuple = ()
 
     def to_markdown(self):
+        """Return the entry as Markdown."""
         text = self.text.replace("|", r"\|")
         text = f"<ins>{text}</ins>" if self.underlined else text
         text = f"*{text}*" if self.italic and text else text
@@ -49,6 +50,7 @@ class Entry:
         return text + "".join(f"<sup>{n}</sup>" for n in self.notes)
 
     def to_latex(self):
+        """Return the entry as LaTeX."""
         text = latex(self.text)
         text = rf"\underline{{{text}}}" if self.underlined else text
         text = rf"\textit{{{text}}}" if self.italic and text else text
@@ -59,7 +61,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its heading, and the one that neighbouring columns share."""
+    """A column of a table.
+
+    Attributes:
+        heading: Heading of the column.
+        group: Heading that it shares with its neighbours, or "".
+        numbers: True to align the column to the right.
+    """
 
     heading: str
     group: str = ""
@@ -68,14 +76,15 @@ class Column:
 
 @dataclass
 class Table:
-    """A table.
+    """A table with notes.
 
     Attributes:
-        label: What LaTeX refers to it by.
-        caption: What it shows, plain text.
+        label: Label for references in LaTeX.
+        caption: Caption, plain text.
         columns: List of `Column`.
-        blocks: Lists of rows with a rule between them; a row is a list of `Entry`.
-        notes: Texts that entries point to.
+        blocks: List of blocks with a rule between them; a block is a list of rows, a row a list of
+            `Entry`.
+        notes: Texts of the notes.
     """
 
     label: str
@@ -85,12 +94,13 @@ class Table:
     notes: list = field(default_factory=list)
 
     def note(self, text):
-        """The number of the note of that text, which is added where it is new."""
+        """Return the number of the note with a text; add the note if it is new."""
         if text not in self.notes:
             self.notes.append(text)
         return self.notes.index(text) + 1
 
     def to_markdown(self):
+        """Return the table as Markdown."""
         headings = [f"{c.group}: {c.heading}" if c.group else c.heading for c in self.columns]
         lines = [
             f"**{self.caption}**",
@@ -107,6 +117,7 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def to_latex(self):
+        """Return the table as LaTeX."""
         lines = [
             r"\begin{table}[htbp]",
             r"\centering",
@@ -114,7 +125,7 @@ class Table:
             r"\setlength{\tabcolsep}{2.5pt}",
             rf"\caption{{{latex(self.caption)}}}",
             rf"\label{{tab:{self.label}}}",
-            # Shrunk where it is wider than the page.
+            # Shrink a table that is wider than the page.
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{''.join('r' if c.numbers else 'l' for c in self.columns)}}}",
             r"\toprule",
@@ -130,7 +141,7 @@ class Table:
         return "\n".join([*lines, r"\end{table}", ""])
 
     def _latex_groups(self):
-        """The row of shared headings, with a rule under each; none where nothing is shared."""
+        """Return the row of shared headings with a rule under each, or [] if there are none."""
         cells, rules, first = [], [], 1
         for group, columns in itertools.groupby(self.columns, lambda column: column.group):
             count = len(list(columns))
@@ -145,13 +156,13 @@ class Table:
 
 
 def latex(text):
-    """Plain text as LaTeX; `S = 0.5` and the like become formulas."""
+    """Return plain text as LaTeX, with `S = 0.5` and the like as formulas."""
     text = "".join(_LATEX_SYMBOLS.get(character, character) for character in text)
     return re.sub(r"\b([Sp]) = ([\d.]*\d)", r"$\1 = \2$", text)
 
 
 def _latex_heading(column):
-    """A heading, in two lines where it would make its column wide."""
+    """Return a heading as LaTeX, a long one in two lines."""
     text = column.heading
     if len(text) <= 10 or " " not in text:
         return latex(text)

@@ -1,27 +1,20 @@
-"""A study's scores: the runs of a study grouped as the paper's tables group them.
-
-Nothing here needs Keras.
-"""
+"""Scores of a study: its runs, grouped as the paper's tables group them. Loads no Keras."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from keras_sparse_dm.checks import SettingsError
-from keras_sparse_dm.study.paper import (
-    DATASET_TITLES,
-    METHOD_TITLES,
-    PAPER_FIDS,
-    PAPER_SETTINGS,
-)
+from keras_sparse_dm.study.paper import DATASET_TITLES, METHOD_TITLES, PAPER_SETTINGS
+from keras_sparse_dm.study.paper_fids import PAPER_FIDS
 
-# The embedded network's distance, which every evaluation has.
+# Distance by the embedded feature network, which every evaluation has.
 EMBEDDED = "FD-kanji"
 
 
 @dataclass(frozen=True)
 class Approach:
-    """What a row of the paper's tables is of: all runs that differ in seed and category only."""
+    """A row of the paper's tables: all runs that differ in seed and category only."""
 
     preset: str
     full: bool
@@ -32,15 +25,20 @@ class Approach:
 
     @classmethod
     def of(cls, cell):
-        """The approach that a `Cell` belongs to."""
+        """Return the approach of a `Cell`."""
         return cls(*(getattr(cell, name) for name in cls.__dataclass_fields__))
 
     @property
     def dataset(self):
+        """Title of the data set."""
         return dataset_title(self.preset)
 
     def title(self, prune_rate=False, update_every=False):
-        """As the tables name it: `"RigL-DM, S = 0.5"`, with what else tells approaches apart."""
+        """Return the title for tables, such as `"RigL-DM, S = 0.5"`.
+
+        Args:
+            prune_rate, update_every: True to name this setting too, to tell approaches apart.
+        """
         parts = [method_title(self.method)]
         parts += [f"S = {self.sparsity:g}"] if self.method != "dense" else []
         parts += [f"p = {self.prune_rate:g}"] if prune_rate and self.prune_rate else []
@@ -49,22 +47,22 @@ class Approach:
 
 
 def dataset_title(preset):
-    """What the paper calls a preset's data set."""
+    """Return the paper's title of a preset's data set."""
     return DATASET_TITLES.get(preset, preset)
 
 
 def method_title(method):
-    """What the paper calls a method, or would."""
+    """Return the paper's title of a method, or one in its style."""
     return METHOD_TITLES.get(method, "GMP" if method == "gmp" else f"{method.upper()}-DM")
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score over the runs of an approach.
+    """Score of an approach over its runs.
 
     Attributes:
-        values: Of the runs that there are.
-        wanted: Number of runs that the study has.
+        values: Distances of the runs that have one.
+        wanted: Number of runs in the study.
     """
 
     values: tuple
@@ -72,12 +70,12 @@ class Score:
 
     @property
     def mean(self):
-        """Mean over the runs; None without any."""
+        """Mean over the runs; None if there are none."""
         return float(np.mean(self.values)) if self.values else None
 
     @property
     def sd(self):
-        """Sample standard deviation over the runs, n - 1 in the denominator; None of one."""
+        """Sample standard deviation over the runs (n - 1); None for fewer than two runs."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
     def __str__(self):
@@ -86,12 +84,12 @@ class Score:
         return text if complete else f"{text} ({len(self.values)}/{self.wanted})"
 
     def better_than(self, other):
-        """Whether it is lower; of scores without runs, never."""
+        """Return True if this score is lower; False if either has no runs."""
         return bool(self.values and other.values) and self.mean < other.mean
 
 
 def number_text(mean, sd):
-    """A score as the paper prints it."""
+    """Return a score as the paper prints it."""
     return f"{mean:.2f}" if sd is None else f"{mean:.2f} ± {sd:.2f}"
 
 
@@ -100,19 +98,19 @@ class Scores:
 
     Args:
         study: The `Study`.
-        results: The `Results` of its folder, of which those of its cells count.
-        score: Name of the distance; None for the FID of an Inception network where all
-            evaluations have the same one, else the embedded network's distance.
+        results: The `Results` of its folder; runs of other studies in it are ignored.
+        score: Name of the distance. None for the FID if all evaluations have the same one, and
+            for FD-kanji otherwise.
 
     Attributes:
         name: Name of the distance.
         cells: `{Approach: [Cell]}`, in the order of the study.
-        runs: `{cell name: RunResult}` of those that are finished.
-        failed: Likewise of those that failed.
+        runs: `{name of the cell: RunResult}` of the finished runs.
+        failed: `{name of the cell: RunResult}` of the failed runs.
         missing: Names of the cells without a run.
 
     Raises:
-        SettingsError: if no evaluation has the score asked for.
+        SettingsError: if no evaluation has the distance `score`.
     """
 
     def __init__(self, study, results, score=None):
@@ -137,24 +135,34 @@ class Scores:
             if score not in anywhere:
                 measured = ", ".join(anywhere) or "nothing"
                 raise SettingsError(
-                    f"--score must be what the runs were evaluated by: {measured}; received "
-                    f"{score}."
+                    f"--score must be a distance that the runs were evaluated with: {measured}; "
+                    f"received {score}."
                 )
             return score
         by_inception = sorted(everywhere - {EMBEDDED}, key=lambda name: ("FID" not in name, name))
         return by_inception[0] if by_inception else EMBEDDED
 
     def is_papers(self, preset):
-        """Whether the paper's values of a preset are of the same features."""
+        """Return True if the paper's FIDs of a preset use the same feature network."""
         return self.name == ("FID-quickdraw" if preset.startswith("chirodiff") else "FID")
 
     @property
     def presets(self):
-        """The study's presets, in its order."""
+        """Presets of the study, in its order."""
         return list(dict.fromkeys(approach.preset for approach in self.cells))
 
+    @property
+    def sparsities(self):
+        """Sparsities of the sparse approaches, sorted."""
+        return sorted({a.sparsity for a in self.cells if a.method != "dense"})
+
+    @property
+    def prune_rates(self):
+        """Prune rates of the dynamic approaches, sorted."""
+        return sorted({a.prune_rate for a in self.cells if a.prune_rate is not None})
+
     def approaches(self, **wanted):
-        """Approaches with the given attributes, in the order of the study."""
+        """Return the approaches with the given attributes, in the order of the study."""
         return [
             approach
             for approach in self.cells
@@ -162,12 +170,12 @@ class Scores:
         ]
 
     def dense(self, approach):
-        """The dense approach that one is compared with, or None."""
+        """Return the dense approach to compare an approach with, or None."""
         found = self.approaches(preset=approach.preset, full=approach.full, method="dense")
         return found[0] if found else None
 
     def score(self, approach, steps=None):
-        """The `Score` of an approach; without steps, that of each run's own sampling steps."""
+        """Return the `Score` of an approach, by default with each run's own sampling steps."""
         cells = self.cells.get(approach, [])
         found = [self.evaluation(cell.name, steps) for cell in cells]
         values = [
@@ -178,7 +186,7 @@ class Scores:
         return Score(tuple(values), len(cells))
 
     def evaluation(self, cell, steps=None):
-        """The `EvaluationResult` of a cell, or None; without steps, of the run's own."""
+        """Return the `EvaluationResult` of a cell or None, by default with its own steps."""
         run = self.runs.get(cell)
         if run is None:
             return None
@@ -186,7 +194,7 @@ class Scores:
         return self._by_place.get((cell, own if steps is None else steps))
 
     def held_out(self, preset):
-        """Mean distance of held-out real data over a preset's runs, or None."""
+        """Return the mean distance of held-out real data over a preset's runs, or None."""
         values = [
             evaluation.distances[self.name]["held out"]["frechet"][0]
             for evaluation in self.evaluations
@@ -195,13 +203,13 @@ class Scores:
         return float(np.mean(values)) if values else None
 
     def best_sparse(self, approaches, steps=None):
-        """The approach with the lowest score of those that are not dense, or None."""
+        """Return the sparse approach with the lowest score, or None if no score is known."""
         scored = [(self.score(a, steps).mean, a) for a in approaches if a.method != "dense"]
         scored = [pair for pair in scored if pair[0] is not None]
         return min(scored, key=lambda pair: pair[0])[1] if scored else None
 
     def paper_fid(self, approach, steps=None):
-        """The paper's printed `PaperFID` of an approach, that of the study's own table first."""
+        """Return the paper's `PaperFID` of an approach or None, preferably of the study's table."""
         setting = PAPER_SETTINGS.get(approach.preset)
         if setting is None or approach.update_every not in (None, setting.update_every):
             return None

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from keras_sparse_dm.study.cost_at_paper_setting import columns_as_in_paper, cost_at_paper_setting
 from keras_sparse_dm.study.paper import PAPER_COSTS, PAPER_SETTINGS
-from keras_sparse_dm.study.paper_costs import columns_as_in_paper, cost_at_paper_setting
 from keras_sparse_dm.study.report_table import Column, Entry, Table
 from keras_sparse_dm.study.scores import method_title, number_text
 
@@ -13,28 +13,29 @@ _MISSING = Entry("–")
 
 
 def tables_of(scores):
-    """The tables that show a study, in the paper's layouts.
+    """Return the tables that show a study, in the paper's layouts.
 
     Args:
         scores: `Scores`.
 
     Returns:
-        List of `Table`: that of Table 3 for runs on all of CelebA-HQ, of Table 4 for several
-        numbers of sampling steps, of Tables 5 and 6, one for each sparsity, for several prune
-        rates beside static runs, and else that of Tables 1 and 2.
+        List of `Table`. A study with runs on all of CelebA-HQ has the layout of Table 3, one with
+        several numbers of sampling steps that of Table 4, one with static runs and several prune
+        rates that of Tables 5 and 6, with a table for each sparsity, and any other study that of
+        Tables 1 and 2.
     """
     if scores.approaches(full=True):
         return [full_and_reduced(scores)]
     if len(scores.study.sampling_steps) > 1:
         return [by_sampling_steps(scores)]
-    sparsities = [s for s in _sparsities(scores) if _has_prune_rates(scores, s)]
+    sparsities = [s for s in scores.sparsities if _has_prune_rates(scores, s)]
     if sparsities:
         return [by_prune_rate(scores, sparsity) for sparsity in sparsities]
     return [with_costs(scores)]
 
 
 def with_costs(scores):
-    """Tables 1 and 2: score and cost of each approach, the cost at the paper's setting."""
+    """Return the layout of Tables 1 and 2: score, and cost at the paper's setting."""
     several = _tells_apart(scores)
     printed = any(scores.paper_fid(a) or _paper_cost(a) for a in scores.cells)
     columns = [
@@ -68,7 +69,7 @@ def with_costs(scores):
 
 
 def full_and_reduced(scores):
-    """Table 3: the full data set against half of it."""
+    """Return the layout of Table 3: the full data set against half of it."""
     kinds = {True: "Full dataset", False: "Reduced dataset"}
     columns = [
         Column("Methods", numbers=False),
@@ -99,7 +100,7 @@ def full_and_reduced(scores):
 
 
 def by_sampling_steps(scores):
-    """Table 4: a column for each number of sampling steps."""
+    """Return the layout of Table 4: a column for each number of sampling steps."""
     all_steps = sorted(scores.study.sampling_steps)
     several = _tells_apart(scores)
     headings = [f"{steps} steps" for steps in all_steps]
@@ -132,9 +133,9 @@ def by_sampling_steps(scores):
 
 
 def by_prune_rate(scores, sparsity):
-    """Tables 5 and 6: static and dynamic methods at one sparsity, a column for each prune rate.
+    """Return the layout of Tables 5 and 6: one sparsity, a column for each method and prune rate.
 
-    The paper's numbers are a row below ours: beside them the table would be too wide for a page.
+    The paper's numbers are a row below ours; in columns they would make the table too wide.
     """
     keys = [("dense", None)] if scores.approaches(method="dense") else []
     of_sparsity = scores.approaches(sparsity=sparsity)
@@ -177,7 +178,7 @@ def by_prune_rate(scores, sparsity):
 
 
 def costs_of_the_runs(scores):
-    """What the runs cost with their own networks, iterations and data: means over the runs."""
+    """Return a table of the runs' costs with their own networks, iterations and data."""
     several = _tells_apart(scores)
     columns = [
         Column("Dataset", numbers=False),
@@ -191,7 +192,7 @@ def costs_of_the_runs(scores):
     ]
     caption = (
         f"{scores.study.name}, cost of the runs themselves: mean over the runs. Active parameters "
-        "and FLOPs relative to the same network, dense. Train FLOPs count one example per "
+        "and FLOPs are relative to the same network, dense. Train FLOPs count one example per "
         "iteration, Test FLOPs one sample with the run's own sampling steps."
     )
     table = Table(f"{scores.study.name}-own-costs", caption, columns, [])
@@ -235,7 +236,7 @@ def _flops(value):
 
 
 def _score(scores, approach, best, base, steps=None):
-    """Our score: bold where it beats the base (dense, or static), underlined where best."""
+    """Return our score: bold if better than the base (dense or static), underlined if the best."""
     if approach is None:
         return _MISSING
     score = scores.score(approach, steps)
@@ -245,13 +246,13 @@ def _score(scores, approach, best, base, steps=None):
 
 
 def _best(scores, approaches, steps=None):
-    """The sparse approach to underline; None where there is no other to compare it with."""
+    """Return the sparse approach to underline; None if there is no other to compare it with."""
     scored = [a for a in approaches if a.method != "dense" and scores.score(a, steps).values]
     return scores.best_sparse(scored, steps) if len(scored) > 1 else None
 
 
 def _paper_scores(scores, approaches, steps=None, baseline="dense"):
-    """`{approach: Entry}` of those with a printed FID, marked by the same rules as ours."""
+    """Return `{approach: Entry}` of the printed FIDs, marked by the same rules as ours."""
     found = {approach: scores.paper_fid(approach, steps) for approach in approaches}
     found = {approach: fid for approach, fid in found.items() if fid is not None}
     base = [fid.mean for approach, fid in found.items() if approach.method == baseline]
@@ -268,7 +269,7 @@ def _paper_scores(scores, approaches, steps=None, baseline="dense"):
 
 
 def _paper_cost(approach):
-    """The `PaperCost` of an approach, or None. No cost depends on the prune rate."""
+    """Return the `PaperCost` of an approach, or None. No cost depends on the prune rate."""
     wanted = (approach.preset, approach.method, approach.sparsity)
     found = [row for row in PAPER_COSTS if (row.preset, row.method, row.sparsity) == wanted]
     own = approach.update_every in (None, PAPER_SETTINGS[approach.preset].update_every)
@@ -276,7 +277,7 @@ def _paper_cost(approach):
 
 
 def _paper_costs(approach, table):
-    """The paper's cost columns; what `cost` does not give has a note that says why."""
+    """Return the paper's cost columns. A figure that we cannot reproduce has a note on why."""
     row = _paper_cost(approach)
     if row is None:
         return [_MISSING] * len(_COSTS)
@@ -292,21 +293,21 @@ def _paper_costs(approach, table):
 def _caption(scores, what=None, baseline="Dense"):
     counts = sorted({len(cells) for cells in scores.cells.values()})
     runs = " or ".join(map(str, counts))
-    over = "of one run each" if counts == [1] else f"mean and sample SD over {runs} runs"
+    over = "one run each" if counts == [1] else f"mean and sample SD over {runs} runs"
     title = scores.study.title if what is None else f"{scores.study.title}: {what}"
     kind = "Sparse" if baseline == "Dense" else "Dynamic sparse"
     sentences = [
         f"{scores.study.name}. {title}.",
         f"{scores.name}, {over}.",
-        f"{kind} models that outperform {baseline} are bold, the best sparse model is underlined.",
+        f"{kind} models that outperform {baseline} are bold; the best sparse model is underlined.",
     ]
     if scores.missing or scores.failed:
-        sentences.append("In parentheses: how many runs there are of those wanted.")
+        sentences.append("In parentheses: the number of finished runs, and of all runs.")
     return " ".join(sentences)
 
 
 def _blocks(scores):
-    """Approaches of each data set, dense first."""
+    """Return a list of approaches for each data set, dense first."""
     blocks = {}
     for approach in scores.cells:
         blocks.setdefault((approach.preset, approach.full), []).append(approach)
@@ -318,20 +319,15 @@ def _dataset(approach):
 
 
 def _tells_apart(scores):
-    """Which settings an approach's title must name: those of which there are several."""
-    rates = {a.prune_rate for a in scores.cells if a.prune_rate is not None}
-    intervals = {a.update_every for a in scores.cells}
-    return {"prune_rate": len(rates) > 1, "update_every": len(intervals - {None}) > 1}
-
-
-def _sparsities(scores):
-    return sorted({a.sparsity for a in scores.cells if a.method != "dense"})
+    """Return arguments for `Approach.title`: settings with several values must be named."""
+    intervals = {a.update_every for a in scores.cells} - {None}
+    return {"prune_rate": len(scores.prune_rates) > 1, "update_every": len(intervals) > 1}
 
 
 def _has_prune_rates(scores, sparsity):
-    """Whether a sparsity has static runs, and dynamic ones with several prune rates."""
+    """Return True if a sparsity has static runs, and dynamic runs with several prune rates."""
     approaches = scores.approaches(sparsity=sparsity)
-    # A title would have to tell update intervals apart, for which the columns have no place.
+    # The layout has no place for several update intervals.
     if len({a.update_every for a in approaches if a.prune_rate is not None}) > 1:
         return False
     rates = {a.prune_rate for a in approaches if a.prune_rate is not None}

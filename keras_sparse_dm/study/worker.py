@@ -1,11 +1,12 @@
-"""One process of a study: it trains and evaluates one cell, or prepares what the cells share.
+"""A process of a study: it trains and evaluates one cell, or works for all cells.
 
-    python -m keras_sparse_dm.study.worker FILE
-    python -m keras_sparse_dm.study.worker --prepare FILE
-    python -m keras_sparse_dm.study.worker --measure FILE
+    python -m keras_sparse_dm.study.worker {run, prepare, measure}
 
-The file is written by `study.py`, which starts these processes. A worker ends itself when its
-standard input does: its launcher is gone then.
+The launcher writes the job as one line of JSON to the standard input and leaves the input open. The
+worker ends when its input ends, because then the launcher has ended.
+
+A worker holds the file lock of its cell while it trains and evaluates the cell. The operating
+system releases the lock when the process ends, even if it is killed.
 """
 
 import dataclasses
@@ -16,33 +17,44 @@ import threading
 import time
 from pathlib import Path
 
-from keras_sparse_dm import __version__
+from filelock import FileLock, Timeout
+
+import keras_sparse_dm
 from keras_sparse_dm.checks import UsageError
 from keras_sparse_dm.runs.folder import CONFIG_FILE, read_json, write_json
 from keras_sparse_dm.runs.settings import TrainingDiverged
 from keras_sparse_dm.runs.sketch_data import load_sketch_data
-from keras_sparse_dm.study.grid import autoencoder_settings
-from keras_sparse_dm.study.locks import HEARTBEAT, Lock
-from keras_sparse_dm.study.results import (
-    RESULT_FILE,
-    SCHEMA_VERSION,
-    stored_settings,
-)
+from keras_sparse_dm.study.results import RESULT_FILE, SCHEMA_VERSION, stored_settings
+from keras_sparse_dm.study.scales import autoencoder_settings
+from keras_sparse_dm.study.tasks import fits, names_of, training_settings
 
+# Exit codes besides 0 and 1.
 LAUNCHER_GONE = 3
+ELSEWHERE = 4
+# Seconds to wait for a cell's lock. Launchers hold it for a moment to check if it is free.
+LOCK_TIMEOUT = 1
 
 
-def main(argv):
-    """Does what a launcher has written down, and returns the exit code."""
+def main(kind):
+    """Do the job that the standard input describes, and return the exit code.
+
+    Args:
+        kind: `"run"`, `"prepare"` or `"measure"`.
+    """
+    job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_launcher, daemon=True).start()
-    *kind, file = argv
-    job = json.loads(Path(file).read_text(encoding="utf-8"))
-    if not kind:
-        lock = Lock(Path(job["lock"]), {"token": job["token"]})
-        threading.Thread(target=_keep, args=(lock,), daemon=True).start()
-    work = {"--prepare": prepare, "--measure": measure}[kind[0]] if kind else run_cell
     try:
-        work(job)
+        if kind == "run":
+            with FileLock(job["lock"], timeout=LOCK_TIMEOUT):
+                run_cell(job)
+        elif kind == "prepare":
+            # Wait until other launchers have finished their preparations, which the cache keeps.
+            with FileLock(job["lock"]):
+                prepare(job["preparations"])
+        else:
+            measure(job)
+    except Timeout:
+        return ELSEWHERE
     except (UsageError, TrainingDiverged) as error:
         print(error, file=sys.stderr)
         return 1
@@ -55,42 +67,27 @@ def _end_with_launcher():
     os._exit(LAUNCHER_GONE)
 
 
-def _keep(lock):
-    """Keeps the cell's lock alive, for a launcher may sleep; ends where another has taken it."""
-    while lock.touch():
-        time.sleep(HEARTBEAT)
-    os._exit(LAUNCHER_GONE)
-
-
-def settings_of_job(values):
-    """The `RunSettings` of a job, folders included.
+def settings_of_job(job):
+    """Return the `RunSettings` of a job, with its folders.
 
     Args:
-        values: Dictionary of `settings`, `output_dir` and `cache_dir`.
+        job: Dictionary with `settings`, `output_dir` and `cache_dir`.
     """
-    settings = stored_settings(values["settings"])
-    cache_dir = values["cache_dir"]
+    cache_dir = job["cache_dir"]
     return dataclasses.replace(
-        settings,
-        output_dir=None if values["output_dir"] is None else Path(values["output_dir"]),
+        stored_settings(job["settings"]),
+        output_dir=Path(job["output_dir"]),
         cache_dir=None if cache_dir is None else Path(cache_dir),
         verbose=2,
     )
 
 
-def training_settings(settings):
-    """The settings that a cell is trained with: it is evaluated afterwards, as often as asked."""
-    sampling = dataclasses.replace(settings.sampling, evaluation=0)
-    resume = (settings.folder / CONFIG_FILE).exists()
-    return dataclasses.replace(settings, sampling=sampling, resume=resume)
-
-
 def run_cell(job):
-    """Trains a cell as far as it is not trained yet, evaluates it and writes `result.json`.
+    """Train a cell from where its training stopped, evaluate it, and write `result.json`.
 
     Args:
-        job: Dictionary: `name`, `cell`, `scale`, `settings`, `output_dir`, `cache_dir`,
-            `sampling_steps`, `weights`, `differences`.
+        job: Dictionary with `name`, `cell`, `scale`, `settings`, `output_dir`, `cache_dir`,
+            `sampling_steps`, `weights` and `differences`.
     """
     from keras_sparse_dm.runs.evaluate import evaluate
     from keras_sparse_dm.runs.samples import MODEL, load_run
@@ -106,12 +103,12 @@ def run_cell(job):
     weights = [Path(path) for path in job["weights"]]
     evaluations = []
     for steps in job["sampling_steps"]:
-        kept = folder / "evaluations" / f"steps-{steps}.json"
-        evaluation = read_json(kept, {"distances": dict})
+        file = folder / "evaluations" / f"steps-{steps}.json"
+        evaluation = read_json(file, {"distances": dict})
         if evaluation is None or not fits(evaluation, settings, weights):
             if run is None:
                 run = load_run(folder, settings.data_dir, settings.cache_dir, verbose=0)
-            begin = time.perf_counter()
+            start = time.perf_counter()
             results = evaluate(
                 run,
                 settings.sampling.evaluation,
@@ -126,13 +123,13 @@ def run_cell(job):
                 "samples": results["samples"],
                 "seed": results["seed"],
                 "weights": names_of(weights),
-                "seconds": time.perf_counter() - begin,
+                "seconds": time.perf_counter() - start,
                 "distances": results["distances"],
             }
-            kept.parent.mkdir(exist_ok=True)
-            write_json(kept, evaluation)
+            file.parent.mkdir(exist_ok=True)
+            write_json(file, evaluation)
         evaluations.append(evaluation)
-    # Those that other studies have asked for, with the same samples.
+    # Keep the evaluations that other studies asked for, with the same samples.
     for file in sorted((folder / "evaluations").glob("steps-*.json")):
         evaluation = read_json(file, {"distances": dict})
         if evaluation not in evaluations and fits(evaluation, settings, weights):
@@ -147,7 +144,7 @@ def run_cell(job):
             "cell": job["cell"],
             "scale": job["scale"],
             "settings": settings.to_dict(),
-            "version": __version__,
+            "version": keras_sparse_dm.__version__,
             "differences": job["differences"],
             "seconds": seconds,
             "report": report,
@@ -156,26 +153,12 @@ def run_cell(job):
     )
 
 
-def fits(evaluation, settings, weights):
-    """Whether an evaluation that is kept is the one that is asked for."""
-    return (
-        evaluation["samples"] == settings.sampling.evaluation
-        and evaluation["seed"] == settings.seed
-        and evaluation["weights"] == names_of(weights)
-    )
-
-
-def names_of(weights):
-    """Names of files of weights, which tell evaluations by other networks apart."""
-    return sorted(Path(path).name for path in weights)
-
-
 def prepare(jobs):
-    """Prepares data, autoencoders and latents, which are then in the cache for all cells.
+    """Put the data, autoencoders and latents that cells share into the cache.
 
     Args:
-        jobs: List of dictionaries of `settings`, `output_dir` and `cache_dir`, one for each
-            preparation.
+        jobs: List of dictionaries with `settings`, `output_dir`, `cache_dir` and
+            `train_autoencoder`.
     """
     for job in jobs:
         settings = settings_of_job(job)
@@ -200,10 +183,10 @@ def _prepare_images(settings, train_first):
 
 
 def measure(job):
-    """Times training steps and writes down how long they take.
+    """Time training steps, and write the times to a file.
 
     Args:
-        job: Dictionary of `settings`, and `answer`, the file to write.
+        job: Dictionary with `settings`, and with `answer`, the path of the file.
     """
     from keras_sparse_dm.study.estimates import measure
 
@@ -211,4 +194,4 @@ def measure(job):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1]))

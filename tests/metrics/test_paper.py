@@ -9,9 +9,9 @@ from keras_sparse_dm.study.paper import (
     DATASET_TITLES,
     METHOD_TITLES,
     PAPER_COSTS,
-    PAPER_FIDS,
     PAPER_SETTINGS,
 )
+from keras_sparse_dm.study.paper_fids import PAPER_FIDS
 
 
 def of_table(*numbers):

@@ -1,6 +1,6 @@
 """A launcher in a process of its own: `python study_launcher.py FOLDER JOBS [real]`.
 
-Runs a study of six cells at smoke scale with the stand-in worker, or two tiny ones really.
+Runs a study of six cells at smoke scale with the stand-in worker, or trains two tiny ones.
 """
 
 import dataclasses
@@ -9,7 +9,8 @@ from pathlib import Path
 
 from keras_sparse_dm.study import launcher as study_module
 from keras_sparse_dm.study.grid import Study, grid
-from keras_sparse_dm.study.launcher import WORKER, Options, run_study, tasks_of
+from keras_sparse_dm.study.launcher import WORKER, run_study
+from keras_sparse_dm.study.tasks import Options, tasks_of
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_study_worker.py")))
 STUDY = Study(
@@ -30,7 +31,7 @@ def launch(folder, jobs=2, study=STUDY, worker=FAKE, change=lambda tasks: tasks,
 
 
 def tiny(tasks):
-    """The tasks with a network that is built in a moment."""
+    """Return the tasks with a tiny network."""
     return [
         dataclasses.replace(
             task,

@@ -7,27 +7,20 @@ import pytest
 
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.runs.settings import RunSettings
-from keras_sparse_dm.study.grid import (
-    FULL_CELEBAHQ,
-    STUDIES,
-    Cell,
-    differences_from_paper,
-    find_study,
-    grid,
-    read_study,
-    sampling_steps_of,
-    setting_clashes,
-    settings_of,
-)
+from keras_sparse_dm.study.differences import differences_from_paper, setting_clashes
+from keras_sparse_dm.study.grid import Cell, grid
 from keras_sparse_dm.study.paper import PAPER_COSTS
+from keras_sparse_dm.study.scales import FULL_CELEBAHQ, sampling_steps_of, settings_of
+from keras_sparse_dm.study.studies import STUDIES, find_study
+from keras_sparse_dm.study.study_file import read_study
 
 
 def names(cells):
     return {cell.name for cell in cells}
 
 
-def test_the_grids_have_as_many_runs_as_the_paper_tells():
-    # Rows of the tables times seeds; QuickDraw's rows times its three categories.
+def test_grids_have_as_many_runs_as_in_the_paper():
+    # Rows of the table times seeds, and for QuickDraw times three categories.
     assert {name: len(study.cells) for name, study in STUDIES.items()} == {
         "table1": 12 * 3,
         "table2": 4 * 3 * (3 + 1 + 1),
@@ -55,7 +48,7 @@ def test_studies_share_runs_and_names_tell_them_apart():
     assert all(set(name) <= safe for name in names(every))
 
 
-def test_names_are_readable_and_stay():
+def test_names_are_readable_and_do_not_change():
     rigl = Cell("chirodiff_kanjivg", "rigl", 0.5, 0.05, 0)
     assert rigl.name == "chirodiff_kanjivg-rigl-s0.5-p0.05-seed0"
     assert dataclasses.replace(rigl, update_every=100).name.endswith("-p0.05-u100-seed0")
@@ -93,7 +86,7 @@ def test_tables_1_and_2_have_the_printed_rows():
         ("chirodiff_kanjivg", "rigl", 0.5, 0.5, 0, None, False, 0),
     ],
 )
-def test_cells_that_mean_nothing_are_refused(values):
+def test_contradictory_cells_are_refused(values):
     with pytest.raises(SettingsError, match="received|only"):
         Cell(*values)
 
@@ -105,7 +98,7 @@ def test_other_numbers_of_seeds():
 
 
 @pytest.mark.parametrize("scale", ["smoke", "reduced", "paper"])
-def test_every_cell_means_settings_that_check(scale, tmp_path):
+def test_every_cell_has_valid_settings(scale, tmp_path):
     autoencoder = tmp_path / "autoencoder.keras"
     autoencoder.touch()
     for folder in ("quickdraw", "mnist", "celebahq", "lsun_bedrooms", "imagenette"):
@@ -122,7 +115,7 @@ def test_every_cell_means_settings_that_check(scale, tmp_path):
             assert settings.data.categories == (cell.category,)
 
 
-def test_the_papers_scale_is_the_preset_itself(tmp_path):
+def test_paper_scale_is_the_preset_itself(tmp_path):
     (tmp_path / "celebahq").mkdir()
     cell = Cell("ldm_celebahq", "rigl", 0.25, 0.5, 0)
     settings = settings_of(cell, "paper", tmp_path)
@@ -137,7 +130,7 @@ def test_the_papers_scale_is_the_preset_itself(tmp_path):
     assert full.data.training_images == FULL_CELEBAHQ == 2 * 12_500
 
 
-def test_differences_are_told_setting_by_setting(tmp_path):
+def test_differences_from_the_paper_are_listed(tmp_path):
     cell = Cell("chirodiff_kanjivg", "rigl", 0.5, 0.05, 0)
     settings = settings_of(cell, "reduced", epochs={"chirodiff_kanjivg": 6})
     lines = differences_from_paper(cell, "reduced", settings)
@@ -149,14 +142,14 @@ def test_differences_are_told_setting_by_setting(tmp_path):
     static = dataclasses.replace(cell, method="static", prune_rate=None)
     told = differences_from_paper(static, "reduced", settings_of(static, "reduced"))
     assert not any("update" in line for line in told)
-    # sketch-rnn's file is the paper's data set.
+    # The file of sketch-rnn is the paper's data set.
     (tmp_path / "kanji.rdp25.npz").touch()
     same = settings_of(cell, "paper", tmp_path)
     assert same.data_dir == tmp_path / "kanji.rdp25.npz"
     assert not any("data set" in line for line in differences_from_paper(cell, "paper", same))
 
 
-def test_missing_data_are_named_before_any_run(tmp_path):
+def test_missing_data_sets_are_named(tmp_path):
     cell = Cell("chirodiff_vmnist", "dense", 0.0, None, 0)
     for data_dir in (None, tmp_path):
         with pytest.raises(SettingsError, match="mnist.*t10k-images-idx3-ubyte.gz"):
@@ -166,7 +159,7 @@ def test_missing_data_are_named_before_any_run(tmp_path):
         settings_of(cell, "smol")
 
 
-def test_smoke_replaces_what_is_not_there(tmp_path):
+def test_smoke_replaces_missing_data_sets(tmp_path):
     quickdraw = Cell("chirodiff_quickdraw", "dense", 0.0, None, 0, category="cat")
     assert settings_of(quickdraw, "smoke").data.dataset == "kanjivg"
     (tmp_path / "quickdraw").mkdir()
@@ -176,7 +169,7 @@ def test_smoke_replaces_what_is_not_there(tmp_path):
     assert images.data.dataset == "kanjivg" and images.data_dir is None
 
 
-def test_masks_move_at_every_scale(tmp_path):
+def test_masks_are_updated_at_every_scale(tmp_path):
     (tmp_path / "mnist").mkdir()
     for preset, steps in (("chirodiff_kanjivg", 85), ("chirodiff_vmnist", 66)):
         cell = Cell(preset, "rigl", 0.5, 0.05, 0)
@@ -193,7 +186,7 @@ def test_own_sampling_steps_come_last():
     assert sampling_steps_of(STUDIES["table2"], settings) == (50,)
 
 
-def test_clashes_leave_out_what_does_not_shape_the_training(tmp_path):
+def test_settings_that_do_not_affect_training_do_not_clash(tmp_path):
     cell = Cell("chirodiff_kanjivg", "rigl", 0.5, 0.05, 0)
     settings = settings_of(cell, "reduced")
     stored = settings.to_dict()
@@ -204,7 +197,7 @@ def test_clashes_leave_out_what_does_not_shape_the_training(tmp_path):
 
 
 def test_unknown_studies_get_a_hint():
-    with pytest.raises(SettingsError, match="received 'tabel6'. Did you mean table"):
+    with pytest.raises(SettingsError, match="received 'tabel6'. Did you mean 'table"):
         find_study("tabel6")
     with pytest.raises(SettingsError, match="no study .*mine.yaml"):
         find_study("mine.yaml")
@@ -219,7 +212,7 @@ def test_a_study_of_ones_own(tmp_path):
     )
     study = find_study(str(path))
     assert study.name == "mine" and study.title == "Mine" and study.sampling_steps == (10, 20)
-    # dense, static in two sparsities, rigl in all; two seeds each
+    # Dense, static at two sparsities, RigL with all settings; two seeds each.
     assert len(study.cells) == 2 * (1 + 2 + 2 * 2 * 2)
     assert set(study.cells) == set(
         grid(
@@ -259,8 +252,8 @@ def test_files_that_describe_no_study(tmp_path, text, message):
         read_study(path)
 
 
-def test_nothing_here_loads_keras():
-    modules = ("grid", "study", "study_command", "study_results", "study_worker", "study_cost")
-    imports = ", ".join(f"keras_sparse_dm.experiments.{name}" for name in modules)
+def test_the_command_and_the_launcher_load_no_keras():
+    modules = ("commands.study", "study.launcher", "study.worker", "study.scores")
+    imports = ", ".join(f"keras_sparse_dm.{name}" for name in modules)
     code = f"import sys, {imports}; assert not {{'keras', 'tensorflow'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""What a cell of the study costs at the paper's setting, whatever scale it was run at."""
+"""Cost of a cell at the paper's setting, independent of the scale that it was run at."""
 
 import dataclasses
 import functools
@@ -22,11 +22,11 @@ class CostAtPaperSetting:
     """Cost with the paper's network, iterations, sampling steps and sketch lengths.
 
     Attributes:
-        parameters: Trainable parameters of the dense network.
-        weights_left: Share of the weights in kernels that is not pruned.
+        parameters: Number of trainable parameters of the dense network.
+        weights_left: Share of the kernels' weights that is not pruned.
         training, sampling: FLOPs of training (one example per iteration) and of sampling one
-            example; training is None of a method that starts dense.
-        training_share, sampling_share: The same relative to the dense network.
+            example. Training is None for a method that starts dense.
+        training_share, sampling_share: The same FLOPs, relative to the dense network.
     """
 
     parameters: int
@@ -38,12 +38,12 @@ class CostAtPaperSetting:
 
 
 def cost_at_paper_setting(preset, method, sparsity):
-    """Counts as the paper's Tables 1 and 2 do; no weight of the network is made.
+    """Count the cost as the paper's Tables 1 and 2 do, without creating the network's weights.
 
     Args:
         preset: Name of one of the paper's presets, a key of `PAPER_SETTINGS`.
         method: Name of a method, or `"dense"`.
-        sparsity: S, in [0, 1); spread by ERK.
+        sparsity: S, in [0, 1), distributed over the kernels by ERK.
 
     Returns:
         A `CostAtPaperSetting`.
@@ -52,7 +52,7 @@ def cost_at_paper_setting(preset, method, sparsity):
     settings = get_preset(preset)
     arguments = tuple(sorted(settings.denoiser_arguments().items()))
     parameters, kernels = _network(settings.model.kind, arguments, setting.size)
-    # ChiroDiff's kernels are counted for one point, to each of which all are applied once.
+    # ChiroDiff applies every kernel once per point, and the kernels are counted for one point.
     times = setting.points or 1
     dense = times * sum(flops for _, flops in kernels.values())
     shapes = {name: shape for name, (shape, _) in kernels.items()}
@@ -60,7 +60,7 @@ def cost_at_paper_setting(preset, method, sparsity):
     left, sparse = size, dense
     if method != "dense":
         density = densities(shapes, sparsity, "erk")
-        # As many as a mask holds.
+        # The number of ones in a mask.
         ones = {name: round(density[name] * math.prod(shape)) for name, shape in shapes.items()}
         left = sum(ones.values())
         sparse = times * sum(
@@ -84,8 +84,8 @@ def cost_at_paper_setting(preset, method, sparsity):
 
 @functools.cache
 def _network(kind, arguments, size):
-    """`(parameters, {kernel: (shape, FLOPs)})`, of one latent or of one point of a sketch."""
-    # The U-Net's weights alone would take a gigabyte.
+    """Return `(parameters, {kernel: (shape, FLOPs)})` for one latent, or one point of a sketch."""
+    # The U-Net's weights would take a gigabyte.
     with keras.StatelessScope(initialize_variables=False):
         model = (UNet if kind == "unet" else ChiroDiff)(**dict(arguments))
     inputs = ((1, size, size, 3), (1,)) if kind == "unet" else ((1, 1, 3), (1,), (1,))
@@ -98,12 +98,12 @@ def _network(kind, arguments, size):
 
 
 def printed_as_in_paper(value, column, relative):
-    """A figure as Tables 1 and 2 print it: `"274.1M"`, `"9.00e16"`, `"0.68×"`.
+    """Return a number as Tables 1 and 2 print it: `"274.1M"`, `"9.00e16"`, `"0.68×"`.
 
     Args:
         value: A number, or None.
         column: `"parameters"`, `"training"` or `"sampling"`.
-        relative: Whether it is a share of the dense network's.
+        relative: True if the number is relative to the dense network.
     """
     if value is None:
         return "–"
@@ -116,7 +116,7 @@ def printed_as_in_paper(value, column, relative):
 
 
 def columns_as_in_paper(cost, relative):
-    """`{column: text}` of the three cost columns of Tables 1 and 2."""
+    """Return the three cost columns of Tables 1 and 2 as `{column: text}`."""
     values = dataclasses.asdict(cost)
     names = {
         "parameters": ("parameters", "weights_left"),
