@@ -53,8 +53,8 @@ def definition(package, module, name, value):
     if hasattr(value, "__qualname__"):
         return package[f"{value.__module__}.{value.__qualname__}".removeprefix(f"{PACKAGE}.")]
     shown = module.__name__.removeprefix(PACKAGE).removeprefix(".")
-    # `sparsity` shows names of `masks` too.
-    for source in (package[shown] if shown else package, package["masks"]):
+    # `sparsity` also shows names of `masks`, and `models` those of `presets`.
+    for source in (package[shown] if shown else package, package["masks"], package):
         found = [m.attributes[name] for m in source.modules.values() if name in m.attributes]
         if len(found) == 1:
             return found[0]
