@@ -98,7 +98,7 @@ def test_ways_to_sparsify(example):
     for line in example("own_model.md", "ways_to_sparsify").splitlines():
         reports.append(eval(line.split("  #")[0], {"ksd": ksd, "model": two_layers()}))
     density = [{k.name.split("/")[-2]: k.density for k in r.kernels} for r in reports]
-    assert density[0]["wide"] == 1 > density[0]["last"]
+    assert density[0]["last"] == 1 > density[0]["wide"]
     assert list(density[1]) == ["last"]
     assert density[2]["last"] == 0.5 and abs(density[2]["wide"] - 0.1) < 0.01
     assert set(density[3].values()) == {0.5}
