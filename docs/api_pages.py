@@ -55,7 +55,8 @@ def definition(package, module, name, value):
     shown = module.__name__.removeprefix(PACKAGE).removeprefix(".")
     # `sparsity` also shows names of `masks`, and `models` those of `presets`.
     for source in (package[shown] if shown else package, package["masks"], package):
-        found = [m.attributes[name] for m in source.modules.values() if name in m.attributes]
+        found = [m.members.get(name) for m in source.modules.values()]
+        found = [member for member in found if member is not None and not member.is_alias]
         if len(found) == 1:
             return found[0]
     raise LookupError(f"{name} of {module.__name__} is defined in {found}, not in one module.")
