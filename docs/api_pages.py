@@ -18,18 +18,21 @@ from keras_sparse_dm.commands.options import quiet_start
 PACKAGE = keras_sparse_dm.__name__
 # Constants of more lines are shown by name alone.
 LONGEST_VALUE = 8
+# Names that every user needs come before the others.
+FIRST = ("sparsify", "DynamicSparsity")
 # As pymdownx.arithmatex marks formulas.
 FORMULA = re.compile(r"\\\((.*?)\\\)|\\\[(.*?)\\\]", re.DOTALL)
 
 
 def public_names(module):
-    """Returns `{name: object}` of what a module shows, without its submodules and version."""
-    names = {name: getattr(module, name) for name in module.__all__ if name[0] != "_"}
+    """Return `{name: object}` of a module's public names, without its submodules and version."""
+    names = [*filter(module.__all__.__contains__, FIRST), *module.__all__]
+    names = {name: getattr(module, name) for name in names if name[0] != "_"}
     return {n: o for n, o in names.items() if not isinstance(o, types.ModuleType)}
 
 
 def public_modules():
-    """Returns the package and its public modules."""
+    """Return the package and its public modules."""
     modules = {getattr(keras_sparse_dm, name) for name in keras_sparse_dm.__all__}
     modules = [m for m in modules if isinstance(m, types.ModuleType)]
     return [keras_sparse_dm, *sorted(modules, key=lambda module: module.__name__)]
@@ -50,16 +53,17 @@ def definition(package, module, name, value):
     if hasattr(value, "__qualname__"):
         return package[f"{value.__module__}.{value.__qualname__}".removeprefix(f"{PACKAGE}.")]
     shown = module.__name__.removeprefix(PACKAGE).removeprefix(".")
-    # `sparsity` shows names of `masks` too.
-    for source in (package[shown] if shown else package, package["masks"]):
-        found = [m.attributes[name] for m in source.modules.values() if name in m.attributes]
+    # `sparsity` also shows names of `masks`, and `models` those of `presets`.
+    for source in (package[shown] if shown else package, package["masks"], package):
+        found = [m.members.get(name) for m in source.modules.values()]
+        found = [member for member in found if member is not None and not member.is_alias]
         if len(found) == 1:
             return found[0]
     raise LookupError(f"{name} of {module.__name__} is defined in {found}, not in one module.")
 
 
 def page(module, names, package):
-    """The Markdown of a module's page.
+    """Return the Markdown of a module's page.
 
     Args:
         module: The module.
@@ -99,8 +103,8 @@ def on_files(files, config):
 
 
 def on_page_content(content, **kwargs):
-    """Sets formulas as MathML, which browsers show without a script from elsewhere."""
-    # What is returned has no name for the dash to follow.
+    """Set formulas as MathML, which browsers show without scripts from other sites."""
+    # A return value has no name before the dash.
     content = re.sub(r'(<li class="doc-section-item field-body">)\s*–', r"\1", content)
     return re.sub(
         r'(?<=class="arithmatex">).*?(?=</(?:span|div)>)',

@@ -1,4 +1,4 @@
-"""Extension of griffe, by which mkdocstrings reads: what it does not know of Keras's docstrings."""
+"""Extension of griffe, the reader of mkdocstrings, for the parts special to Keras's docstrings."""
 
 import re
 
@@ -15,14 +15,14 @@ NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
 
 def as_google_style(docstring):
-    """Turns a docstring into what griffe's parser of Google's style reads as it is meant."""
+    """Return a docstring in the form that griffe's parser of Google's style expects."""
     docstring = DOCTEST.sub(lambda b: f"{b[1]}```pycon\n{b[0]}\n{b[1]}```", docstring)
     docstring = CALL_ARGUMENTS.sub("Args: Call arguments", docstring)
     return SHARED.sub(lambda names: names[0].replace(", ", f",{NO_BREAK_SPACE}"), docstring)
 
 
 class KerasDocstrings(griffe.Extension):
-    """Applies `as_google_style` to every docstring that is read."""
+    """Extension that applies `as_google_style` to every docstring."""
 
     def on_object(self, *, obj, **kwargs):
         if obj.docstring:

@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -73,3 +74,42 @@ def free_memory():
     yield
     keras.backend.clear_session()
     gc.collect()
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def examples_of(page):
+    """Return `{identifier: source}` of the Python of a page in `docs/`, or of the README."""
+    path = ROOT / page if page == "README.md" else ROOT / "docs" / page
+    found = re.findall(
+        r"<!-- example: (\w+) -->\n\n```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL
+    )
+    assert len(dict(found)) == len(found), f"{page} has two examples of one name"
+    return dict(found)
+
+
+def shorten(source, pairs):
+    for long, short in pairs:
+        assert long in source, long
+        source = source.replace(long, short)
+    return source
+
+
+@pytest.fixture
+def example():
+    """Function that returns one example of a page, with pairs of texts replaced."""
+    return lambda page, name, *shortened: shorten(examples_of(page)[name], shortened)
+
+
+@pytest.fixture
+def run_page():
+    """Function that runs all examples of a page in one namespace, and returns the namespace."""
+
+    def run(page, *shortened):
+        names = {"__name__": "docs"}
+        source = shorten("\n".join(examples_of(page).values()), shortened)
+        exec(compile(source, page, "exec"), names)
+        return names
+
+    return run

@@ -1,4 +1,4 @@
-"""Documentation: its Python runs, commands parse, links work, docstrings begin as they should."""
+"""The documentation: Python blocks run, command lines parse, links have targets."""
 
 import ast
 import doctest
@@ -19,31 +19,11 @@ from keras_sparse_dm.study.studies import find_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+TEXTS = [*PAGES, *sorted(ROOT.glob("*.md"))]
 
 
 def read(path):
     return path.read_text(encoding="utf-8")
-
-
-def run_page(name, *shortened):
-    """Run a page's Python from top to bottom in one namespace.
-
-    Args:
-        name: Name of the file in `docs`.
-        *shortened: Pairs of a text that the page must contain, and its replacement here.
-
-    Returns:
-        Dictionary of the names that the page defines.
-    """
-    blocks = re.findall(r"```python\n(.*?)```", read(ROOT / "docs" / name), re.DOTALL)
-    source = "\n".join(blocks)
-    for long, short in shortened:
-        assert long in source
-        source = source.replace(long, short)
-    names = {"__name__": "docs"}
-    exec(compile(source, name, "exec"), names)
-    return names
 
 
 @pytest.fixture
@@ -53,7 +33,7 @@ def empty_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_quick_start(empty_folder):
+def test_quick_start(run_page, empty_folder):
     names = run_page(
         "index.md",
         ("load_vmnist()", "load_vmnist(max_sketches=20)"),
@@ -69,7 +49,7 @@ def test_quick_start(empty_folder):
     assert (empty_folder / "digits.png").stat().st_size > 1000
 
 
-def test_method(capsys):
+def test_method(run_page, capsys):
     names = run_page("method.md")
     np.testing.assert_array_equal(names["mask"], [[1, 0, 1], [0, 1, 1]])
     np.testing.assert_array_equal(names["weights"], [[3, 0, 0], [0, 2, -1]])
@@ -81,7 +61,7 @@ def test_method(capsys):
     assert 0 < cost.sparse_training_flops / cost.dense_training_flops - share < 0.0005
 
 
-def test_choosing():
+def test_choosing(run_page):
     names = run_page("choosing.md")
     assert abs(ksd.sparsity_report(names["model"]).sparsity - 0.5) < 0.01
 
@@ -94,22 +74,33 @@ def test_distances_that_the_advice_rests_on_are_the_papers():
     assert set(quoted) <= printed
 
 
-def test_data(empty_folder):
-    names = run_page("data.md")
+def test_data(run_page, empty_folder):
+    names = run_page("data.md", ("load_vmnist()", "load_vmnist(max_sketches=40)"))
     assert len(names["train"]) == 19 and names["train"][0].shape == (16, 16, 3)
     assert len(list(ksd.data.read_sketches("waves.json"))) == 40
+    assert (empty_folder / "digits.gif").stat().st_size > 5000
+    for a, b in zip(ksd.data.read_sketches("digits.json"), names["sketches"], strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
 
 
-def test_evaluation(empty_folder, capsys):
+def test_evaluation(run_page, empty_folder, capsys):
     with pytest.warns(ksd.metrics.FewSamplesWarning):
         run_page(
-            "evaluation.md", ("load_vmnist()", "load_vmnist(max_sketches=80)"), ("=100", "=10")
+            "evaluation.md",
+            ("load_vmnist()", "load_vmnist(max_sketches=300)"),
+            ("subset_size=100", "subset_size=20"),
+            ("model_channels=32, channel_mult=(1, 2)", "model_channels=32, channel_mult=(1,)"),
+            ("(1, 16, 16, 3)", "(1, 4, 4, 3)"),
         )
-    distance, kernel_distance = capsys.readouterr().out.splitlines()
-    assert float(distance) > 0 and "±" in kernel_distance
+    distance, interval, kernel, near, *cost = capsys.readouterr().out.splitlines()
+    assert 0 < float(distance) < 100
+    assert interval.startswith(f"{float(distance):.1f}"[:2]) and "[" in interval
+    assert "±" in kernel and near.startswith("PrecisionRecall(precision=0.")
+    assert "FLOPs, sampling" in "\n".join(cost)
 
 
-def test_extending(empty_folder):
+def test_extending(run_page, empty_folder):
     names = run_page("extending.md")
     assert names["points"].shape == (256, 2)
     ksd.sparsity.check_invariant(names["model"])
@@ -117,7 +108,7 @@ def test_extending(empty_folder):
     assert names["denoiser"].units == 64
 
 
-def test_export(empty_folder):
+def test_export(run_page, empty_folder):
     names = run_page(
         "export.md",
         ('"chirodiff_kanjivg")', '"chirodiff_kanjivg", units=8, num_layers=1)'),
@@ -126,6 +117,20 @@ def test_export(empty_folder):
     )
     assert names["sketches"].shape == (2, 80, 3)
     assert names["epsilon"].shape == (1, 90, 3)
+    assert names["loaded"].layers[0].masks
+    assert names["smaller"].count_params() < 32 * 256 + 256 + 256 * 10 + 10
+    assert "wide" in str(names["removed"])
+
+
+def test_every_python_block_has_an_identifier_and_a_test():
+    tests = "".join(read(Path(__file__).parent / f"test_{name}.py") for name in ("docs", "readme"))
+    for path in TEXTS:
+        blocks = read(path).count("```python")
+        page = path.relative_to(ROOT / "docs" if path in PAGES else ROOT).as_posix()
+        names = re.findall(r"<!-- example: (\w+) -->\n\n```python", read(path))
+        assert len(names) == blocks, f"{page} has a Python block without an identifier"
+        if not re.search(rf'run_page\(\s*"{page}"', tests):
+            assert not [n for n in names if f'example("{page}", "{n}"' not in tests], page
 
 
 def test_study_of_your_own(tmp_path):
@@ -150,7 +155,7 @@ PARSING = (
 
 
 def command_lines():
-    """Yield the commands that the texts show, without comments."""
+    """Yield the command lines in the texts, without their remarks."""
     for path in TEXTS:
         shown = re.findall(r"^    ((?:sparse-dm|python train\.py) .*)$", read(path), re.MULTILINE)
         yield from (re.sub(r"\s+#.*", "", line) for line in shown)
@@ -181,20 +186,20 @@ def test_command_lines_parse(line, monkeypatch, tmp_path, capsys):
 
 
 def anchors(text):
-    """Return the anchors of a text's headings: lower case, hyphens for spaces, no other signs."""
+    """Return the anchors of headings: small letters, hyphens for spaces, no other signs."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.M)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
 def links(path):
-    """List the addresses of links and images in a text, outside of code."""
+    """Return the addresses of the links and pictures of a text, except those in code."""
     text = re.sub(r"```.*?```|`[^`\n]*`", "", read(path), flags=re.DOTALL)
     return re.findall(r"\]\(([^()\s]*(?:\([^()\s]*\))?[^()\s]*)\)", text)
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links(path):
-    """Linked files and headings exist; other links only need the right form."""
+    """Check that files and headings exist; check only the form of links to other sites."""
     for link in links(path):
         parts = urlsplit(link)
         if parts.scheme:
