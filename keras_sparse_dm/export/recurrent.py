@@ -5,13 +5,13 @@ step copy the whole sequence. Here the inputs of all points meet the kernel at o
 loop, and a step copies a small part of the sequence. The numbers are the same.
 """
 
-import contextlib
 import math
 
 import keras
 import tensorflow as tf
 
 from keras_sparse_dm._keras import flatten_layers
+from keras_sparse_dm.layers.shared_copy import shared_copy
 
 # Steps of the inner loop of two. LiteRT copies all that a loop reads and writes, in every step,
 # so a step should see a part of the sequence only; and a part costs as much as some steps.
@@ -87,28 +87,23 @@ def _rounded(values, low, high):
     return tf.quantization.fake_quant_with_min_max_args(values, low, max(high, low + 1e-6))
 
 
-@contextlib.contextmanager
-def traced_for_litert(model, products=None):
-    """Context in which a model's GRUs are traced in that form, those that can be.
+def litert_form(model, products=None):
+    """Return a copy of a model that shares its variables, with GRUs in that form.
+
+    Layers of other kinds, and GRUs with masks and an initial state of their own, compute as
+    Keras does it.
 
     Args:
-        model: A Keras model made for this, a copy: its layers get other methods for a while.
-            Layers of other kinds, and GRUs with masks and an initial state of their own, are
-            traced as Keras does it.
+        model: A Keras model.
         products: How to multiply, in GRUs and dense layers; `Floats` by default.
     """
-    layers = flatten_layers(model)
-    for i, layer in enumerate(layers):
+    model, _ = shared_copy(model)
+    for i, layer in enumerate(flatten_layers(model)):
         if isinstance(layer, keras.layers.GRU):
             vars(layer)["inner_loop"] = _inner_loop(layer, products or Floats(), str(i))
         elif type(layer).call in _DENSE_CALLS and products is not None:
             vars(layer)["call"] = _dense(layer, products, str(i))
-    try:
-        yield
-    finally:
-        for layer in layers:
-            for name in ("inner_loop", "call"):
-                vars(layer).pop(name, None)
+    return model
 
 
 # Of the sparse layer it is the same, and of a subclass with one of its own it is not known.

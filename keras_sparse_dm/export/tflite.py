@@ -27,7 +27,7 @@ from keras_sparse_dm.diffusion.model import DiffusionModel
 from keras_sparse_dm.diffusion.samplers import ddim, ddim_factors
 from keras_sparse_dm.export import flatbuffer
 from keras_sparse_dm.export.litert import load_interpreter
-from keras_sparse_dm.export.recurrent import Integers, Observed, traced_for_litert
+from keras_sparse_dm.export.recurrent import Integers, Observed, litert_form
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.models.autoencoder import VQAutoencoder
 from keras_sparse_dm.models.latent_diffusion import LatentDiffusion
@@ -80,7 +80,6 @@ class _Part:
         model: The Keras model that computes all of it.
         facts: What the metadata say of it.
         defaults: Context to trace it in, which sets Keras's default types.
-        own: True where the model is a copy, whose layers may be traced in another form.
     """
 
     function: Callable
@@ -90,7 +89,6 @@ class _Part:
     model: keras.Model
     facts: dict = field(default_factory=dict)
     defaults: Callable = contextlib.nullcontext
-    own: bool = False
 
 
 def to_tflite(
@@ -206,9 +204,7 @@ def to_tflite(
         half = part if any(map(_is_half, flatten_layers(part.model))) else None
         if half is not None:
             rebuilt = _rebuilt_in_float32(half)
-            part = replace(half, model=rebuilt, own=True, defaults=_float32_defaults)
-        elif quantize == "int8" or _has_grus(part.model):
-            part = _with_own_model(part)
+            part = replace(half, model=rebuilt, defaults=_float32_defaults)
         facts["sparsity"] = _sparsity(part.model)
         content = _convert(part, what, quantize, sparse, representative)
         content = _finish(content, part, what, quantize, sparse, facts)
@@ -554,9 +550,7 @@ def _traced(part):
 
 def _convert(part, what, quantize, sparse, representative):
     def frozen_graph(products=None):
-        # On a copy only: the loops stand in for methods of its layers.
-        with traced_for_litert(part.model, products) if part.own else contextlib.nullcontext():
-            traced = _traced(part)
+        traced = _traced(replace(part, model=litert_form(part.model, products)))
         # With variables, or with loops lowered to their primitive operations, the file would be
         # written, and fail when it runs.
         return frozen(traced)
@@ -564,12 +558,6 @@ def _convert(part, what, quantize, sparse, representative):
     graph = frozen_graph()
     # The toolkit's calibrator crashes, and the process with it, where there are loops.
     with_loops = any("While" in node.op for node in graph.graph.as_graph_def().node)
-    if quantize == "int8" and with_loops and not part.own:
-        raise ValueError(
-            f"`quantize` 'int8' needs a copy of `model` {part.model.name!r}, whose loops are "
-            "computed otherwise there, and the model cannot be made again from its configuration "
-            "(`get_config`)."
-        )
     if quantize == "int8" and with_loops:
         graph = frozen_graph(Integers(_extremes(part, representative)))
     converter = tf.lite.TFLiteConverter.from_concrete_functions([graph])
@@ -606,12 +594,13 @@ def _convert(part, what, quantize, sparse, representative):
 def _extremes(part, representative):
     """Return the extremes of the inputs and outputs of products, for representative inputs."""
     observed = Observed()
+    model = litert_form(part.model, observed)
 
     def observe(*inputs):
-        part.function(part.model, *inputs)
+        part.function(model, *inputs)
         return observed.extremes
 
-    with traced_for_litert(part.model, observed), part.defaults():
+    with part.defaults():
         run = tf.function(observe, list(part.inputs.values())).get_concrete_function()
     result = {}
     for inputs in representative:
@@ -725,22 +714,6 @@ def _answers(part, examples):
 def _is_half(layer):
     """Tell whether a layer has weights, inputs or computations in half precision."""
     return any(HALF.search(str(dtype)) for dtype in (layer.compute_dtype, layer.dtype))
-
-
-def _has_grus(model):
-    return any(isinstance(layer, keras.layers.GRU) for layer in flatten_layers(model))
-
-
-def _with_own_model(part):
-    """Return a part with a copy of its model, whose layers may be traced in another form.
-
-    A model that cannot be made again from its configuration is returned as it is, and traced as
-    Keras does it.
-    """
-    try:
-        return replace(part, model=_rebuilt_in_float32(part), own=True)
-    except ValueError:
-        return part
 
 
 def _rebuilt_in_float32(part):

@@ -11,6 +11,7 @@ import numpy as np
 from keras_sparse_dm._keras import flatten_layers, own_variables
 from keras_sparse_dm.layers.kernel_mask import KernelAxes
 from keras_sparse_dm.layers.masked import MaskedKernels, own_kernels, twin_class
+from keras_sparse_dm.layers.shared_copy import shared_copy
 from keras_sparse_dm.sparsity.kernels import masked_kernels
 
 # Their weights scale, shift or are looked up: left out by convention, as biases are.
@@ -145,8 +146,9 @@ def forward_flops(model, inputs):
     batch_size = sizes[0] if sizes else 1
     kernels = counted_kernels(model)
     record = _Record(model)
-    with record:
-        _trace(model, example)
+    read = _trace(record.model, example)
+
+    unseen = read - set(record.kernels)
 
     def of_one(count):
         return count // batch_size if count % batch_size == 0 else count / batch_size
@@ -157,7 +159,7 @@ def forward_flops(model, inputs):
             (layer, AttentionFlops(of_one(scores), of_one(values)))
             for layer, (scores, values) in record.attention.values()
         ],
-        not_counted=_not_counted(model),
+        not_counted=_not_counted(model, [k for k in kernels if id(k.kernel) in unseen]),
     )
 
 
@@ -259,23 +261,43 @@ class _Shape:
 
 
 def _trace(model, inputs):
-    """Calls a model without computing anything, where the backend can."""
-    if keras.backend.backend() != "tensorflow":
-        model(inputs)
-        return
-    import tensorflow as tf
+    """Call a model without computing anything, where the backend can.
+
+    Returns:
+        Set of the `id` of the variables that were read.
+    """
+    scope = _Reads(initialize_variables=False)
 
     def call():
-        with keras.StatelessScope(initialize_variables=False):
+        with scope:
             return model(inputs)
 
-    tf.function(call).get_concrete_function()
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.function(call).get_concrete_function()
+    else:
+        call()
+    return scope.read
+
+
+class _Reads(keras.StatelessScope):
+    """Scope that notes the variables that are read; nothing that is assigned in it remains."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.read = set()
+
+    def get_current_value(self, variable):
+        self.read.add(id(variable))
+        return super().get_current_value(variable)
 
 
 class _Record:
-    """Context in which every call of a layer that multiplies adds up what it multiplies.
+    """Sums what the calls of a model's layers multiply, on a copy of the model.
 
     Attributes:
+        model: The copy to call.
         kernels: `{id(kernel): FLOPs}` of all examples of the batch.
         attention: `{id(layer): (layer, [scores, values])}`, likewise.
     """
@@ -284,44 +306,34 @@ class _Record:
         self.kernels = {}
         self.attention = {}
         self._times = 1
-        layers = flatten_layers(model)
+        self.model, copies = shared_copy(model)
+        self._originals = {id(new): layer for layer, new in copies.items()}
+        self._counted = set()
         rules = _attention_rules()
-        self._layers = []
-        for layer in layers:
+        for layer in copies.values():
             if isinstance(layer, keras.layers.RNN):
-                self._layers.append((layer, self._recurrent))
+                self._observe(layer, self._recurrent)
             elif not _is_packed(layer) and own_kernels(layer):
-                self._layers.append((layer, self._with_kernels))
+                self._observe(layer, self._with_kernels)
             for kind, rule in rules:
                 if isinstance(layer, kind):
-                    self._layers.append((layer, self._attention(rule)))
-        self._before = []
+                    self._observe(layer, self._attention(rule))
 
-    def __enter__(self):
-        for layer, hook in self._layers:
-            # What Keras calls.
-            quantized = getattr(layer, "quantization_mode", None) is not None
-            name = "quantized_call" if quantized else "call"
-            self._before.append((layer, name, vars(layer).get(name)))
-            setattr(layer, name, self._recording(layer, getattr(layer, name), hook))
-        return self
+    def _observe(self, layer, hook):
+        """Make a layer of the copy call `hook` before each call; what it returns is entered."""
+        # What Keras calls.
+        quantized = getattr(layer, "quantization_mode", None) is not None
+        name = "quantized_call" if quantized else "call"
+        call = getattr(layer, name)
 
-    def __exit__(self, *_):
-        for layer, name, call in reversed(self._before):
-            if call is None:
-                delattr(layer, name)
-            else:
-                setattr(layer, name, call)
-        self._before = []
-
-    def _recording(self, layer, call, hook):
-        def recording_call(*args, **kwargs):
+        def observed_call(*args, **kwargs):
             if not self._times:
                 return call(*args, **kwargs)
             with hook(layer, args, kwargs) or contextlib.nullcontext():
                 return call(*args, **kwargs)
 
-        return recording_call
+        vars(layer)[name] = observed_call
+        self._counted.add(id(layer))
 
     def _with_kernels(self, layer, args, kwargs):
         # The first argument, whatever its name.
@@ -337,7 +349,7 @@ class _Record:
         sequences = (*args, *kwargs.values())[0]
         shape = _known_shape(layer, keras.tree.flatten(sequences)[0])
         cells = {id(part) for part in flatten_layers(layer.cell)}
-        if any(id(counted) in cells for counted, _ in self._layers):
+        if cells & self._counted:
             with self._counting(self._times * shape[1]):
                 step = keras.tree.map_structure(lambda x: x[:, 0], sequences)
                 layer.cell(step, layer.get_initial_state(shape[0]))
@@ -347,7 +359,8 @@ class _Record:
         def hook(layer, args, kwargs):
             arguments = inspect.signature(type(layer).call).bind(layer, *args, **kwargs).arguments
             products = rule(layer, arguments)
-            _, totals = self.attention.setdefault(id(layer), (layer, [0, 0]))
+            original = self._originals[id(layer)]
+            _, totals = self.attention.setdefault(id(layer), (original, [0, 0]))
             for i, count in enumerate(products):
                 totals[i] += 2 * count * self._times
 
@@ -445,8 +458,12 @@ def _attention_block(layer, arguments):
     return products, products
 
 
-def _not_counted(model):
-    """Returns `{layer name: reason}` of what multiplies, or may, and is not counted."""
+def _not_counted(model, unseen):
+    """Return `{layer name: reason}` of what multiplies, or may, and is not counted.
+
+    Args:
+        unseen: List of `CountedKernel`, those that were read outside of any observed call.
+    """
     reasons = {}
 
     def add(name, reason):
@@ -478,6 +495,9 @@ def _not_counted(model):
         ]
         if shapes:
             add(name, f"{kind}: {', '.join(shapes)}")
+    for kernel in unseen:
+        name = getattr(kernel.layer, "path", None) or kernel.layer.name
+        add(name, f"{type(kernel.layer).__name__}: called through no attribute of its model")
     return reasons
 
 

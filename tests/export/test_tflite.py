@@ -187,11 +187,12 @@ def test_the_loop_is_keras_s_gru(arguments, masked, length):
     if "recurrent_activation" in arguments:
         # What is not bounded must not grow without end.
         gru.cell.recurrent_kernel.assign(0.1 * gru.cell.recurrent_kernel)
-    layer = keras.Sequential([gru])
     expected = keras.tree.flatten(gru(x, mask=mask))
-    with recurrent.traced_for_litert(layer):
-        function = tf.function(lambda x: gru(x, mask=None if mask is None else tf.constant(mask)))
-        answers = keras.tree.flatten(function(tf.constant(x)))
+    for_litert = recurrent.litert_form(gru)
+    function = tf.function(
+        lambda x: for_litert(x, mask=None if mask is None else tf.constant(mask))
+    )
+    answers = keras.tree.flatten(function(tf.constant(x)))
     assert "inner_loop" not in vars(gru)
     for answer, right in zip(answers, expected, strict=True):
         np.testing.assert_allclose(answer, right, atol=2e-5)
@@ -204,8 +205,8 @@ def test_a_gru_starts_from_a_given_state():
     gru.build(x.shape)
     for valid in (None, mask):
         expected = gru(x, initial_state=state, mask=valid)
-        with recurrent.traced_for_litert(keras.Sequential([gru])):
-            answer = tf.function(lambda x, s, v=valid: gru(x, initial_state=s, mask=v))(x, state)
+        run = tf.function(recurrent.litert_form(gru))
+        answer = run(x, initial_state=state, mask=valid)
         np.testing.assert_allclose(answer, expected, atol=1e-5)
 
 
@@ -571,6 +572,20 @@ def test_a_recurrent_classifier_of_another_kind(tmp_path):
             model, tmp_path / "m.tflite", length=9, quantize=quantize, representative=data
         )
         assert exported.largest_difference < {"none": 1e-4, "int8": 0.05}[quantize]
+
+
+def test_integers_of_a_model_that_its_configuration_does_not_restore(tmp_path):
+    class Recurrent(keras.layers.GRU):
+        def __init__(self, sizes):
+            super().__init__(sizes["units"])
+
+        def get_config(self):
+            raise NotImplementedError
+
+    model = keras.Sequential([keras.Input((9, 5)), Recurrent({"units": 8}), keras.layers.Dense(4)])
+    data = list(np.random.default_rng(0).standard_normal((5, 1, 9, 5)).astype("float32"))
+    exported = to_tflite(model, tmp_path / "m.tflite", quantize="int8", representative=data)
+    assert exported.largest_difference < 0.05
 
 
 # Bad input
