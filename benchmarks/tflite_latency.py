@@ -45,12 +45,7 @@ def network(units, layers, kind, sparsity):
 @contextlib.contextmanager
 def keras_loops():
     """Context in which GRUs are exported as the toolkit converts Keras's own loop."""
-
-    @contextlib.contextmanager
-    def as_keras_does(model, products=None):
-        yield
-
-    with mock.patch.object(conversion, "traced_for_litert", as_keras_does):
+    with mock.patch.object(conversion, "litert_form", lambda model, products=None: model):
         yield
 
 

@@ -109,6 +109,16 @@ def graph_nodes(model):
     return [node for _, part in sorted(by_depth.items(), reverse=True) for node in part]
 
 
+def is_graph_node(value):
+    """Tell whether an object is the record of one call in a functional model.
+
+    Imports `keras.src.ops.node.Node`, which is not exported.
+    """
+    from keras.src.ops.node import Node
+
+    return isinstance(value, Node)
+
+
 def has_compiled_loss(model):
     """Tell if `compile` was given a loss or metrics.
 

@@ -273,6 +273,17 @@ def test_canary_graph_nodes():
     assert _keras.graph_nodes(Subclassed()) is None
 
 
+def test_canary_is_graph_node():
+    inputs, layer = keras.Input((2,)), keras.layers.Dense(2)
+    model = keras.Model(inputs, layer(inputs))
+    node = _keras.graph_nodes(model)[-1]
+    assert _keras.is_graph_node(node)
+    assert not any(map(_keras.is_graph_node, [layer, model, inputs, "node"]))
+    # A model calls the operation of each node.
+    node.operation = keras.layers.Activation(lambda x: 7.0 + 0 * x)
+    assert np.all(np.asarray(model(np.ones((1, 2)))) == 7.0)
+
+
 @canary('the metric "compile_metrics"', "`Model.loss`")
 def test_canary_has_compiled_loss():
     x, y = np.ones((4, 2)), np.ones((4, 1))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from keras_sparse_dm._keras import flatten_layers
 from keras_sparse_dm.diffusion import DiffusionModel
 from keras_sparse_dm.files import whole_directory
+from keras_sparse_dm.layers.shared_copy import shared_copy
 from keras_sparse_dm.models import ChiroDiff, LatentDiffusion, UNet
 
 METADATA_FILE = Path("assets.extra") / "keras_sparse_dm.json"
@@ -82,9 +82,9 @@ def to_saved_model(model, path, metadata=None, latent_size=None):
             f"`metadata` must be a dictionary of what JSON can hold: {error}."
         ) from None
     averaged = diffusion.averaged_weights() if diffusion is not None else contextlib.nullcontext()
-    with averaged, _without_cudnn(denoiser), whole_directory(path) as temporary:
+    with averaged, whole_directory(path) as temporary:
         module = tf.Module()
-        module.denoise = _denoise_function(denoiser, facts)
+        module.denoise = _denoise_function(_without_cudnn(denoiser), facts)
         functions = {"denoise": module.denoise}
         if diffusion is not None:
             sample = _sampler(module.denoise, diffusion.noise_schedule)
@@ -375,18 +375,13 @@ def _seed_of_batch(seed, begin):
     return seed + 1 + tf.cast(begin, "int64")
 
 
-@contextlib.contextmanager
 def _without_cudnn(model):
-    """Context in which recurrent layers use operations that all devices have."""
-    layers = [layer for layer in flatten_layers(model) if hasattr(layer, "use_cudnn")]
-    before = [layer.use_cudnn for layer in layers]
-    try:
-        for layer in layers:
+    """Return a copy of a model whose recurrent layers use operations that all devices have."""
+    model, layers = shared_copy(model)
+    for layer in layers.values():
+        if hasattr(layer, "use_cudnn"):
             layer.use_cudnn = False
-        yield
-    finally:
-        for layer, value in zip(layers, before, strict=True):
-            layer.use_cudnn = value
+    return model
 
 
 def _may_be_replaced(path):

@@ -528,6 +528,20 @@ def test_a_recurrent_classifier_of_another_kind(tmp_path):
         assert exported.largest_difference < {"none": 1e-4, "int8": 0.05}[quantize]
 
 
+def test_integers_of_a_model_that_its_configuration_does_not_restore(tmp_path):
+    class Recurrent(keras.layers.GRU):
+        def __init__(self, sizes):
+            super().__init__(sizes["units"])
+
+        def get_config(self):
+            raise NotImplementedError
+
+    model = keras.Sequential([keras.Input((9, 5)), Recurrent({"units": 8}), keras.layers.Dense(4)])
+    data = list(np.random.default_rng(0).standard_normal((5, 1, 9, 5)).astype("float32"))
+    exported = to_tflite(model, tmp_path / "m.tflite", quantize="int8", representative=data)
+    assert exported.largest_difference < 0.05
+
+
 # Bad input
 
 

@@ -16,6 +16,7 @@ from keras_sparse_dm import layers as sparse
 from keras_sparse_dm.layers import SparseDense, SparseGRU
 from keras_sparse_dm.metrics import kernel_flops
 from keras_sparse_dm.metrics.costs.cost import cost
+from keras_sparse_dm.metrics.costs.flops import forward_flops
 from keras_sparse_dm.models import ChiroDiff, UNet, VQAutoencoder
 from keras_sparse_dm.sparsity import densities
 from keras_sparse_dm.study.paper import PAPER_COSTS, PAPER_SETTINGS
@@ -324,6 +325,24 @@ def test_counting_leaves_the_model_as_it_was():
         cost(model, np.ones((1, 9), "float32"))
     assert not any("call" in vars(layer) for layer in model.layers)
     assert model.predict(x, verbose=0).shape == (2, 4)
+
+
+def test_a_layer_that_cannot_be_followed_is_named():
+    class Network(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.seen, hidden = keras.layers.Dense(3), keras.layers.Dense(2, name="hidden")
+            self.layer, self.function = hidden, lambda x: hidden(x)
+
+        def call(self, x):
+            return self.function(self.seen(x))
+
+    model = Network()
+    model(np.zeros((1, 4)))
+    flops = forward_flops(model, np.zeros((1, 4), "float32"))
+    assert sorted(flops.kernels.values()) == [0, 2 * 4 * 3]
+    ((name, reason),) = flops.not_counted.items()
+    assert name.endswith("hidden") and reason.startswith("Dense: called through no attribute")
 
 
 def test_converts_to_a_dictionary():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_sparse_dm.layers import SparseGRU
-from keras_sparse_dm.models.chirodiff.gru_for_litert import traced_for_litert
+from keras_sparse_dm.models.chirodiff.gru_for_litert import litert_form
 from keras_sparse_dm.models.chirodiff.gru_for_sampling import PART, can_sample, sampling_outputs
 from keras_sparse_dm.models.chirodiff.gru_for_training import can_train, training_outputs
 
@@ -44,8 +44,7 @@ def by_keras(layers, sequences, mask, training=False):
 
 
 def litert_outputs(layers, sequences, mask):
-    with traced_for_litert(keras.Sequential(layers)):
-        return by_keras(layers, sequences, mask)
+    return by_keras([litert_form(layer) for layer in layers], sequences, mask)
 
 
 LOOPS = {"sampling": sampling_outputs, "training": training_outputs, "litert": litert_outputs}
@@ -330,9 +329,11 @@ def test_litert_computes_any_gru(options, masked, length):
         # Unbounded states must not grow without end.
         gru.cell.recurrent_kernel.assign(0.1 * gru.cell.recurrent_kernel)
     expected = keras.tree.flatten(gru(x, mask=mask))
-    with traced_for_litert(keras.Sequential([gru])):
-        function = tf.function(lambda x: gru(x, mask=None if mask is None else tf.constant(mask)))
-        answers = keras.tree.flatten(function(tf.constant(x)))
+    for_litert = litert_form(gru)
+    function = tf.function(
+        lambda x: for_litert(x, mask=None if mask is None else tf.constant(mask))
+    )
+    answers = keras.tree.flatten(function(tf.constant(x)))
     assert "inner_loop" not in vars(gru)
     for answer, right in zip(answers, expected, strict=True):
         np.testing.assert_allclose(answer, right, atol=2e-5)
@@ -345,6 +346,5 @@ def test_litert_starts_a_gru_from_a_given_state():
     gru.build(x.shape)
     for valid in (None, mask):
         expected = gru(x, initial_state=state, mask=valid)
-        with traced_for_litert(keras.Sequential([gru])):
-            answer = tf.function(lambda x, s, v=valid: gru(x, initial_state=s, mask=v))(x, state)
+        answer = tf.function(litert_form(gru))(x, initial_state=state, mask=valid)
         np.testing.assert_allclose(answer, expected, atol=1e-5)

@@ -1,12 +1,12 @@
 """Conversion of a part of a model to the bytes of a `.tflite` file."""
 
-import contextlib
+from dataclasses import replace
 
 import tensorflow as tf
 
 from keras_sparse_dm._keras import frozen, scale_whole_tensors, write_loops_in_place
 from keras_sparse_dm.export.tflite import flatbuffer, sparse_tensors
-from keras_sparse_dm.models.chirodiff.gru_for_litert import Integers, Observed, traced_for_litert
+from keras_sparse_dm.models.chirodiff.gru_for_litert import Integers, Observed, litert_form
 
 
 def convert(part, what, quantize, sparse, representative):
@@ -22,20 +22,13 @@ def convert(part, what, quantize, sparse, representative):
     """
 
     def frozen_graph(products=None):
-        # Only a copy's layers may get other methods.
-        with traced_for_litert(part.model, products) if part.own else contextlib.nullcontext():
-            concrete = traced(part)
+        concrete = traced(replace(part, model=litert_form(part.model, products)))
         # A file with variables, or with loops lowered to primitive operations, fails when it runs.
         return frozen(concrete)
 
     graph = frozen_graph()
     # The toolkit's calibrator crashes the process on loops.
     with_loops = any("While" in node.op for node in graph.graph.as_graph_def().node)
-    if quantize == "int8" and with_loops and not part.own:
-        raise ValueError(
-            f"`quantize='int8'` rewrites the loops of a copy of `model` {part.model.name!r}, and "
-            "the model cannot be rebuilt from its configuration (`get_config`)."
-        )
     if quantize == "int8" and with_loops:
         graph = frozen_graph(Integers(_extremes(part, representative)))
     converter = tf.lite.TFLiteConverter.from_concrete_functions([graph])
@@ -81,12 +74,13 @@ def traced(part):
 def _extremes(part, representative):
     """Return the extremes of all products' inputs and outputs on representative inputs."""
     observed = Observed()
+    model = litert_form(part.model, observed)
 
     def observe(*inputs):
-        part.function(part.model, *inputs)
+        part.function(model, *inputs)
         return observed.extremes
 
-    with traced_for_litert(part.model, observed), part.defaults():
+    with part.defaults():
         run = tf.function(observe, list(part.inputs.values())).get_concrete_function()
     result = {}
     for inputs in representative:

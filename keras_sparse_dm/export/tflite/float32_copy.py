@@ -31,19 +31,7 @@ def in_float32(part):
     Raises:
         ValueError: if the model cannot be rebuilt from its configuration.
     """
-    return replace(part, model=rebuilt_in_float32(part), own=True, defaults=_float32_defaults)
-
-
-def with_own_model(part):
-    """Return a `Part` with a copy of its float32 model, or the part itself if there can be none.
-
-    The export may trace the layers of a copy in another form. A model that cannot be rebuilt from
-    its configuration is traced as Keras does it.
-    """
-    try:
-        return replace(part, model=rebuilt_in_float32(part), own=True)
-    except ValueError:
-        return part
+    return replace(part, model=rebuilt_in_float32(part), defaults=_float32_defaults)
 
 
 def rebuilt_in_float32(part):

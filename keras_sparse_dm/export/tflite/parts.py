@@ -33,7 +33,6 @@ class Part:
         model: The Keras model that computes the part.
         facts: Entries of the file's metadata.
         defaults: Context to trace the part in; sets Keras's default types.
-        own: True if the model is a copy whose layers the export may trace in another form.
     """
 
     function: Callable
@@ -43,7 +42,6 @@ class Part:
     model: keras.Model
     facts: dict = field(default_factory=dict)
     defaults: Callable = contextlib.nullcontext
-    own: bool = False
 
 
 def part_of(model, what, quantize, batch_size, length, shape, steps):

@@ -5,11 +5,9 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 from keras import ops
 
 import keras_sparse_dm
-from keras_sparse_dm._keras import flatten_layers
 from keras_sparse_dm.diffusion.model import DiffusionModel
 from keras_sparse_dm.export.tflite import flatbuffer
 from keras_sparse_dm.export.tflite.comparison import check_file
@@ -17,7 +15,6 @@ from keras_sparse_dm.export.tflite.conversion import convert, finish
 from keras_sparse_dm.export.tflite.float32_copy import (
     has_half_precision,
     in_float32,
-    with_own_model,
 )
 from keras_sparse_dm.export.tflite.parts import check_choice, part_of
 from keras_sparse_dm.export.tflite.representative import checked_representative
@@ -159,8 +156,6 @@ def to_tflite(
         half = part if has_half_precision(part.model) else None
         if half is not None:
             part = in_float32(half)
-        elif quantize == "int8" or _has_grus(part.model):
-            part = with_own_model(part)
         facts["sparsity"] = _sparsity(part.model)
         content = convert(part, what, quantize, sparse, representative)
         content = finish(content, part, what, quantize, sparse, facts)
@@ -168,10 +163,6 @@ def to_tflite(
             temporary.write_bytes(content)
             difference = check_file(temporary, part, what, quantize, verify, representative, half)
     return TFLiteExport(path, len(content), len(zlib.compress(content, 9)), difference, facts)
-
-
-def _has_grus(model):
-    return any(isinstance(layer, keras.layers.GRU) for layer in flatten_layers(model))
 
 
 def _sparsity(model):

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_sparse_dm._keras import flatten_layers, own_variables
 from keras_sparse_dm.layers.masked import MaskedKernels, own_kernels, twin_class
+from keras_sparse_dm.layers.shared_copy import shared_copy
 from keras_sparse_dm.metrics.costs.attention import (
     AttentionFlops,
     attention_rules,
@@ -109,8 +110,7 @@ def forward_flops(model, inputs):
     batch_size = sizes[0] if sizes else 1
     kernels = counted_kernels(model)
     record = _Record(model)
-    with record:
-        _trace(model, example)
+    unseen = _trace(record.model, example) - set(record.kernels)
 
     def of_one(count):
         return count // batch_size if count % batch_size == 0 else count / batch_size
@@ -121,28 +121,48 @@ def forward_flops(model, inputs):
             (layer, AttentionFlops(of_one(scores), of_one(values)))
             for layer, (scores, values) in record.attention.values()
         ],
-        not_counted=_not_counted(model),
+        not_counted=_not_counted(model, [k for k in kernels if id(k.kernel) in unseen]),
     )
 
 
 def _trace(model, inputs):
-    """Call a model; on TensorFlow, only trace the call."""
-    if keras.backend.backend() != "tensorflow":
-        model(inputs)
-        return
-    import tensorflow as tf
+    """Call a model; on TensorFlow, only trace the call.
+
+    Returns:
+        Set of the `id` of each variable that was read.
+    """
+    scope = _Reads(initialize_variables=False)
 
     def call():
-        with keras.StatelessScope(initialize_variables=False):
+        with scope:
             return model(inputs)
 
-    tf.function(call).get_concrete_function()
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.function(call).get_concrete_function()
+    else:
+        call()
+    return scope.read
+
+
+class _Reads(keras.StatelessScope):
+    """Scope that records which variables are read, and drops what is assigned to them."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.read = set()
+
+    def get_current_value(self, variable):
+        self.read.add(id(variable))
+        return super().get_current_value(variable)
 
 
 class _Record:
-    """Context that counts the products of every call of a layer.
+    """Counts the products of every call of a layer, on a copy of the model.
 
     Attributes:
+        model: The copy to call.
         kernels: `{id(kernel): FLOPs}`, summed over the examples of the batch.
         attention: `{id(layer): (layer, [score FLOPs, value FLOPs])}`, summed likewise.
     """
@@ -151,44 +171,34 @@ class _Record:
         self.kernels = {}
         self.attention = {}
         self._times = 1
-        layers = flatten_layers(model)
+        self.model, copies = shared_copy(model)
+        self._originals = {id(new): layer for layer, new in copies.items()}
+        self._counted = set()
         rules = attention_rules()
-        self._layers = []
-        for layer in layers:
+        for layer in copies.values():
             if isinstance(layer, keras.layers.RNN):
-                self._layers.append((layer, self._recurrent))
+                self._observe(layer, self._recurrent)
             elif not is_packed(layer) and own_kernels(layer):
-                self._layers.append((layer, self._with_kernels))
+                self._observe(layer, self._with_kernels)
             for kind, rule in rules:
                 if isinstance(layer, kind):
-                    self._layers.append((layer, self._attention(rule)))
-        self._before = []
+                    self._observe(layer, self._attention(rule))
 
-    def __enter__(self):
-        for layer, hook in self._layers:
-            # Keras calls another method of quantized layers.
-            quantized = getattr(layer, "quantization_mode", None) is not None
-            name = "quantized_call" if quantized else "call"
-            self._before.append((layer, name, vars(layer).get(name)))
-            setattr(layer, name, self._recording(layer, getattr(layer, name), hook))
-        return self
+    def _observe(self, layer, hook):
+        """Make a layer of the copy call `hook` before each call; the call runs in what it returns."""
+        # Keras calls another method of quantized layers.
+        quantized = getattr(layer, "quantization_mode", None) is not None
+        name = "quantized_call" if quantized else "call"
+        call = getattr(layer, name)
 
-    def __exit__(self, *_):
-        for layer, name, call in reversed(self._before):
-            if call is None:
-                delattr(layer, name)
-            else:
-                setattr(layer, name, call)
-        self._before = []
-
-    def _recording(self, layer, call, hook):
-        def recording_call(*args, **kwargs):
+        def observed_call(*args, **kwargs):
             if not self._times:
                 return call(*args, **kwargs)
             with hook(layer, args, kwargs) or contextlib.nullcontext():
                 return call(*args, **kwargs)
 
-        return recording_call
+        vars(layer)[name] = observed_call
+        self._counted.add(id(layer))
 
     def _with_kernels(self, layer, args, kwargs):
         # The layer's input is the first argument; its name differs between layers.
@@ -204,7 +214,7 @@ class _Record:
         sequences = (*args, *kwargs.values())[0]
         shape = known_shape(layer, keras.tree.flatten(sequences)[0])
         cells = {id(part) for part in flatten_layers(layer.cell)}
-        if any(id(counted) in cells for counted, _ in self._layers):
+        if cells & self._counted:
             with self._counting(self._times * shape[1]):
                 step = keras.tree.map_structure(lambda x: x[:, 0], sequences)
                 layer.cell(step, layer.get_initial_state(shape[0]))
@@ -214,7 +224,8 @@ class _Record:
         def hook(layer, args, kwargs):
             arguments = inspect.signature(type(layer).call).bind(layer, *args, **kwargs).arguments
             products = rule(layer, arguments)
-            _, totals = self.attention.setdefault(id(layer), (layer, [0, 0]))
+            original = self._originals[id(layer)]
+            _, totals = self.attention.setdefault(id(layer), (original, [0, 0]))
             for i, count in enumerate(products):
                 totals[i] += 2 * count * self._times
 
@@ -242,8 +253,12 @@ def _applications(layer, shape):
     return twin_class(type(layer)).kernel_applications(layer, shape)
 
 
-def _not_counted(model):
-    """Return `{layer name: reason}` of layers whose products, if any, are not counted."""
+def _not_counted(model, unseen):
+    """Return `{layer name: reason}` of layers whose products, if any, are not counted.
+
+    Args:
+        unseen: List of `CountedKernel`, those that were read outside of any observed call.
+    """
     reasons = {}
 
     def add(name, reason):
@@ -275,6 +290,9 @@ def _not_counted(model):
         ]
         if shapes:
             add(name, f"{kind}: {', '.join(shapes)}")
+    for kernel in unseen:
+        name = getattr(kernel.layer, "path", None) or kernel.layer.name
+        add(name, f"{type(kernel.layer).__name__}: called through no attribute of its model")
     return reasons
 
 

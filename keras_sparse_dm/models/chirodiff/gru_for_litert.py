@@ -5,13 +5,13 @@ copies the whole sequence. Here all points share one product before the loop, an
 small part of the sequence. Products can be int8. In floats the numbers are equal but for rounding.
 """
 
-import contextlib
 import math
 
 import keras
 import tensorflow as tf
 
 from keras_sparse_dm._keras import flatten_layers
+from keras_sparse_dm.layers.shared_copy import shared_copy
 
 # Steps of the inner of two loops. In every step LiteRT copies all that a loop reads and writes, so
 # a step should see only a part of the sequence; but a part costs as much as several steps.
@@ -90,29 +90,23 @@ def _rounded(values, low, high):
     return tf.quantization.fake_quant_with_min_max_args(values, low, max(high, low + 1e-6))
 
 
-@contextlib.contextmanager
-def traced_for_litert(model, products=None):
-    """Context in which tracing a model uses this loop for its GRUs.
+def litert_form(model, products=None):
+    """Return a copy of a model that shares its variables and uses this loop for its GRUs.
 
     Keras's own loop still serves GRUs that have both a mask and a given initial state.
 
     Args:
-        model: A copy of a Keras model, made for this: its layers get other methods in the context.
+        model: A Keras model.
         products: `Floats`, `Observed` or `Integers` for the products of GRUs and dense layers;
             by default `Floats` in GRUs, and dense layers stay as they are.
     """
-    layers = flatten_layers(model)
-    for i, layer in enumerate(layers):
+    model, _ = shared_copy(model)
+    for i, layer in enumerate(flatten_layers(model)):
         if isinstance(layer, keras.layers.GRU):
             vars(layer)["inner_loop"] = _inner_loop(layer, products or Floats(), str(i))
         elif type(layer).call in _DENSE_CALLS and products is not None:
             vars(layer)["call"] = _dense(layer, products, str(i))
-    try:
-        yield
-    finally:
-        for layer in layers:
-            for name in ("inner_loop", "call"):
-                vars(layer).pop(name, None)
+    return model
 
 
 # `SparseDense` has the same `call`. A subclass with another one may compute something else.
