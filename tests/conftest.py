@@ -1,4 +1,4 @@
-"""What all tests share: quiet TensorFlow, private caches, the reference answers."""
+"""Fixtures of all tests: quiet TensorFlow, private caches, the reference answers, areas."""
 
 import gc
 import importlib.util
@@ -14,23 +14,27 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 import keras
 import numpy as np
 import pytest
+from support import ROOT, shared_folder
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+TESTS = Path(__file__).parent
+# A marker for the tests of each folder, to select several at once: -m "sparsity or layers".
+AREAS = sorted(path.name for path in TESTS.iterdir() if list(path.glob("test_*.py")))
 
 
-def shared_folder(name):
-    """The folder of that name beside the repository; a test without it skips, and in CI fails."""
-    folder = SHARED / name
-    if not folder.is_dir():
-        message = f"no folder shared/{name} beside the repository"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return folder
+def pytest_configure(config):
+    for area in AREAS:
+        config.addinivalue_line("markers", f"{area}: tests in tests/{area}")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        area = item.path.relative_to(TESTS).parts[0]
+        if area in AREAS:
+            item.add_marker(area)
 
 
 class Reference:
-    """The answers of the original programs: arrays by file, and the weights behind them."""
+    """Answers of the original programs: arrays by file, and the weights behind them."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -51,6 +55,28 @@ class Reference:
         return self._weights.state_dict(names)
 
 
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    """Give a test an empty cache folder of its own."""
+    monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "own-cache"))
+
+
+@pytest.fixture(scope="module")
+def private_cache(tmp_path_factory):
+    """Give the tests of a file one empty cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    """Run a test in an empty working folder, with an empty cache folder in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def reference():
     return Reference(shared_folder("reference"))
@@ -64,19 +90,16 @@ def paper_text():
 
 @pytest.fixture(autouse=True)
 def fresh_start():
-    """Every test begins with the same global random state."""
+    """Begin every test with the same global random state."""
     keras.utils.set_random_seed(1234)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def free_memory():
-    """What a file of tests has traced does not stay in memory while the next ones run."""
+    """Free what a file of tests has traced before the next file runs."""
     yield
     keras.backend.clear_session()
     gc.collect()
-
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def examples_of(page):

@@ -26,13 +26,6 @@ def read(path):
     return path.read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "cache"))
-    return tmp_path
-
-
 def test_quick_start(run_page, empty_folder):
     names = run_page(
         "index.md",

@@ -13,13 +13,6 @@ import keras_sparse_dm as ksd
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "cache"))
-    return tmp_path
-
-
 def test_readme_is_short_and_holds_the_two_commands_that_ci_reads():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 160

@@ -102,8 +102,3 @@ def whole_checkpoint(*left_out):
 def values(model):
     """Weights and masks, without the random state among a model's variables."""
     return [ops.convert_to_numpy(v) for v in model.weights]
-
-
-def assert_equal(a, b):
-    for mine, theirs in zip(a, b, strict=True):
-        np.testing.assert_array_equal(mine, theirs)

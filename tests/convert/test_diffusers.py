@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from checkpoints import (
-    assert_equal,
     assert_holds,
     new_autoencoder,
     new_unet,
@@ -21,6 +20,7 @@ from checkpoints import (
     shared,
     values,
 )
+from support import assert_same_arrays as assert_equal
 
 from keras_sparse_dm.convert import diffusers, load_pytorch, save_pytorch
 from keras_sparse_dm.diffusion import NoiseSchedule

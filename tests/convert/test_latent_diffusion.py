@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from checkpoints import (
     NETWORKS,
-    assert_equal,
     assert_holds,
     networks_in_checkpoint,
     new_autoencoder,
@@ -16,6 +15,7 @@ from checkpoints import (
     values,
     whole_checkpoint,
 )
+from support import assert_same_arrays as assert_equal
 
 from keras_sparse_dm import sparsify, sparsity_report
 from keras_sparse_dm.convert import load_pytorch, original

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from support import assert_same_arrays as assert_equal
 
 from keras_sparse_dm import sparsify, sparsity_report
 from keras_sparse_dm.convert import load_pytorch
@@ -37,11 +38,6 @@ def new_model():
 def values(model):
     # Weights and masks; the other variables are random state.
     return [ops.convert_to_numpy(v) for v in model.weights]
-
-
-def assert_equal(a, b):
-    for mine, theirs in zip(a, b, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
 
 
 def sigmoid(x):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from checkpoints import (
     NETWORKS,
-    assert_equal,
     assert_holds,
     new_autoencoder,
     new_latent_diffusion,
@@ -14,6 +13,7 @@ from checkpoints import (
     values,
     whole_checkpoint,
 )
+from support import assert_same_arrays as assert_equal
 
 from keras_sparse_dm import sparsify
 from keras_sparse_dm.convert import load_pytorch, original, save_pytorch

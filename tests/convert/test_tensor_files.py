@@ -8,7 +8,6 @@ import types
 import numpy as np
 import pytest
 from checkpoints import (
-    assert_equal,
     assert_holds,
     networks_in_checkpoint,
     new_autoencoder,
@@ -18,6 +17,7 @@ from checkpoints import (
     values,
     whole_checkpoint,
 )
+from support import assert_same_arrays as assert_equal
 
 from keras_sparse_dm.convert import load_pytorch
 

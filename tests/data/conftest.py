@@ -11,6 +11,11 @@ from keras_sparse_dm.data import (
 )
 
 
+@pytest.fixture(scope="module")
+def tfds():
+    return pytest.importorskip("tensorflow_datasets")
+
+
 @pytest.fixture(scope="session")
 def kanji_files():
     """Return 60 kanji spread over the set."""

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from keras_sparse_dm.data.sketch import Sketch
+
 RAW = {
     "word": "cat",
     "countrycode": "VE",
@@ -57,3 +59,8 @@ def write_paths(path: Path, *path_data: str, inside: str = "") -> Path:
     paths = "".join(f'<path d="{d}"/>' for d in path_data)
     path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg">{inside}<g>{paths}</g></svg>')
     return path
+
+
+def sketch(*strokes):
+    """Return a `Sketch` of arrays (points, 2), whose points are one second apart."""
+    return Sketch([np.column_stack([s, np.arange(len(s))]) for s in strokes])

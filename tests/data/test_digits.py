@@ -1,11 +1,11 @@
 import gzip
-import os
 import struct
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support import shared_folder
 
 from keras_sparse_dm.data.sketches import digits as module
 from keras_sparse_dm.data.sketches.digits import DigitImages, load_digits
@@ -193,11 +193,7 @@ def test_no_more_is_unpacked_than_the_header_announces(tmp_path):
 
 
 def test_the_real_mnist_is_read():
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist"
-    if not folder.is_dir():
-        message = "no folder with MNIST's files beside the repository"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-    digits = load_digits(folder)
+    digits = load_digits(shared_folder("data") / "mnist")
     assert digits.images.shape == (10_000, 28, 28)
     assert digits.source == "MNIST (t10k-images-idx3-ubyte.gz)"
     # Published facts: the first labels, and the number of each.
@@ -207,11 +203,6 @@ def test_the_real_mnist_is_read():
 
 
 # tensorflow-datasets
-
-
-@pytest.fixture(scope="module")
-def tfds():
-    return pytest.importorskip("tensorflow_datasets")
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,7 @@ from keras_sparse_dm.data.images import loading
 from keras_sparse_dm.data.images import prepared as cached
 from keras_sparse_dm.data.images.decoding import decode_image
 
-
-@pytest.fixture(autouse=True)
-def no_user_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "from-environment"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

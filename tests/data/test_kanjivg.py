@@ -23,12 +23,9 @@ from keras_sparse_dm.data import (
 )
 from keras_sparse_dm.data.worker_processes import map_in_processes
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 SOURCE = kanjivg.kanjivg_folder()
-
-
-@pytest.fixture(autouse=True)
-def no_user_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "from-environment"))
 
 
 # Which files

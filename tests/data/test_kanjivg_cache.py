@@ -11,10 +11,7 @@ from sketch_files import assert_same_sketches, write_paths
 
 import keras_sparse_dm.data.sketches.preparation as preparation
 
-
-@pytest.fixture(autouse=True)
-def no_user_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "from-environment"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
@@ -60,7 +57,7 @@ def test_other_settings_and_changed_files_are_prepared_anew(load_kanji, counted,
 
 def test_the_environment_names_the_cache_folder(load_kanji, tmp_path):
     load_kanji(cache_dir=None)
-    (file,) = (tmp_path / "from-environment").iterdir()
+    (file,) = (tmp_path / "own-cache").iterdir()
     assert re.fullmatch(r"kanjivg-v\d+-[0-9a-f]{20}\.npz", file.name)
 
 

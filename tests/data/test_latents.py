@@ -16,10 +16,7 @@ from keras_sparse_dm.data import (
 )
 from keras_sparse_dm.data.images import latents as module
 
-
-@pytest.fixture(autouse=True)
-def no_user_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "from-environment"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -2,13 +2,10 @@ import os
 
 import numpy as np
 import pytest
+from sketch_files import sketch
 
 from keras_sparse_dm.data import Sketch
 from keras_sparse_dm.data.pictures import animate, draw, draw_images
-
-
-def sketch(*strokes):
-    return Sketch([np.column_stack([s, np.arange(len(s))]) for s in strokes])
 
 
 @pytest.fixture

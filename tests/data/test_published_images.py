@@ -14,10 +14,7 @@ from keras_sparse_dm.data import (
 from keras_sparse_dm.data.images import folder as folders
 from keras_sparse_dm.data.images import loading, published
 
-
-@pytest.fixture(autouse=True)
-def no_user_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "from-environment"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 # Published data sets: folders of files
@@ -81,11 +78,6 @@ def test_imagenette_from_its_unpacked_folders(tmp_path, below):
 
 
 # Published data sets: tensorflow-datasets
-
-
-@pytest.fixture(scope="module")
-def tfds():
-    return pytest.importorskip("tensorflow_datasets")
 
 
 @pytest.mark.parametrize("dataset", ["celebahq", "lsun_bedrooms", "imagenette"])

@@ -7,10 +7,7 @@ import pytest
 
 from keras_sparse_dm.data import load_quickdraw, quickdraw_categories, quickdraw_folder
 
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def drawing(seed, word="cat", recognized=True, times=True):

@@ -1,16 +1,13 @@
 import numpy as np
 import pytest
 import shapely
+from sketch_files import sketch
 
 from keras_sparse_dm import data
 from keras_sparse_dm.data import Sketch, kanjivg_folder, rasterize, read_svg
 from keras_sparse_dm.data.rasterization import KANJIVG_BOX
 
 BOX = (0, 0, 10, 10)
-
-
-def sketch(*strokes):
-    return Sketch([np.column_stack([s, np.arange(len(s))]) for s in strokes])
 
 
 def exact(drawing, size, line_width, box, fine=8):

@@ -3,7 +3,6 @@
 import gzip
 import itertools
 import json
-import os
 import pickle
 import zipfile
 from collections import Counter
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import shared_folder
 
 from keras_sparse_dm.data import kanjivg_folder, rasterize
 from keras_sparse_dm.data.rasterization import KANJIVG_BOX
@@ -31,14 +31,7 @@ ROWS = np.array([[1, 2, 0], [3, 4, 1]], np.float32)
 
 @pytest.fixture
 def real_data():
-    """Return the folder of real files beside the repository; without it, skip, or fail in CI."""
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data"
-    if not folder.is_dir():
-        message = "no folder shared/data with real sketch files beside the repository"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return folder
+    return shared_folder("data")
 
 
 @pytest.fixture

@@ -23,10 +23,7 @@ from keras_sparse_dm.data.sketches.source import (
     read_line_or_sketch,
 )
 
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def scribble(seed, points=12, strokes=2, label=""):

@@ -1,7 +1,5 @@
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from skimage.morphology import skeletonize
+from support import shared_folder
 
 from keras_sparse_dm.data import Sketch, kanjivg_folder, prepare_sketch, rasterize, read_svg
 from keras_sparse_dm.data.sketches.digits import load_digits
@@ -367,11 +366,7 @@ def test_the_strokes_of_kanjivgs_digits_are_found():
 
 @pytest.fixture(scope="module")
 def mnist():
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist"
-    if not folder.is_dir():
-        message = "no folder with MNIST's files beside the repository"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-    return load_digits(folder)
+    return load_digits(shared_folder("data") / "mnist")
 
 
 def test_mnists_digits_become_few_strokes_that_cover_them(mnist):

@@ -6,10 +6,7 @@ import pytest
 from keras_sparse_dm.data import load_vmnist, prepare_sketch, to_points
 from keras_sparse_dm.data.sketches.tracing import trace
 
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def digit(seed):

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
+from keras.ops import convert_to_numpy as numpy
 
 import keras_sparse_dm as ksd
 from keras_sparse_dm.diffusion import DiffusionModel, NoiseSchedule
@@ -11,10 +12,6 @@ from keras_sparse_dm.export import load_sparse, remove_dead_units, save_sparse
 from keras_sparse_dm.layers import SparseConv2D, SparseDense
 from keras_sparse_dm.models import ChiroDiff, UNet
 from keras_sparse_dm.sparsity import check_invariant, masked_kernels
-
-
-def numpy(value):
-    return keras.ops.convert_to_numpy(value)
 
 
 def randomize(model, random, kernels=0.5, rows=0.3, columns=0.3):

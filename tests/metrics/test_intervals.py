@@ -15,12 +15,7 @@ from keras_sparse_dm.metrics.intervals import Interval, bootstrap_interval
 from keras_sparse_dm.metrics.kernel import kernel_distance, squared_discrepancy
 from keras_sparse_dm.metrics.precision_recall import PrecisionRecall, precision_recall
 
-
-@pytest.fixture(autouse=True)
-def no_other_warning():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+pytestmark = pytest.mark.filterwarnings("error")
 
 
 def sets(n=60, m=50, features=4, seed=0):

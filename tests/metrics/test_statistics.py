@@ -14,12 +14,7 @@ from hypothesis import strategies as st
 
 from keras_sparse_dm.metrics import FeatureStatistics, cached_features, cached_statistics
 
-
-@pytest.fixture(autouse=True)
-def no_other_warning():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+pytestmark = pytest.mark.filterwarnings("error")
 
 
 def assert_statistics_of(statistics, features, rtol=1e-10):

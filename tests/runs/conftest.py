@@ -15,13 +15,6 @@ TINY = (
 
 
 @pytest.fixture(scope="module")
-def private_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
 def trained(tmp_path_factory, private_cache):
     """A run on 60 kanji that ends with an evaluation of 20 samples."""
     data = tmp_path_factory.mktemp("data") / "svg"

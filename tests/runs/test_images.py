@@ -17,7 +17,7 @@ from keras_sparse_dm.models import LatentDiffusion, VQAutoencoder
 from keras_sparse_dm.runs.images import ImageRun
 from keras_sparse_dm.sparsity import check_invariant
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("private_cache")]
 
 SMALL_AUTOENCODER = (
     *("--channels", "8", "--channel-mult", "1", "2", "--codes", "16", "--norm-groups", "4"),
@@ -31,13 +31,6 @@ TINY = (
     *("--update-every", "3", "--prune-rate", "0.2", "--seed", "3", "--epochs", "2"),
     *("--validation-images", "8"),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def private_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,8 @@ from keras_sparse_dm.models import ChiroDiff
 from keras_sparse_dm.sparsity import check_invariant, masked_kernels
 from keras_sparse_dm.sparsity.install import innermost_sparse_optimizer
 
+pytestmark = pytest.mark.usefixtures("private_cache")
+
 STEPS = 3  # an epoch: 60 sketches, 51 of them for training, in batches of 16
 WEIGHTS = 2 * (13 * 24 + 8 * 24) + 16 * 8 + 16 * 3
 BIASES = 2 * 2 * 24 + 8 + 3
@@ -33,13 +35,6 @@ TINY = (
 )
 THREE_EPOCHS = (*TINY, "--epochs", "3")
 LOSS_COLUMNS = ("epoch", "loss", "val_loss", "learning_rate", "sparsity")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def private_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

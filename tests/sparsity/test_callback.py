@@ -8,6 +8,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from keras.ops import convert_to_numpy as numpy
+from support import assert_same_arrays as assert_same_bits
+from support import masks_of
 
 import keras_sparse_dm as ksd
 from keras_sparse_dm.layers import SparseConv1D, SparseDense, SparseGRU
@@ -69,19 +71,9 @@ def sparse_optimizer(model):
     return optimizer if isinstance(optimizer, SparseOptimizer) else optimizer.inner_optimizer
 
 
-def masks_of(model):
-    return {k.name: numpy(k.mask) for k in masked_kernels(model)}
-
-
 def everything(model):
     """Return weights, masks and all state of the optimizer, by position."""
     return [numpy(v) for v in (*model.weights, *model.optimizer.variables)]
-
-
-def assert_same_bits(one, other):
-    assert len(one) == len(other)
-    for a, b in zip(one, other, strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def make(build=sequential, optimizer=None, sparsity=0.5, x=X, **compile_arguments):

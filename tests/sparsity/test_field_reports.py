@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from support import assert_same_arrays as assert_same
 
 import keras_sparse_dm as ksd
 from keras_sparse_dm.sparsity import check_invariant, masked_kernels
@@ -55,11 +56,6 @@ def data(name):
 
 def arrays(model):
     return [np.array(v) for k in masked_kernels(model) for v in (k.kernel, k.mask)]
-
-
-def assert_same(ours, theirs):
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 # tf.train.Checkpoint

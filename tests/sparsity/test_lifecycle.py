@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from keras.ops import convert_to_numpy as numpy
 from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
 
 import keras_sparse_dm as ksd
@@ -36,10 +37,6 @@ def fit(model, *callbacks, epochs=2, **options):
     return model.fit(
         X, Y, batch_size=8, epochs=epochs, verbose=0, callbacks=list(callbacks), **options
     )
-
-
-def numpy(variable):
-    return keras.ops.convert_to_numpy(variable)
 
 
 def pruned_is_zero(model, *optimizers):

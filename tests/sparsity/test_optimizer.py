@@ -8,6 +8,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from keras.ops import convert_to_numpy as numpy
+from support import assert_same_arrays as assert_same
+from support import masks_of
 
 import keras_sparse_dm as ksd
 from keras_sparse_dm.layers import SparseDense
@@ -34,18 +36,8 @@ def dense_gradients(model, x=X, y=Y):
     return tape.gradient(loss, model.trainable_variables)
 
 
-def masks_of(model):
-    return {k.name: numpy(k.mask) for k in masked_kernels(model)}
-
-
 def weights_of(model):
     return {v.path: numpy(v) for v in model.trainable_variables}
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for key in one:
-        np.testing.assert_array_equal(one[key], other[key], err_msg=key)
 
 
 def smallest_first(values):

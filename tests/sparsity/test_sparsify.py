@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from keras import layers
 from keras.ops import convert_to_numpy as numpy
+from support import masks_of as masks
 
 import keras_sparse_dm as ksd
 from keras_sparse_dm.layers import SparseDense, SparseGRU
@@ -55,10 +56,6 @@ def assert_untouched(model, state):
 
 def values(model):
     return {k.name: numpy(k.kernel) for k in masked_kernels(model)}
-
-
-def masks(model):
-    return {k.name: numpy(k.mask) for k in masked_kernels(model)}
 
 
 def same(one, other):
