@@ -24,6 +24,7 @@ AREAS = sorted(path.name for path in TESTS.iterdir() if list(path.glob("test_*.p
 def pytest_configure(config):
     for area in AREAS:
         config.addinivalue_line("markers", f"{area}: tests in tests/{area}")
+    config.addinivalue_line("markers", "torch: tests that need PyTorch")
 
 
 def pytest_collection_modifyitems(items):
@@ -31,6 +32,8 @@ def pytest_collection_modifyitems(items):
         area = item.path.relative_to(TESTS).parts[0]
         if area in AREAS:
             item.add_marker(area)
+        if "torch" in item.fixturenames:
+            item.add_marker("torch")
 
 
 class Reference:
@@ -75,6 +78,11 @@ def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "cache"))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def torch():
+    return pytest.importorskip("torch", reason="PyTorch (the extra `convert`) is not installed")
 
 
 @pytest.fixture(scope="session")

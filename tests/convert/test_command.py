@@ -20,8 +20,6 @@ from keras_sparse_dm.commands.convert import convert_command
 from keras_sparse_dm.convert import load_pytorch, save_pytorch
 from keras_sparse_dm.diffusion import DiffusionModel, NoiseSchedule
 
-pytestmark = pytest.mark.usefixtures("safetensors")
-
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):

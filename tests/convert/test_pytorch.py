@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from safetensors.numpy import save_file
 from support import assert_same_arrays as assert_equal
 
 from keras_sparse_dm import sparsify, sparsity_report
@@ -150,11 +151,9 @@ def test_pytorch_files_that_would_run_code_are_refused(tmp_path, torch):
     assert_equal(values(model), before)
 
 
-def test_safetensors_files(tmp_path, safetensors):
+def test_safetensors_files(tmp_path):
     tensors = random_tensors()
-    safetensors.save_file(
-        {f"scorefn.{n}": t for n, t in tensors.items()}, tmp_path / "model.safetensors"
-    )
+    save_file({f"scorefn.{n}": t for n, t in tensors.items()}, tmp_path / "model.safetensors")
     from_file, from_dict = new_model(), new_model()
     load_pytorch(from_file, str(tmp_path / "model.safetensors"))
     load_pytorch(from_dict, tensors)

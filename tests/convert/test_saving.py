@@ -13,6 +13,7 @@ from checkpoints import (
     values,
     whole_checkpoint,
 )
+from safetensors.numpy import load_file
 from support import assert_same_arrays as assert_equal
 
 from keras_sparse_dm import sparsify
@@ -27,12 +28,12 @@ from keras_sparse_dm.models import UNet, VQAutoencoder
         ("vq_f4_small.npz", lambda: VQAutoencoder(channels=32, codes=256)),
     ],
 )
-def test_saving_gives_the_tensors_that_were_loaded(tmp_path, reference, safetensors, file, new):
+def test_saving_gives_the_tensors_that_were_loaded(tmp_path, reference, file, new):
     tensors = reference.state_dict(file)
     model = new()
     load_pytorch(model, tensors)
     assert save_pytorch(model, tmp_path / "model.safetensors") is None
-    saved = safetensors.load_file(tmp_path / "model.safetensors")
+    saved = load_file(tmp_path / "model.safetensors")
     assert set(saved) == set(tensors)
     for name, tensor in tensors.items():
         assert saved[name].dtype == "float32"
@@ -40,7 +41,7 @@ def test_saving_gives_the_tensors_that_were_loaded(tmp_path, reference, safetens
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_what_is_saved_loads_to_the_same_bits(tmp_path, torch, safetensors, kind):
+def test_what_is_saved_loads_to_the_same_bits(tmp_path, torch, kind):
     model, tensors = NETWORKS[kind](), random_tensors(kind)
     load_pytorch(model, tensors)
     for name, prefix in (("a.ckpt", False), ("a.safetensors", False), ("b.pt", True)):
@@ -56,12 +57,12 @@ def test_what_is_saved_loads_to_the_same_bits(tmp_path, torch, safetensors, kind
     assert set(saved["state_dict"]) == set(named)
 
 
-def test_latent_diffusion_is_saved_with_the_published_prefixes(tmp_path, safetensors):
+def test_latent_diffusion_is_saved_with_the_published_prefixes(tmp_path):
     checkpoint = whole_checkpoint("averaged", "buffers")
     model = new_latent_diffusion()
     load_pytorch(model, checkpoint)
     save_pytorch(model, tmp_path / "model.safetensors")
-    saved = safetensors.load_file(tmp_path / "model.safetensors")
+    saved = load_file(tmp_path / "model.safetensors")
     assert set(saved) == set(checkpoint)
     for name, tensor in checkpoint.items():
         np.testing.assert_array_equal(saved[name], tensor)
@@ -72,12 +73,12 @@ def test_latent_diffusion_is_saved_with_the_published_prefixes(tmp_path, safeten
     assert_equal(values(model), before)
 
 
-def test_a_scale_that_is_not_known_yet_is_not_written(tmp_path, safetensors):
+def test_a_scale_that_is_not_known_yet_is_not_written(tmp_path):
     save_pytorch(shared(new_latent_diffusion), tmp_path / "model.safetensors")
-    assert "scale_factor" not in safetensors.load_file(tmp_path / "model.safetensors")
+    assert "scale_factor" not in load_file(tmp_path / "model.safetensors")
 
 
-def test_pruned_weights_are_saved_as_zeros(tmp_path, safetensors):
+def test_pruned_weights_are_saved_as_zeros(tmp_path):
     model = new_unet()
     sparsify(model, 0.5, seed=0)
     before = [np.array(v) for v in model.trainable_weights]
@@ -87,14 +88,14 @@ def test_pruned_weights_are_saved_as_zeros(tmp_path, safetensors):
     assert_equal(model.trainable_weights, before)
 
 
-def test_a_file_that_exists_is_kept_unless_overwriting_is_asked_for(tmp_path, safetensors):
+def test_a_file_that_exists_is_kept_unless_overwriting_is_asked_for(tmp_path):
     model, path = shared(new_autoencoder), tmp_path / "model.safetensors"
     path.write_bytes(b"precious")
     with pytest.raises(ValueError, match="model.safetensors exists; pass overwrite=True"):
         save_pytorch(model, path)
     assert path.read_bytes() == b"precious"
     save_pytorch(model, path, overwrite=True)
-    assert len(safetensors.load_file(path)) == len(random_tensors("autoencoder"))
+    assert len(load_file(path)) == len(random_tensors("autoencoder"))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from checkpoints import (
     values,
     whole_checkpoint,
 )
+from safetensors.numpy import save_file
 from support import assert_same_arrays as assert_equal
 
 from keras_sparse_dm.convert import load_pytorch
@@ -138,11 +139,11 @@ def test_a_file_without_named_tensors_is_refused(tmp_path, torch, content, named
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pth", ".safetensors"])
 @pytest.mark.parametrize("kept", [0.9, 0.001])
-def test_a_damaged_file_is_named(tmp_path, torch, safetensors, suffix, kept):
+def test_a_damaged_file_is_named(tmp_path, torch, suffix, kept):
     path = tmp_path / f"model{suffix}"
     tensors = random_tensors("autoencoder")
     if suffix == ".safetensors":
-        safetensors.save_file(tensors, path)
+        save_file(tensors, path)
     else:
         state = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
         torch.save(state, path, _use_new_zipfile_serialization=suffix == ".ckpt")

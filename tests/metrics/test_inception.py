@@ -7,17 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from safetensors.numpy import save_file
 
 from keras_sparse_dm.metrics.features import inception
 from keras_sparse_dm.metrics.features.inception import InceptionFeatures
 from keras_sparse_dm.metrics.features.inception_network import average_pool
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "evaluation.py"
-
-
-@pytest.fixture(scope="module")
-def torch():
-    return pytest.importorskip("torch", reason="PyTorch (the extra `convert`) is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -189,11 +185,8 @@ def test_reads_pytorch_files_of_both_namings(tmp_path, torch, state, stem, whole
 
 
 def test_only_the_published_file_gives_fid(tmp_path, state, monkeypatch):
-    safetensors = pytest.importorskip(
-        "safetensors.numpy", reason="safetensors (the extra `convert`) is not installed"
-    )
     path = tmp_path / "weights-inception-2015-12-05-6726825d.safetensors"
-    safetensors.save_file(state, path)
+    save_file(state, path)
     # A file's name does not identify its contents.
     features = InceptionFeatures(path)
     assert features.name == "FD-inception" and "do not come from the published" in features.note
