@@ -25,6 +25,7 @@ from keras_sparse_dm.export import (
 from keras_sparse_dm.export.tflite.inference import load_interpreter
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.metrics.costs.memory import file_bytes
+from keras_sparse_dm.renamed import old_argument
 from keras_sparse_dm.runs.exported import run_metadata
 from keras_sparse_dm.runs.folder import read_json, write_json
 from keras_sparse_dm.sparsity import masked_kernels
@@ -69,16 +70,18 @@ class ExportedFile:
         return self.bytes / self.dense_bytes
 
 
+@old_argument("dead_units", "keep_dead_units")
+@old_argument("what", "part")
 def export_run(
     run,
     folder,
     formats,
     quantize="none",
-    what="denoiser",
+    part="denoiser",
     length=None,
     batch_size=1,
     optimizer=False,
-    dead_units=True,
+    keep_dead_units=True,
     rounds=20,
 ):
     """Writes a run's model in other formats, and what is to be known of the files.
@@ -89,12 +92,12 @@ def export_run(
         formats: Which: `"sparse"`, `"tflite"`, `"saved_model"`.
         quantize: Type of the weights: `"none"` (float32), `"float16"` (sparse, tflite),
             `"bfloat16"` (sparse), `"int8_dynamic"` or `"int8"` (tflite).
-        what: What a `.tflite` file computes: `"denoiser"`, `"sampler_step"` or `"sampler"`.
+        part: What a `.tflite` file computes: `"denoiser"`, `"sampler_step"` or `"sampler"`.
         length: Points of the longest sketch that a `.tflite` file takes; by default that of the
             longest one trained on.
         batch_size: Examples in a call of a `.tflite` file.
         optimizer: Whether a sparse checkpoint holds the optimizer too.
-        dead_units: Whether units that pruning left without use stay; see `remove_dead_units`.
+        keep_dead_units: Whether units that pruning left without use stay; see `remove_dead_units`.
         rounds: How often calls are timed; 0 for not at all.
 
     Returns:
@@ -112,7 +115,7 @@ def export_run(
     suffix = "" if quantize == "none" else f"-{quantize}"
     written, removed = [], None
     try:
-        if not dead_units:
+        if not keep_dead_units:
             smaller, removed = remove_dead_units(run.model, _inputs(run))
             run = replace(run, model=smaller)
             metadata["units_removed"] = {
@@ -126,9 +129,9 @@ def export_run(
                 written.append(_saved_model(run, folder / "saved_model", metadata, rounds))
             else:
                 options = {"quantize": quantize, "batch_size": batch_size, "metadata": metadata}
-                for stem, part in {"model": what, **run.kind.tflite_parts}.items():
-                    of_part = options | {"what": part, "length": length}
-                    if part in ("sampler_step", "sampler"):
+                for stem, name in {"model": part, **run.kind.tflite_parts}.items():
+                    of_part = options | {"part": name, "length": length}
+                    if name in ("sampler_step", "sampler"):
                         of_part["steps"] = run.sampling.steps
                     file = folder / f"{stem}{suffix}.tflite"
                     written.append(_tflite(run, file, rounds, **of_part))
@@ -185,10 +188,10 @@ def _saved_model(run, path, metadata, rounds):
     )
 
 
-def _tflite(run, path, rounds, what, length, quantize, **options):
-    options |= {"what": what, "quantize": quantize, "length": length}
+def _tflite(run, path, rounds, part, length, quantize, **options):
+    options |= {"part": part, "quantize": quantize, "length": length}
     if quantize == "int8":
-        sizes = {name: options[name] for name in ("what", "batch_size", "length")}
+        sizes = {name: options[name] for name in ("part", "batch_size", "length")}
         options["representative"] = representative_data(
             run.model, run.train, n=REPRESENTATIVE, steps=options.get("steps"), **sizes
         )

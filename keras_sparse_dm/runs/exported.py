@@ -150,7 +150,7 @@ def _tflite(path):
     from keras_sparse_dm.export import generate_from_tflite, read_tflite_metadata
 
     metadata = read_tflite_metadata(path)
-    if metadata["what"] == DECODER:
+    if metadata["part"] == DECODER:
         raise ValueError(f"{path} is the decoder; give the denoiser's file beside it.")
     decoder = None
     if metadata["kind"] == "images":

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_sparse_dm import _keras
 from keras_sparse_dm.layers.guard import guard, guarded, sparse_training
+from keras_sparse_dm.renamed import old_method
 from keras_sparse_dm.seeds import seed_generator
 from keras_sparse_dm.sparsity.grow_warmup import check_grow_warmup, warm_up
 from keras_sparse_dm.sparsity.inner_optimizer import (
@@ -213,6 +214,8 @@ class SparseOptimizer(OptimizerWrapper):
         """
         check_weights(self._kernels)
         self.clear_pruned()
+
+    weights_were_put_back = old_method("weights_were_put_back", sync_masks_with_weights)
 
     def mask_has_changed(self, kernel):
         """Clear the state of pruned weights after something else has changed a kernel's mask."""
