@@ -1,4 +1,4 @@
-"""What all tests share: quiet TensorFlow, private caches, the reference answers."""
+"""Settings and fixtures of all tests: quiet TensorFlow, reference answers, examples."""
 
 import gc
 import importlib.util
@@ -8,7 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "agg")
-# Convolutions with channels first need it, and TensorFlow leaves it off without AVX-512.
+# Convolutions with channels first need oneDNN, which is off by default without AVX-512.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import keras
@@ -19,7 +19,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def shared_folder(name):
-    """The folder of that name beside the repository; a test without it skips, and in CI fails."""
+    """Return `shared/NAME` beside the repository; without it, skip the test, or fail it in CI."""
     folder = SHARED / name
     if not folder.is_dir():
         message = f"no folder shared/{name} beside the repository"
@@ -30,7 +30,7 @@ def shared_folder(name):
 
 
 class Reference:
-    """The answers of the original programs: arrays by file, and the weights behind them."""
+    """Answers of the original programs: arrays by file, and the weights that gave them."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -41,12 +41,12 @@ class Reference:
         spec.loader.exec_module(self._weights)
 
     def arrays(self, name):
-        """Arrays of one file, by name."""
+        """Return the arrays of one file, by name."""
         with np.load(self.folder / name) as archive:
             return {key: archive[key] for key in archive.files}
 
     def state_dict(self, name):
-        """`{PyTorch tensor name: array}` of the network behind one file."""
+        """Return `{PyTorch tensor name: array}` of the network of one file."""
         names, _ = self._weights.load(self.folder / name)
         return self._weights.state_dict(names)
 
@@ -64,13 +64,13 @@ def paper_text():
 
 @pytest.fixture(autouse=True)
 def fresh_start():
-    """Every test begins with the same global random state."""
+    """Reset the global random state before every test."""
     keras.utils.set_random_seed(1234)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def free_memory():
-    """What a file of tests has traced does not stay in memory while the next ones run."""
+    """Free the memory of traced functions after each file of tests."""
     yield
     keras.backend.clear_session()
     gc.collect()
@@ -85,7 +85,7 @@ def examples_of(page):
     found = re.findall(
         r"<!-- example: (\w+) -->\n\n```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL
     )
-    assert len(dict(found)) == len(found), f"{page} has two examples of one name"
+    assert len(dict(found)) == len(found), f"{page} has two examples of the same name"
     return dict(found)
 
 

@@ -157,7 +157,7 @@ def study_run_command(argv, prog="sparse-dm study run"):
         seeds = settings.seeds or (1 if settings.scale == "smoke" else None)
         if seeds is not None:
             study = study.with_seeds(seeds)
-        # Before the tasks are made: cells that are left out need no data.
+        # Select cells before making tasks, because cells that are left out need no data.
         study = study.with_cells(settings.cells)
         options = Options(
             settings.scale,

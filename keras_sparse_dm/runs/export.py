@@ -1,4 +1,4 @@
-"""A trained run as files for elsewhere: how small they are, how exact, how fast."""
+"""Exports of a trained run, with their sizes, differences and speeds."""
 
 import statistics
 import tempfile
@@ -39,7 +39,7 @@ REPRESENTATIVE = 100
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """What was written, and what it is like.
+    """An exported file, with its size, difference and speed.
 
     Attributes:
         name: Name of the file or directory.
@@ -66,7 +66,7 @@ class ExportedFile:
 
     @property
     def ratio(self):
-        """Its size over the dense one's."""
+        """Size relative to that of the dense file."""
         return self.bytes / self.dense_bytes
 
 
@@ -84,7 +84,7 @@ def export_run(
     keep_dead_units=True,
     rounds=20,
 ):
-    """Writes a run's model in other formats, and what is to be known of the files.
+    """Export a run's model to other formats, and describe the files in `README.md`.
 
     Args:
         run: The `Run`.
@@ -92,12 +92,12 @@ def export_run(
         formats: Which: `"sparse"`, `"tflite"`, `"saved_model"`.
         quantize: Type of the weights: `"none"` (float32), `"float16"` (sparse, tflite),
             `"bfloat16"` (sparse), `"int8_dynamic"` or `"int8"` (tflite).
-        part: What a `.tflite` file computes: `"denoiser"`, `"sampler_step"` or `"sampler"`.
+        part: Part of the model in a `.tflite` file: `"denoiser"`, `"sampler_step"` or `"sampler"`.
         length: Points of the longest sketch that a `.tflite` file takes; by default that of the
             longest one trained on.
         batch_size: Examples in a call of a `.tflite` file.
         optimizer: Whether a sparse checkpoint holds the optimizer too.
-        keep_dead_units: Whether units that pruning left without use stay; see `remove_dead_units`.
+        keep_dead_units: Whether to keep units that pruning left unused; see `remove_dead_units`.
         rounds: How often calls are timed; 0 for not at all.
 
     Returns:
@@ -219,7 +219,7 @@ def _tflite(run, path, rounds, part, length, quantize, **options):
 
 
 def _inputs(run):
-    """Inputs of the denoiser, drawn at random, of batch size 1."""
+    """Return random inputs of the denoiser of batch size 1."""
     rng = np.random.default_rng(0)
     x, _, *lengths = run.example
     t = np.array([run.settings.noise.timesteps // 2], "int32")
@@ -232,7 +232,7 @@ def _difference(expected, found):
 
 
 def _seconds(calls, rounds):
-    """Medians of the seconds that calls take, in turn: `{name: seconds}`."""
+    """Return the median seconds of calls that alternate: `{name: seconds}`."""
     if not rounds:
         return {}
     seconds = {name: [] for name in calls}
@@ -250,7 +250,7 @@ def _seconds(calls, rounds):
 
 
 def _record(folder, run, metadata, written):
-    """Writes `export.json` and `README.md`, of these files and of those written before."""
+    """Write `export.json` and `README.md`, about these files and those written before."""
     try:
         records = read_json(folder / RECORDS, {"files": list}) or {"files": []}
         before = [ExportedFile(**file) for file in records["files"]]
@@ -265,7 +265,7 @@ def _record(folder, run, metadata, written):
 
 
 def table_rows(files):
-    """`(header, cells)` of the table of exported files, for the terminal and the README."""
+    """Return `(header, cells)` of the table of exported files, for the terminal and the README."""
 
     def milliseconds(seconds):
         return "" if seconds is None else f"{seconds * 1e3:.2f}"
@@ -313,7 +313,7 @@ def _readme(folder, run, told, files):
 
 
 def _snippet(folder, run, file):
-    """Lines of Python that load the file and call it."""
+    """Return lines of Python that load the file and call it."""
     if file.format == "sparse":
         return [
             "import keras_sparse_dm as ksd",

@@ -89,7 +89,7 @@ def test_fingerprints_follow_content_size_and_selection(load, folder):
     assert len(prints) == 9
     before = load()
     name = before[0].names[3]
-    os.utime(folder / name, (1, 1))  # read anew, but the same
+    os.utime(folder / name, (1, 1))  # read again, with the same result
     assert load()[0].fingerprint == before[0].fingerprint
     smooth(40, 30, 99).save(folder / name)
     after = load()

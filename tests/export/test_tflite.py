@@ -164,7 +164,7 @@ def test_averaged_weights_are_exported(sketches, tmp_path):
     np.testing.assert_array_equal(model(inputs), trained)
 
 
-# What is in the file
+# Contents of the file
 
 
 @pytest.mark.slow

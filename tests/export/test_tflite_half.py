@@ -470,7 +470,7 @@ def test_a_denoiser_of_one_s_own(tmp_path):
     np.testing.assert_allclose(answer, twin(inputs), atol=1e-5)
 
 
-# What stays as it is
+# Models that stay as they are
 
 
 def state_of(model):
@@ -525,7 +525,7 @@ def test_float32_models_are_not_rebuilt(monkeypatch, tmp_path):
     to_tflite(model, tmp_path / "m.tflite")
 
 
-# What cannot be done
+# Errors
 
 
 def test_a_model_that_cannot_be_restored(tmp_path):
