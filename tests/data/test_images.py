@@ -263,7 +263,7 @@ def test_damaged_cache_files_are_made_anew_with_a_warning(load, tmp_path):
         # Replaced, not overwritten: `good` maps the old file.
         file.unlink()
         file.write_bytes(content)
-        with pytest.warns(UserWarning, match="cannot be read .*preparing the data anew"):
+        with pytest.warns(UserWarning, match="cannot be read .*preparing the data again"):
             assert_same(load()[0], good[0])
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -103,7 +103,7 @@ def generate_from_tflite(
 ):
     """Sample from noise with a `.tflite` file, as the model's `generate` does.
 
-    Equal seeds give the samples of `model.generate` with eta 0, but for rounding and quantization.
+    Equal seeds give the samples of `model.generate` with eta 0, up to rounding and quantization.
 
     Args:
         path: A file of `to_tflite`: a denoiser, a sampler step or a sampler.
