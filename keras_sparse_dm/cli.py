@@ -31,7 +31,7 @@ COMMANDS = {
         "train",
         "train_command",
         "[PRESET] [options]",
-        "train a sparse diffusion model, report on it",
+        "train a sparse diffusion model and report",
     ),
     "train-autoencoder": Command(
         "train",
@@ -43,13 +43,13 @@ COMMANDS = {
         "convert",
         "convert_command",
         "SOURCE TARGET [options]",
-        "PyTorch checkpoints to .keras files and back",
+        "convert PyTorch checkpoints to .keras and back",
     ),
     "evaluate": Command(
         "evaluate",
         "evaluate_command",
         "RUN [options]",
-        "distance of samples from real data, and cost",
+        "measure distance from real data, and cost",
     ),
     "sample": Command(
         "evaluate",
@@ -61,7 +61,7 @@ COMMANDS = {
         "export",
         "export_command",
         "RUN [options]",
-        "sparse checkpoint, TFLite, SavedModel",
+        "write sparse, TFLite and SavedModel files",
     ),
     "study": Command(
         "study",
@@ -70,13 +70,13 @@ COMMANDS = {
         "reproduce the paper's tables and figures",
     ),
     "data": Command(
-        "data", "data_command", "NAME [options]", "counts and a picture of a sketch data set"
+        "data", "data_command", "NAME [options]", "describe and draw a data set of sketches"
     ),
     "convert-sketches": Command(
         "convert_sketches",
         "convert_sketches_command",
         "SOURCE TARGET",
-        "sketches of any format to .json or .svg",
+        "convert sketches to .json or .svg",
     ),
 }
 
