@@ -1,13 +1,13 @@
 """Training step of the QuickDraw-size network: sparse against dense, Keras against PyTorch.
 
-All in one process and in turn, so that ratios hold although a machine's speed drifts:
+All variants run in turn in one process, so ratios hold even if the machine's speed drifts:
 
 - dense: the same network made of plain Keras layers, plain AdamW
-- dense, Keras's loop: the same, whose GRUs run as Keras runs them, layer by layer
-- sparse: this project's network with RigL; the topology update's cost is spread over the 800
-  steps between two of them
-- pytorch (needs torch): `nn.GRU` network and AdamW on the same cores, once as the original
-  program runs it (`pack_padded_sequence`), once on unpacked sequences
+- dense, Keras's loop: the same, with GRUs that Keras runs layer by layer
+- sparse: the network of this package with RigL; the cost of a topology update is spread over the
+  800 steps between two updates
+- pytorch (needs torch): `nn.GRU` network and AdamW on the same cores, on packed
+  sequences (`pack_padded_sequence`) like the original program, and on unpacked sequences
 
     python benchmarks/chirodiff_step.py [--rounds 12] [--batch-size 128] [--points 100]
 """
@@ -33,7 +33,7 @@ PRESET = "chirodiff_quickdraw"
 
 
 def keras_step(batch, sparsity=None, update_every=UPDATE_EVERY, layer_by_layer=False):
-    """A training step of the preset's network; plain Keras layers where sparsity is None."""
+    """Return a training step of the preset's network, of plain Keras layers if sparsity is None."""
     if sparsity is None:
         with (
             mock.patch.object(chirodiff, "SparseGRU", keras.layers.GRU),
@@ -47,7 +47,7 @@ def keras_step(batch, sparsity=None, update_every=UPDATE_EVERY, layer_by_layer=F
     if sparsity is not None:
         ksd.sparsify(model, sparsity, seed=0)
         ksd.DynamicSparsity("rigl", update_every=update_every, seed=0).set_model(model)
-    # The choice is made while the step is traced, here.
+    # Tracing the step makes the choice.
     choice = (lambda _: False) if layer_by_layer else chirodiff.can_train
     with mock.patch.object(chirodiff, "can_train", choice):
         model.train_on_batch(batch)
@@ -55,7 +55,7 @@ def keras_step(batch, sparsity=None, update_every=UPDATE_EVERY, layer_by_layer=F
 
 
 def torch_step(batch, packed):
-    """A training step of the original's network, written with `nn.GRU`."""
+    """Return a training step of the original program's network, written with `nn.GRU`."""
     import torch
     from torch import nn
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -128,7 +128,7 @@ def main():
         "dense, Keras's loop": keras_step(batch, layer_by_layer=True),
         "sparse 0.5": keras_step(batch, 0.5),
         "sparse 0.9": keras_step(batch, 0.9),
-        # Due at every step: what it takes longer is the cost of an update.
+        # An update at every step: the additional time is the cost of an update.
         "update 0.5": keras_step(batch, 0.5, update_every=1),
         "update 0.9": keras_step(batch, 0.9, update_every=1),
     }
@@ -136,7 +136,7 @@ def main():
         steps["pytorch packed"] = torch_step(batch, packed=True)
         steps["pytorch unpacked"] = torch_step(batch, packed=False)
     except ImportError:
-        print("PyTorch is not installed: no comparison with it.")
+        print("PyTorch is not installed, so there is no comparison with it.")
 
     for step in steps.values():
         step()
@@ -157,7 +157,7 @@ def main():
         print(f"one topology update at sparsity {sparsity}: {update * 1e3:.0f} ms")
 
     def ratio(a, b):
-        # Within a round the machine is the same.
+        # Within a round, the machine's speed hardly changes.
         return statistics.median(x / y for x, y in zip(seconds[a], seconds[b], strict=True))
 
     figures = {f"{name}, seconds": statistics.median(values) for name, values in seconds.items()}

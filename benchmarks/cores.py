@@ -1,4 +1,4 @@
-"""Where the threads of two programs run that are measured side by side."""
+"""Binding of threads to cores, for benchmarks that compare two libraries in one process."""
 
 import contextlib
 import os
@@ -8,13 +8,16 @@ import tensorflow as tf
 
 
 def spread_threads(with_torch):
-    """Binds the threads of TensorFlow and PyTorch to cores, evenly; returns the number of cores.
+    """Bind the threads of TensorFlow and PyTorch evenly to cores.
 
-    Both leave that to the operating system, and that of a virtual machine may keep them all on
-    one core.
+    Both libraries leave the choice to the operating system, which may keep all threads on one core
+    of a virtual machine.
 
     Args:
-        with_torch: Whether to bind PyTorch's too.
+        with_torch: Whether to bind PyTorch's threads too.
+
+    Returns:
+        The number of cores.
     """
     cores = sorted(os.sched_getaffinity(0))
 
@@ -34,7 +37,7 @@ def spread_threads(with_torch):
         import torch
 
         torch.set_num_threads(len(cores))
-        # PyTorch's first thread is the process's own.
+        # PyTorch's first thread is the main thread of the process.
         bind(1, lambda: torch.from_numpy(x) @ torch.from_numpy(x))
         os.sched_setaffinity(0, cores[:1])
     return len(cores)
@@ -42,7 +45,7 @@ def spread_threads(with_torch):
 
 @contextlib.contextmanager
 def all_cores():
-    """Context in which threads that this one starts run on any core, whatever it is bound to."""
+    """Context in which new threads of the current thread run on any core."""
     bound = os.sched_getaffinity(0)
     os.sched_setaffinity(0, range(os.cpu_count()))
     try:

@@ -1,9 +1,9 @@
-"""Preparing sketches, and feeding them: how fast, and how much faster than a model trains.
+"""Speed of the data pipeline: preparation of sketches, and batches compared with training.
 
-Sketches are read, prepared and cached anew: KanjiVG's SVG drawings, the same drawings as lines of
-QuickDraw's raw format, and digits that are traced first; of these it is told how well the strokes
-fit the ink. Then batches of the digits, shuffled and
-padded, are drawn from `tf.data` alone, and with the VMNIST network training on them.
+Reads, prepares and caches KanjiVG's SVG drawings, the same drawings in QuickDraw's raw format, and
+traced digits, and measures the fit of the digits' strokes to the ink. Then counts shuffled and
+padded batches of the digits per second, from `tf.data` alone and while the VMNIST network trains
+on them.
 
     python benchmarks/data_pipeline.py [--sketches 10000] [--digits FOLDER] [--json-path F.json]
 """
@@ -48,7 +48,7 @@ def seconds_of(work):
 
 
 def write_quickdraw(folder, sketches):
-    """The first drawings of KanjiVG as QuickDraw's raw format has them: whole pixels, times."""
+    """Write the first drawings of KanjiVG in QuickDraw's raw format: whole pixels and times."""
     files = sorted(kanjivg_folder().glob("*.svg"))[:sketches]
     with open(folder / "cat.ndjson", "w", encoding="utf-8") as file:
         for path in files:
@@ -60,7 +60,7 @@ def write_quickdraw(folder, sketches):
 
 
 def ink_overlap(image, sketch):
-    """Intersection over union of the ink and the strokes, drawn as wide as the ink on average."""
+    """Return the intersection over union of ink and strokes of the ink's mean width."""
     ink = ink_of(image)
     # Strokes of length l and width w, with round ends, cover about l w + pi w^2 / 4.
     length = sum(np.hypot(*np.diff(s[:, :2], axis=0).T).sum() for s in sketch)
@@ -73,7 +73,7 @@ def ink_overlap(image, sketch):
 
 
 def skeleton_coverage(image, sketch):
-    """Share of the skeleton's pixels whose middle lies within a pixel of a stroke."""
+    """Return the share of the skeleton's pixels with a stroke within one pixel of their centre."""
     rows, columns = np.nonzero(skeletonize(ink_of(image)))
     strokes = [s[:, :2] if len(s) > 1 else np.repeat(s[:, :2], 2, axis=0) for s in sketch]
     points = shapely.points(columns + 0.5, rows + 0.5)
@@ -81,7 +81,7 @@ def skeleton_coverage(image, sketch):
 
 
 def fit_of_strokes(images):
-    """How well the strokes of digits fit their ink, on average."""
+    """Return measures of the fit of traced strokes to the ink of digits."""
     traced = [(image, trace(image)) for image in images]
     coverage = np.array([skeleton_coverage(*pair) for pair in traced])
     return {
@@ -99,12 +99,12 @@ def main(
     seconds: float = 20.0,
     json_path: Path | None = None,
 ):
-    """Measures.
+    """Measure the data pipeline and print a table.
 
     Args:
         sketches: Sketches of each data set to prepare.
         digits: Folder of MNIST's files; without it, scikit-learn's 1,797 digits.
-        seconds: How long to train.
+        seconds: Duration of the training.
         json_path: File for the figures, as JSON.
     """
     figures = {}
@@ -123,7 +123,7 @@ def main(
             figures[f"{name}: sketches / s"] = (len(train) + len(validation)) / taken
             figures[f"{name}: seconds from the cache"] = seconds_of(load)[0]
     figures |= fit_of_strokes(load_digits(digits).images[:sketches])
-    # As many as the paper's training set, whatever there is.
+    # Resampled to the size of the paper's training set.
     arrays = train.subset(np.random.default_rng(0).integers(0, len(train), 8500))
     dataset = train_batches(arrays, BATCH_SIZE, seed=0)
     stream = iter(dataset)

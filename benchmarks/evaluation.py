@@ -1,17 +1,17 @@
-"""What evaluation spends its time on, ours against PyTorch: Inception features, sampling.
+"""Time of evaluation, compared with PyTorch: Inception features and sampling.
 
-Features: PyTorch's network is the same network as torch-fidelity and pytorch-fid (`--kind fid`)
-or torchvision (`--kind quickdraw`) write it, with the same random weights, on the same images and
-cores, from uint8 images to features. It runs in the default memory format and in channels_last;
-whichever is fastest is compared with. Both answers are compared first.
+Features: PyTorch has the network of torch-fidelity and pytorch-fid (`--kind fid`) or of
+torchvision (`--kind quickdraw`), with the same random weights, images and cores, from uint8 images
+to features. It runs in the default memory format and in channels_last, and the faster format
+counts. The benchmark first compares the features of both libraries.
 
-Sampling: sketches of KanjiVG's lengths by the paper's KanjiVG network, 50 steps of DDIM, in batches
-of like lengths, against a PyTorch `nn.GRU` network that steps the same sampler on the same
-batches: on packed sequences, as the original program runs it, and on padded ones.
+Sampling: the paper's KanjiVG network generates sketches of KanjiVG's lengths with 50 steps of DDIM,
+in batches of similar lengths. A PyTorch network of `nn.GRU` takes the same steps on the same
+batches, on packed sequences like the original program, and on padded sequences.
 
-All in one process and in turn, so that ratios hold although a machine's speed drifts. The
-processor's seconds say what the work costs where other programs keep the cores busy; they count
-what PyTorch's threads spend waiting for each other, so compare them on one core (`taskset -c 0`).
+Both libraries run in turn in one process, so ratios hold even if the machine's speed drifts. The
+processor time shows the cost if other programs keep the cores busy. It includes the time that
+PyTorch's threads wait for each other, so compare it on one core (`taskset -c 0`).
 
     python benchmarks/evaluation.py [--what features sampling] [--kind fid] [--json-path F.json]
 """
@@ -183,7 +183,7 @@ if torch is not None:
             self.fc = nn.Linear(2048, 1008 if fid else 345)
 
         def preprocess(self, images):
-            """From uint8 images (n, channels, height, width)."""
+            """Return the features of uint8 images (n, channels, height, width)."""
             if self.fid:
                 return (as_tensorflow_1(images.float()) - 128) / 128
             x = 1 - images.float() / 255
@@ -202,7 +202,7 @@ if torch is not None:
 
 
 def as_tensorflow_1(x, size=299):
-    """Bilinear resizing of TensorFlow 1: positions are counted from the pixels' beginnings."""
+    """Resize images bilinearly like TensorFlow 1, which measures positions from pixel corners."""
     for axis in (3, 2):
         length = x.shape[axis]
         position = torch.arange(size, dtype=torch.float32) * np.float32(length / size)
@@ -215,7 +215,7 @@ def as_tensorflow_1(x, size=299):
 
 
 def random_network(kind, seed=0):
-    """The network with random weights that keep the features' size, and random batch norms."""
+    """Return the network with random batch norms, and random weights that keep features' scale."""
     torch.manual_seed(seed)
     network = Inception(kind).eval()
     for name, tensor in network.state_dict().items():
@@ -229,7 +229,7 @@ def random_network(kind, seed=0):
 
 
 def seconds_in_turn(functions, rounds):
-    """Times functions in turn; `{name: list of (seconds, processor's seconds)}`."""
+    """Time functions in turn; return `{name: list of (seconds, processor's seconds)}`."""
     for function in functions.values():
         function()
     seconds = {name: [] for name in functions}
@@ -242,17 +242,17 @@ def seconds_in_turn(functions, rounds):
 
 
 def compare(seconds, which):
-    """Medians by name, the faster of PyTorch's two, and our seconds over its, by round."""
+    """Return medians by name, PyTorch's faster format, and the median ratio of our time to its."""
     seconds = {name: [pair[which] for pair in pairs] for name, pairs in seconds.items()}
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     fastest = min(FORMATS, key=medians.get)
-    # Within a round the machine is the same.
+    # Within a round, the machine's speed hardly changes.
     ratios = (a / b for a, b in zip(seconds["ours"], seconds[fastest], strict=True))
     return medians, fastest, statistics.median(ratios)
 
 
 def torch_sampler(lengths, steps, packed):
-    """A function that samples sketches by a network as the original program's, untrained."""
+    """Return a function that samples sketches with an untrained network of the original program."""
     units, layers, time_features, timesteps = 96, 3, 8, 1000
     torch.manual_seed(0)
     gru = nn.GRU(5 + time_features, units, layers, batch_first=True, bidirectional=True)
@@ -290,11 +290,11 @@ def torch_sampler(lengths, steps, packed):
 
 
 def compare_sampling(samples, steps, rounds):
-    """Seconds of sampling: ours and PyTorch's."""
+    """Return the seconds of sampling with this package and with PyTorch."""
     import keras_sparse_dm as ksd
 
     train, _ = ksd.data.load_kanjivg(progress=False)
-    # In the order in which `generate` takes them.
+    # The order in which `generate` makes batches.
     lengths = np.sort(ksd.data.sample_lengths(train, samples, 0))
     preset = ksd.models.get_preset("chirodiff_kanjivg")
     model = ksd.diffusion.DiffusionModel(
@@ -309,7 +309,7 @@ def compare_sampling(samples, steps, rounds):
             )
 
     functions = {
-        # As it chooses for that many sketches and 50 steps, however few are measured.
+        # The default for 1000 sketches and 50 steps, also if fewer are measured.
         "ours": lambda: generate(jit_compile=True),
         "ours, not compiled": lambda: generate(jit_compile=False),
         "packed": torch_sampler(lengths, steps, True),
@@ -328,16 +328,16 @@ def main(
     rounds: int = 8,
     json_path: Path | None = None,
 ):
-    """Compares with PyTorch's speed.
+    """Compare the speed with PyTorch's.
 
     Args:
-        what: What to measure.
+        what: Parts of the evaluation to measure.
         kind: The feature network.
         size: Height and width of the images.
-        batch_size: Images that the feature networks see at a time.
+        batch_size: Images per batch of the feature networks.
         samples: Sketches to sample.
         steps: Steps of DDIM.
-        rounds: Counted rounds: of one batch of images each, of all samples.
+        rounds: Number of rounds; each has one batch of images, or all samples.
         json_path: File for the figures, as JSON.
     """
     if torch is None:
@@ -363,7 +363,7 @@ def main(
 
 
 def features_figures(kind, size, batch_size, rounds, cores):
-    """Measures features, prints the table and returns the figures."""
+    """Measure features, print the table and return the figures."""
     network = random_network(kind)
     ours = InceptionFeatures(network.state_dict(), kind=kind)
     shape = (batch_size, size, size, 3 if kind == "fid" else 1)

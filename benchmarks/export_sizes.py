@@ -1,10 +1,10 @@
-"""Sizes of exported files of the KanjiVG network, as they are and compressed with zlib.
+"""Sizes of exported files of the KanjiVG network, uncompressed and compressed with zlib.
 
     python benchmarks/export_sizes.py
 
-The network is that of the preset `chirodiff_kanjivg`, its masks as `sparsify` draws them: the
-sizes hang on how many weights there are, not on what they are, but that untrained ones compress
-like noise, as trained ones do.
+The network is that of the preset `chirodiff_kanjivg`, untrained, with masks from `sparsify`. Sizes
+depend on the number of weights and not on their values; untrained weights compress as little as
+trained ones.
 """
 
 import argparse
@@ -28,7 +28,7 @@ POINTS = 90
 
 
 def as_tflite(**options):
-    """A row of the table: how the file is written."""
+    """Return a function that writes a `.tflite` file, for a row of the table."""
 
     def write(model, path):
         if options.get("quantize") == "int8":
@@ -43,7 +43,7 @@ def as_tflite(**options):
 
 
 def as_checkpoint(dtype):
-    """The same for a sparse checkpoint."""
+    """Return a function that writes a sparse checkpoint, for a row of the table."""
     return lambda model, path: save_sparse(model, path, dtype=dtype)
 
 
@@ -77,7 +77,7 @@ def main():
         denoiser = ksd.models.ChiroDiff.from_preset("chirodiff_kanjivg", seed=0)
         rng = np.random.default_rng(0)
         for weight in denoiser.trainable_variables:
-            # Those of a trained network are not zero.
+            # The biases of a trained network are not zero.
             if "bias" in weight.path:
                 weight.assign(0.1 * rng.standard_normal(weight.shape))
         if sparsity:

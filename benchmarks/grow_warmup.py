@@ -1,4 +1,4 @@
-"""Adam's bias correction counted from each weight's growth, against that of the paper and RigL.
+"""Adam's bias correction from each weight's growth, compared with the usual one of the paper.
 
 Trains the default run (`train.py`) with and without `grow_warmup`, at a small and a large prune
 rate, one run after another, and prints the validation losses of each epoch side by side.
@@ -28,7 +28,7 @@ from keras_sparse_dm.sparsity import DynamicSparsity
 def validation_losses(folder, prune_rate, grow_warmup, epochs, seed):
     """Train the default run, and return its validation loss after each epoch."""
     arguments = ["--prune-rate", str(prune_rate), "--epochs", str(epochs), "--seed", str(seed)]
-    # The losses are what is compared; a few samples do.
+    # Only losses are compared, so a few samples are enough.
     arguments += ["--samples", "8", "--sampling.steps", "5", "--sampling.evaluation", "50"]
     # `train.py` has no option for it yet.
     callback = functools.partial(DynamicSparsity, grow_warmup=grow_warmup)
@@ -45,7 +45,7 @@ def main(
     seed: int = 0,
     json_path: Path | None = None,
 ):
-    """Measures.
+    """Train with and without `grow_warmup` and print a table.
 
     Args:
         epochs: Epochs of each run.

@@ -1,8 +1,8 @@
 """Sparse checkpoints of the paper's U-Net of 274M parameters: seconds, peak memory and bytes.
 
-Saves the U-Net at sparsity 0.5 (ERK) by `save_sparse` and loads it by `load_sparse`, each in a
-process of its own, whose memory is that of the model, TensorFlow and all else besides. A digest of
-weights and masks shows that what is loaded is what was saved. Linux only.
+Saves the U-Net at sparsity 0.5 (ERK) with `save_sparse` and loads it with `load_sparse`, each in a
+separate process, whose memory includes the model and TensorFlow. A digest of weights and masks
+checks that the loaded model equals the saved one. Linux only.
 
     python benchmarks/sparse_container.py [--sparsity 0.5] [--dtypes float32 float16]
 """
@@ -23,18 +23,18 @@ from rich.table import Table
 
 
 def peak():
-    """Peak memory of this process since `forget_peak`, in bytes."""
+    """Return the peak memory of this process since `forget_peak`, in bytes."""
     (line,) = (line for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
 def forget_peak():
-    """Lets `peak` begin anew, from what the process has now; Linux alone can."""
+    """Reset `peak` to the present memory of the process; works on Linux only."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def digest(model):
-    """Digest of all weights and masks."""
+    """Return a digest of all weights and masks."""
     import keras
 
     value = hashlib.blake2b(digest_size=16)
@@ -44,7 +44,7 @@ def digest(model):
 
 
 def save(folder, preset, sparsity, dtypes):
-    """Makes the model and saves it; returns the figures."""
+    """Make the model, save it, and return the figures."""
     import keras
     import tensorflow  # noqa: F401
 
@@ -72,8 +72,8 @@ def save(folder, preset, sparsity, dtypes):
 
 
 def load(folder, dtype):
-    """Loads a file; returns the figures."""
-    # Not a part of what is measured.
+    """Load a file and return the figures."""
+    # Imported before the measurement.
     import tensorflow  # noqa: F401
 
     import keras_sparse_dm as ksd
@@ -91,7 +91,7 @@ def load(folder, dtype):
 
 
 def in_a_process(function, *arguments):
-    """Calls a function in a new process and returns what it returns."""
+    """Call a function in a new process and return its result."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
@@ -102,7 +102,7 @@ def main(
     dtypes: tuple[str, ...] = ("float32", "float16"),
     json_path: Path | None = None,
 ):
-    """Measures.
+    """Measure saving and loading, and print a table.
 
     Args:
         preset: A latent diffusion preset.
@@ -115,7 +115,7 @@ def main(
         for dtype in dtypes:
             figures |= in_a_process(load, Path(folder), dtype)
     if "float32" in dtypes and figures["digest, float32"] != figures["digest"]:
-        raise SystemExit("What was loaded is not what was saved.")
+        raise SystemExit("The loaded model differs from the saved one.")
     table = Table("", "value", title=f"{preset}, sparsity {sparsity}")
     for name, value in figures.items():
         if "digest" not in name:

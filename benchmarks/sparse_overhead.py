@@ -1,15 +1,15 @@
-"""What sparse training costs on top of dense training.
+"""Cost of sparse training relative to dense training.
 
-- sparse step / dense step: a training step of this package's sparse twin (RigL, no update due)
-  over that of the same Keras model with plain AdamW, for a stack of convolutions at the sizes
-  of the latent diffusion U-Net and for a transformer block of width 512
-- topology update / AdamW update: one RigL update (drop and grow) of all kernels, as
-  `SparseOptimizer` does it, over one AdamW update of the same weights
-- peak memory: what a process that updates the topology needs above one that runs AdamW only, in
-  units of the largest kernel's float32 bytes
+- sparse step / dense step: a training step of a sparse model (RigL, without an update), relative
+  to a step of the same Keras model with plain AdamW, for a stack of convolutions at the sizes of
+  the latent diffusion U-Net and for a transformer block of width 512
+- topology update / AdamW update: one RigL update (drop and grow) of all kernels by
+  `SparseOptimizer`, relative to one AdamW update of the same weights
+- peak memory: additional memory of a process that updates the topology, compared with AdamW only,
+  in units of the largest kernel's float32 bytes
 
-Times are taken in one process and in turn, so that ratios hold although a machine's speed
-drifts; peak memory in processes of their own.
+Functions are timed in turn in one process, so ratios hold even if the machine's speed drifts. Peak
+memory is measured in separate processes.
 
     python benchmarks/sparse_overhead.py [--weights 100000000] [--kernels 10] [--rounds 7]
 """
@@ -37,7 +37,7 @@ PRUNE_RATE = 0.3
 
 
 def convolution_stack():
-    """Convolutions at the sizes of the latent diffusion U-Net's inner levels, 9.9M weights."""
+    """Return convolutions at the sizes of the U-Net's inner levels, 9.9M weights."""
     model = keras.Sequential([keras.Input((32, 32, 224))])
     for channels, strides in ((224, 1), (448, 2), (448, 1), (672, 2), (672, 1)):
         model.add(keras.layers.Conv2D(channels, 3, strides, "same", activation="silu"))
@@ -45,7 +45,7 @@ def convolution_stack():
 
 
 def transformer_block(tokens=128, width=512):
-    """One transformer block of that width, 3.1M weights."""
+    """Return one transformer block, of 3.1M weights at the default width."""
     inputs = keras.Input((tokens, width))
     x = keras.layers.LayerNormalization()(inputs)
     x = inputs + keras.layers.MultiHeadAttention(8, width // 8)(x, x)
@@ -55,7 +55,7 @@ def transformer_block(tokens=128, width=512):
 
 
 def training_step(make, batch_size, sparsity=None):
-    """A compiled training step on one batch; plain Keras and AdamW where sparsity is None."""
+    """Return a compiled training step on one batch, dense with plain AdamW if sparsity is None."""
     keras.utils.set_random_seed(0)
     model = make()
     model.compile(keras.optimizers.AdamW(1e-4, weight_decay=1e-2), "mse")
@@ -63,13 +63,13 @@ def training_step(make, batch_size, sparsity=None):
     y = keras.random.normal((batch_size, *model.output_shape[1:]), seed=1)
     if sparsity is not None:
         ksd.sparsify(model, sparsity, seed=0)
-        # None of the steps that are timed updates the topology: that is measured apart.
+        # No timed step updates the topology; updates are timed separately.
         ksd.sparse_optimizer(model, method="rigl", update_every=10**6)
     return lambda: model.train_on_batch(x, y)
 
 
 def measure_masked_step(make, batch_size, sparsity, rounds):
-    """Seconds of the dense and of the sparse training step of a model, by round."""
+    """Return the seconds of a model's dense and sparse training steps, by round."""
     steps = [training_step(make, batch_size), training_step(make, batch_size, sparsity)]
     return seconds_in_turn(steps, rounds)
 
@@ -95,7 +95,7 @@ class Kernels(keras.Model):
         ]
 
     def functions(self, jit_compile=False):
-        """One AdamW update, and one topology update, of all kernels."""
+        """Return functions for one AdamW update and one topology update of all kernels."""
         variables, sparse = self.trainable_variables, self.sparse
         kernels = {variable_key(sparse, k.kernel): k for k in sparse.kernels}
         gradients = {
@@ -113,10 +113,10 @@ class Kernels(keras.Model):
 
 
 def peak_memory(with_topology, *arguments):
-    """Largest resident memory, in bytes, of a process that trains."""
+    """Return the largest resident memory of this process in training, in bytes."""
     adamw, topology = Kernels(*arguments).functions()
     with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")  # Forgets the peak so far.
+        file.write("5")  # Reset the peak.
     adamw()
     if with_topology:
         topology()
@@ -127,7 +127,7 @@ def peak_memory(with_topology, *arguments):
 
 
 def measure_peak_memory(weights, kernels, sparsity):
-    """What topology updates need above AdamW, in units of the largest kernel."""
+    """Return the additional memory of topology updates, in units of the largest kernel."""
     peaks = []
     for with_topology in (False, True):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -136,7 +136,7 @@ def measure_peak_memory(weights, kernels, sparsity):
 
 
 def seconds_in_turn(functions, rounds):
-    """Times functions in turn; a list of seconds for each."""
+    """Time functions in turn; return a list of seconds for each."""
     for function in functions:
         function()
         function()
@@ -157,21 +157,21 @@ def main(
     jit_compile: bool = False,
     json_path: Path | None = None,
 ):
-    """Measures what sparse training costs on top of dense training.
+    """Measure the cost of sparse training relative to dense training.
 
     Args:
         weights: Number of weights in the topology update.
-        kernels: Number of kernels they are split into.
+        kernels: Number of kernels with these weights.
         sparsity: Share of pruned weights, in [0, 1).
-        rounds: Counted rounds.
-        jit_compile: Compiles the topology update and AdamW with XLA.
+        rounds: Number of timed rounds.
+        jit_compile: Whether to compile the topology update and AdamW with XLA.
         json_path: File for the ratios, as JSON.
     """
     table = Table("", "dense", "sparse", "ratio")
     ratios = {}
 
     def add(name, dense, sparse):
-        # Within a round the machine is the same.
+        # Within a round, the machine's speed hardly changes.
         ratios[name] = statistics.median(s / d for s, d in zip(sparse, dense, strict=True))
         times = (f"{statistics.median(seconds):.3f} s" for seconds in (dense, sparse))
         table.add_row(name, *times, f"{ratios[name]:.3f}")

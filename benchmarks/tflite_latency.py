@@ -2,10 +2,10 @@
 
     python benchmarks/tflite_latency.py
 
-All files are exported and then run in turn, round after round, in one process. With one thread
-the processor's time is the latency on an idle machine, and other work on a busy one does not
-enter it; both are measured. "Keras's loop" are files that the toolkit makes of Keras's own
-recurrent loop, for comparison with what `to_tflite` makes of it.
+All files are exported first and then run in turn, in one process. The benchmark measures wall time
+and processor time; with one thread, the processor time equals the latency on an idle machine, even
+if other programs run. "Keras's loop" denotes files that TensorFlow Lite's converter makes from
+Keras's own recurrent loop, for comparison with `to_tflite`.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from keras_sparse_dm.export import TFLiteDenoiser, to_tflite
 from keras_sparse_dm.export.tflite import conversion, write
 
 KINDS = ("dense", "unstructured", "blocks of 4")
-# Calls in a round: with the first, the weights come back into the processor's caches.
+# Calls in a round; the first one loads the weights into the processor's caches.
 CALLS = 4
 
 
@@ -36,7 +36,7 @@ def network(units, layers, kind, sparsity):
     if kind != "dense":
         structure = ksd.sparsity.Blocks(4) if kind == "blocks of 4" else None
         with warnings.catch_warnings():
-            # The 13 features of a point are not a multiple of 4: that kernel's masks have none.
+            # The 13 features of a point are not a multiple of 4, so their kernel has no blocks.
             warnings.simplefilter("ignore", UserWarning)
             ksd.sparsify(model, sparsity, seed=0, **({"structure": structure} if structure else {}))
     return model
@@ -44,7 +44,7 @@ def network(units, layers, kind, sparsity):
 
 @contextlib.contextmanager
 def keras_loops():
-    """Context in which GRUs are exported as the toolkit converts Keras's own loop."""
+    """Context in which `to_tflite` exports Keras's own loop of GRUs."""
     with mock.patch.object(conversion, "litert_form", lambda model, products=None: model):
         yield
 
@@ -95,7 +95,7 @@ def main():
             print("|---|---:|---:|---:|---:|---:|")
             for name in runs:
                 cpu = statistics.median(seconds[name])
-                # Within a round the machine is the same.
+                # Within a round, the machine's speed hardly changes.
                 speedups = [
                     statistics.median(b / it for b, it in zip(base, seconds[name], strict=True))
                     for base in (seconds["dense"], seconds["dense, Keras's loop"])

@@ -1,10 +1,10 @@
-"""How far what quantized files draw is from what the float file draws, in FD-kanji.
+"""Distance of quantized files' samples from those of the float32 file, in FD-kanji.
 
     python benchmarks/tflite_samples.py                  # trains for some minutes first
     python benchmarks/tflite_samples.py --model runs/mine/model.keras
 
-Every file draws from the same noise. The float file draws once more from other noise, which says
-how large a distance means nothing.
+All files sample from the same noise. The float32 file also samples from other noise, to show which
+distances arise by chance.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def main():
                 drawn[title] = features([p[:n] for p, n in zip(points, lengths, strict=True)])
                 figures[title] = {"largest difference of epsilon": exported.largest_difference}
     with warnings.catch_warnings():
-        # Fewer samples than a thousand: the same number on both sides.
+        # Few samples are no problem, because both sides have the same number.
         warnings.simplefilter("ignore", UserWarning)
         for title, values in drawn.items():
             figures[title]["to the float file's"] = frechet_distance(drawn["float32"], values)

@@ -1,7 +1,7 @@
-"""Training steps of two versions of this package, in turn.
+"""Time of training steps in two versions of this package.
 
-Each version runs in a process of its own, with the package and the benchmarks of its checkout, and
-both take one step after the other, so that ratios hold although a machine's speed drifts:
+Each version runs in a separate process with the package and the benchmarks of its checkout. Both
+take steps in turn, so ratios hold even if the machine's speed drifts:
 
 - ChiroDiff at the size of QuickDraw's network, dense and sparse (`chirodiff_step.py`)
 - the stack of convolutions and the transformer block of `sparse_overhead.py`, dense and sparse
@@ -29,7 +29,7 @@ Step = Literal["chirodiff", "convolutions", "transformer", "unet"]
 
 
 def step_of(name, sparsity):
-    """Return a function that takes one training step; dense where sparsity is None."""
+    """Return a function that takes one training step; dense if sparsity is None."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -72,12 +72,12 @@ def work(names, sparsity):
 
 
 class Version:
-    """A process that trains with the package of one checkout."""
+    """Process that trains with the package of one checkout."""
 
     def __init__(self, checkout, names, sparsity):
         folders = (checkout, checkout / "benchmarks")
         self.process = subprocess.Popen(
-            # -P: its own benchmarks too, not those beside this file.
+            # -P: use the benchmarks of the checkout, not those beside this file.
             [
                 sys.executable,
                 "-P",
@@ -93,7 +93,7 @@ class Version:
         )
 
     def answer(self):
-        """Return the next word after `ready` or `seconds`, past what else is printed."""
+        """Return the next word after `ready` or `seconds`, and skip other output."""
         for line in self.process.stdout:
             words = line.split()
             if words and words[0] in ("ready", "seconds"):
@@ -113,17 +113,17 @@ def main(
     rounds: int = 20,
     json_path: Path | None = None,
 ):
-    """Compares this checkout with another one.
+    """Compare this checkout with another one.
 
     Args:
         before: Checkout of the other version.
         steps: Steps to compare.
         sparsity: Share of pruned weights.
-        rounds: Counted rounds.
+        rounds: Number of timed rounds.
         json_path: File for the ratios, as JSON.
     """
     if not (before / "keras_sparse_dm").is_dir():
-        # Python would take the installed package for it.
+        # Otherwise, Python would use the installed package.
         raise SystemExit(f"BEFORE must be a checkout of this repository; received {before}.")
     from rich.console import Console
     from rich.table import Table
@@ -143,7 +143,7 @@ def main(
                 seconds[version, kind].append(taken)
 
         def ratio(a, b, seconds=seconds):
-            # Within a round the machine is the same.
+            # Within a round, the machine's speed hardly changes.
             by_round = (x / y for x, y in zip(seconds[a], seconds[b], strict=True))
             return statistics.median(by_round), min(seconds[a]) / min(seconds[b])
 

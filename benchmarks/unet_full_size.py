@@ -1,8 +1,8 @@
 """The paper's U-Net of 274M parameters: memory and time of sparse training steps at batch size 1.
 
-RigL at sparsity 0.5 (ERK), AdamW with averaged weights, 64 x 64 x 3 latents. Each figure comes
-from one process: the peak of its memory after the model is made, after training steps, and after
-steps with a topology update, and how long these took. The invariant is checked after the update.
+RigL at sparsity 0.5 (ERK), AdamW with averaged weights, 64 x 64 x 3 latents. All figures
+come from one process: its peak memory after creating the model, after training steps and after a
+step with a topology update, and the time of these steps. The invariant is checked after the update.
 
     python benchmarks/unet_full_size.py [--remat] [--sparsity 0.5] [--json-path figures.json]
 """
@@ -25,7 +25,7 @@ import keras_sparse_dm as ksd
 
 
 def peak():
-    """Peak memory of this process so far, in bytes."""
+    """Return the peak memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -35,10 +35,10 @@ def main(
     batch_size: int = 1,
     json_path: Path | None = None,
 ):
-    """Measures.
+    """Measure training steps and print a table.
 
     Args:
-        remat: Keep only the inputs of blocks in training.
+        remat: Whether to recompute activations in the backward pass.
         sparsity: Share of the weights that is pruned.
         batch_size: Latents per step.
         json_path: File for the figures, as JSON.

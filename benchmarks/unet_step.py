@@ -1,16 +1,15 @@
 """The latent diffusion U-Net: sparse against dense, Keras against PyTorch.
 
 - forward: one forward pass without gradients
-- training step: noising, forward, backward and AdamW, from a batch in memory; the sparse
-  network with RigL, and the topology update's cost spread over the steps between two of them
+- training step: noising, forward, backward and AdamW, from a batch in memory; the sparse network
+  trains with RigL, and the cost of a topology update is spread over the steps between two updates
 - DDIM sampling: from noise to images
 
-PyTorch is `UNet2DModel` of diffusers, of the same structure, on the same cores, with its
-tensors in the default memory format and in channels_last, and with AdamW in its default and in
-its fused form; whichever is fastest is compared with. Dense is our own network without
-`sparsify`, with plain AdamW.
+PyTorch runs `UNet2DModel` of diffusers with the same structure on the same cores, in the default
+memory format and in channels_last, and with AdamW in its default and in its fused form; the fastest
+combination counts. The dense network is that of this package without `sparsify`, with plain AdamW.
 
-All in one process and in turn, so that ratios hold although a machine's speed drifts.
+All networks run in turn in one process, so ratios hold even if the machine's speed drifts.
 
     python benchmarks/unet_step.py [--model-channels 64] [--size 32] [--batch-size 4]
     python benchmarks/unet_step.py --model-channels 224 --size 64 --batch-size 1  # the paper's
@@ -24,7 +23,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# diffusers brings a compiler along that does not load after TensorFlow's.
+# diffusers contains a compiler that does not load after TensorFlow's.
 try:
     import diffusers
     import torch
@@ -47,7 +46,7 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-2
 
 
 def keras_model(structure, sparsity=None, update_every=UPDATE_EVERY):
-    """The U-Net in a `DiffusionModel`, compiled; dense where sparsity is None."""
+    """Return the U-Net in a compiled `DiffusionModel`, dense if sparsity is None."""
     keras.utils.set_random_seed(0)
     unet = ksd.models.UNet(
         **structure, attention_factors=(2, 4, 8)[: len(structure["channel_mult"]) - 1]
@@ -67,7 +66,7 @@ def keras_forward(model, x, t):
 
 
 class TorchModel:
-    """The same with diffusers' `UNet2DModel`, as its documentation trains and samples."""
+    """The U-Net of diffusers, `UNet2DModel`, trained and sampled as in its documentation."""
 
     def __init__(self, structure, size, channels_last=False, fused=False):
         torch.manual_seed(0)
@@ -136,7 +135,7 @@ class TorchModel:
 
 
 def seconds_in_turn(functions, rounds):
-    """Times functions in turn; `{name: list of seconds}`."""
+    """Time functions in turn; return `{name: list of seconds}`."""
     for function in functions.values():
         function()
         function()
@@ -150,9 +149,9 @@ def seconds_in_turn(functions, rounds):
 
 
 def compare(ours, others):
-    """Returns the name of the fastest of the others, and our seconds over its, by round."""
+    """Return the name of the fastest other, and the median ratio of our time to its time."""
     fastest = min(others, key=lambda name: statistics.median(others[name]))
-    # Within a round the machine is the same.
+    # Within a round, the machine's speed hardly changes.
     return fastest, statistics.median(a / b for a, b in zip(ours, others[fastest], strict=True))
 
 
@@ -167,7 +166,7 @@ def main(
     sampling_steps: int = 20,
     json_path: Path | None = None,
 ):
-    """Compares the sparse U-Net with the dense one, and with PyTorch's.
+    """Compare the sparse U-Net with the dense one and with PyTorch's.
 
     Args:
         model_channels: Channels at full resolution; 224 in the paper.
@@ -175,7 +174,7 @@ def main(
         size: Height and width of the latents, of 3 channels.
         batch_size: Latents in a batch.
         sparsity: Share of pruned weights.
-        rounds: Counted rounds; a quarter of them for sampling.
+        rounds: Number of timed rounds; sampling has a quarter of them.
         samples: Latents sampled at a time.
         sampling_steps: DDIM steps.
         json_path: File for the figures, as JSON.
@@ -193,7 +192,7 @@ def main(
     cores = spread_threads(with_torch=diffusers is not None)
 
     sparse, dense = keras_model(structure, sparsity), keras_model(structure)
-    # Due at every step: what it takes longer is the cost of an update.
+    # An update at every step: the additional time is the cost of an update.
     updating = keras_model(structure, sparsity, update_every=1)
     parameters = sum(int(np.prod(v.shape)) for v in sparse.trainable_variables)
     forward = {"sparse": keras_forward(sparse, x, t)}
@@ -204,7 +203,7 @@ def main(
     }
     sampling = {"sparse": lambda: sparse.generate(shape, steps=sampling_steps, seed=0)}
     if diffusers is None:
-        print("diffusers is not installed: no comparison with PyTorch.")
+        print("diffusers is not installed, so there is no comparison with PyTorch.")
     else:
         for channels_last in (False, True):
             for fused in (False, True):

@@ -1,7 +1,7 @@
 """Hooks of MkDocs: the API reference from the package's real names, and formulas without scripts.
 
-The package's modules load their names on first use, so that a reader of the source alone finds
-none there: the names are asked of the modules, and each is documented from where it is defined.
+The package's modules load their names on first use, so their source does not show them. The hooks
+import the modules to list the names, and document each name from the file that defines it.
 """
 
 import html
@@ -20,7 +20,7 @@ PACKAGE = keras_sparse_dm.__name__
 LONGEST_VALUE = 8
 # Names that every user needs come before the others.
 FIRST = ("sparsify", "DynamicSparsity")
-# As pymdownx.arithmatex marks formulas.
+# Formulas as pymdownx.arithmatex marks them.
 FORMULA = re.compile(r"\\\((.*?)\\\)|\\\[(.*?)\\\]", re.DOTALL)
 
 
@@ -39,7 +39,7 @@ def public_modules():
 
 
 def definition(package, module, name, value):
-    """Return what griffe has read of a public object.
+    """Return griffe's description of a public object.
 
     Args:
         package: What griffe has read of the package.

@@ -1,7 +1,7 @@
-"""Three models that know nothing of sparsity, made sparse, trained sparsely, saved and loaded.
+"""Three ordinary Keras models, made sparse, trained sparsely, saved and loaded.
 
-MobileNetV3 and ConvNeXt from `keras.applications`, and a tagger of two bidirectional LSTMs.
-Their data are random: this shows what to call, not what is learnt.
+The models are MobileNetV3 and ConvNeXt from `keras.applications`, and a tagger of two bidirectional
+LSTMs. The data are random, because the example only shows the calls.
 
     python examples/sparse_any_keras_model.py [--sparsity 0.8] [--models tagger mobilenet]
 """
@@ -24,7 +24,7 @@ CLASSES = 10
 
 
 def tagger():
-    """Tags each of a sentence's words; and the words it reads."""
+    """Return a model that tags each word of a sentence, and random sentences."""
     words = keras.Input((None,), dtype="int32")
     x = layers.Embedding(1000, 32, mask_zero=True)(words)
     for units in (32, 16):
@@ -52,14 +52,14 @@ MODELS = {"tagger": tagger, "mobilenet": mobilenet, "convnext": convnext}
 
 
 def run(name, sparsity=0.8, folder="."):
-    """Takes one of `MODELS` through all of it; returns the report of the loaded model."""
+    """Sparsify, train, save and load one of `MODELS`; return the report of the loaded model."""
     keras.utils.set_random_seed(0)
     model, x = MODELS[name]()
     y = np.random.default_rng(1).integers(0, CLASSES, x.shape[: len(model.output_shape) - 1])
 
-    # Any Keras model, as it is; compiled or not.
+    # Any built Keras model works, compiled or not.
     loss = "sparse_categorical_crossentropy"
-    # Eagerly, for three steps are not worth the time that a graph takes to make.
+    # Eager execution, because tracing takes longer than three steps.
     model.compile(keras.optimizers.AdamW(1e-3), loss, run_eagerly=True)
     ksd.sparsify(model, sparsity, seed=0)
 
@@ -81,10 +81,10 @@ def main(
     models: tuple[Literal["tagger", "mobilenet", "convnext"], ...] = tuple(MODELS),
     sparsity: float = 0.8,
 ):
-    """Makes three Keras models sparse, trains them sparsely, saves and loads them.
+    """Make three Keras models sparse, train them sparsely, save and load them.
 
     Args:
-        models: Which of them.
+        models: Names of the models.
         sparsity: Share of the weights to prune.
     """
     with tempfile.TemporaryDirectory() as folder:

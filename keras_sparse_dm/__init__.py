@@ -1,7 +1,7 @@
 """Sparse-to-sparse training of diffusion models in Keras 3.
 
-The whole public surface is reachable from here and loads on first use, so that
-``import keras_sparse_dm as ksd`` is quick and pulls in nothing that is not used.
+All public names are attributes of this package and load on first use, so
+``import keras_sparse_dm as ksd`` is quick.
 """
 
 import pathlib as _pathlib
@@ -40,11 +40,11 @@ __all__ = [*__all__, "__version__"]
 
 
 def _register_saved_classes(module):
-    """Makes what saved models consist of known to Keras, which then needs no `custom_objects`.
+    """Register the classes of saved models with Keras, which then needs no `custom_objects`.
 
-    Runs when Keras is there, before or after this package, and not without it. Where it is a
-    module of this package that imports Keras, that module is not whole yet, and this runs again
-    when it is.
+    Runs once Keras and this package are both imported, in either order. If a module of this
+    package imports Keras, that module is still incomplete, and this function runs again when its
+    import ends.
     """
     if "keras" not in _sys.modules or _being_imported(except_for=module):
         return
@@ -60,7 +60,7 @@ def _register_saved_classes(module):
 
 
 def _being_imported(except_for):
-    """Whether Keras or another module of this package is in the middle of its import."""
+    """Return True if the import of Keras or of another module of this package has not ended."""
     return any(
         getattr(module.__spec__, "_initializing", False)
         for name, module in _sys.modules.items()

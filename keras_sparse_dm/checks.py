@@ -10,7 +10,7 @@ class UsageError(ValueError):
 
 
 class SettingsError(UsageError):
-    """Settings that no run can be made of; the message is for the person who gave them."""
+    """Error for settings that no run can have, with a message for the person who gave them."""
 
 
 def one_of(name, value, choices, error=ValueError):
@@ -21,7 +21,7 @@ def one_of(name, value, choices, error=ValueError):
 
 
 def did_you_mean(value, choices, most=1):
-    """Return `" Did you mean 'NAME'?"` with the closest choices, or `""` where none is close."""
+    """Return `" Did you mean 'NAME'?"` with the closest choices, or `""` if none is close."""
     close = difflib.get_close_matches(str(value).lower(), choices, n=most)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 

@@ -4,20 +4,20 @@ import importlib
 import sys
 from typing import NamedTuple
 
-from keras_sparse_dm import __version__
+import keras_sparse_dm
 from keras_sparse_dm.checks import did_you_mean
 from keras_sparse_dm.commands.options import readers_may_leave
 from keras_sparse_dm.presets import PRESETS
 
 
 class Command(NamedTuple):
-    """A command, which is loaded when it is called.
+    """A command, whose module loads when the command runs.
 
     Attributes:
         module: Module of `keras_sparse_dm.commands`.
-        function: Its function, which takes the arguments and returns the exit code.
+        function: Name of its function, which takes the arguments and returns the exit code.
         arguments: The arguments, as the usage shows them.
-        help: What the command does, in half a line.
+        help: Description of the command in half a line.
     """
 
     module: str
@@ -31,7 +31,7 @@ COMMANDS = {
         "train",
         "train_command",
         "[PRESET] [options]",
-        "train a sparse diffusion model, report on it",
+        "train a sparse diffusion model and report",
     ),
     "train-autoencoder": Command(
         "train",
@@ -43,40 +43,40 @@ COMMANDS = {
         "convert",
         "convert_command",
         "SOURCE TARGET [options]",
-        "PyTorch checkpoints to .keras files and back",
+        "convert PyTorch checkpoints to .keras and back",
     ),
     "evaluate": Command(
         "evaluate",
         "evaluate_command",
         "RUN [options]",
-        "how far its samples are from real data, its cost",
+        "measure distance from real data, and cost",
     ),
     "sample": Command(
         "evaluate",
         "sample_command",
         "RUN -n 64 --output FILE",
-        "samples to look at: .png .svg .gif .npz .json",
+        "write samples: .png .svg .gif .npz .json",
     ),
     "export": Command(
         "export",
         "export_command",
         "RUN [options]",
-        "small files of it: sparse, TFLite, SavedModel",
+        "write sparse, TFLite and SavedModel files",
     ),
     "study": Command(
         "study",
         "study_command",
         "{run, report, list} ...",
-        "the paper's tables and figures, run anew",
+        "reproduce the paper's tables and figures",
     ),
     "data": Command(
-        "data", "data_command", "NAME [options]", "what a data set of sketches is like"
+        "data", "data_command", "NAME [options]", "describe and draw a data set of sketches"
     ),
     "convert-sketches": Command(
         "convert_sketches",
         "convert_sketches_command",
         "SOURCE TARGET",
-        "sketches of any format to .json or .svg",
+        "convert sketches to .json or .svg",
     ),
 }
 
@@ -84,7 +84,7 @@ COMMANDS = {
 def usage():
     """Return the text of `sparse-dm --help`."""
     lines = {f"sparse-dm {name} {c.arguments}": c.help for name, c in COMMANDS.items()}
-    lines["sparse-dm COMMAND --help"] = "all options; of another preset, name it first"
+    lines["sparse-dm COMMAND --help"] = "all options; name a preset to see its own"
     table = "\n".join(f"  {shown:<47} {help}" for shown, help in lines.items())
     return (
         f"usage: sparse-dm {{{', '.join(COMMANDS)}}} ...\n\n{table}\n  sparse-dm --version\n\n"
@@ -104,7 +104,7 @@ def main(argv=None):
         print(usage(), end="")
         return 0
     if argv == ["--version"]:
-        print(f"keras_sparse_dm {__version__}")
+        print(f"keras_sparse_dm {keras_sparse_dm.__version__}")
         return 0
     received = "received nothing."
     if argv:

@@ -1,6 +1,6 @@
 """Presets: the study's settings (paper, sections 3.3.2 and B.3) as frozen dataclasses.
 
-Nothing here needs Keras, so that the command line can list them at once.
+Loads no Keras, so that the command line can list the presets at once.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class ChiroDiffSettings:
     time_features: int = 8
     """Width of the timestep's random Fourier features; even."""
     time_scale: float = 4.0
-    """Standard deviation of their frequencies."""
+    """Standard deviation of the frequencies of the Fourier features."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class UNetSettings:
     dropout: float = 0.0
     """Dropout rate in the residual blocks."""
     remat: bool = False
-    """Keep only the inputs of blocks in training: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     scale_latents: bool = False
     """Divide latents by the standard deviation of the first batch."""
 
@@ -77,7 +77,7 @@ class AutoencoderSettings:
     """Highest learning rate of the autoencoder's Adam; it falls to zero as a cosine."""
 
     def arguments(self):
-        """Arguments of `VQAutoencoder`, as a dictionary."""
+        """Return the arguments of `VQAutoencoder`, as a dictionary."""
         arguments = dataclasses.asdict(self) | {"latent_channels": self.code_channels}
         for name in ("epochs", "batch_size", "learning_rate"):
             del arguments[name]
@@ -98,7 +98,7 @@ class NoiseSettings:
     """Variance of the last timestep (linear and scaled_linear)."""
 
     def to_schedule(self):
-        """The `NoiseSchedule` of these settings."""
+        """Return the `NoiseSchedule` of these settings."""
         betas = (None, None) if self.schedule == "cosine" else (self.beta_start, self.beta_end)
         return NoiseSchedule(self.schedule, self.timesteps, *betas)
 
@@ -113,28 +113,28 @@ class SketchSettings:
     characters: str = "kanji"
     """KanjiVG's drawings: kanji (one of each), kanji+variants, or all."""
     categories: tuple[str, ...] = ("cat", "crab", "mosquito")
-    """QuickDraw's categories, which one model learns together; the paper trains one of each."""
+    """QuickDraw's categories, for one model of all; the paper trains a model for each."""
     recognized: bool = False
     """Only QuickDraw's drawings that the game recognized."""
     digits: str = "test"
     """MNIST's digits: test (10,000), train, or all."""
     max_sketches: int = 0
-    """Sketches to read, the first ones; of QuickDraw in each category. 0 for all."""
+    """Number of sketches to read, the first ones; for QuickDraw, per category. 0 for all."""
     max_strokes: int = 0
-    """Strokes of a sketch to keep, the first ones; 0 for all."""
+    """Number of strokes of a sketch to keep, the first ones; 0 for all."""
     simplify: float = 0.0
-    """How far off a simplified stroke may lie, for a sketch in the unit circle; 0 for no
-    simplification."""
+    """Largest distance of a simplified stroke from the original, for a sketch in the unit circle; 0
+    for no simplification."""
     representation: str = "absolute"
     """Points as positions (absolute) or as differences (delta)."""
     spacing: float = 0.05
     """Distance between neighbouring points of a stroke, for a sketch in the unit circle."""
     scale: float = 10.0
-    """Factor on the coordinates after that."""
+    """Factor on the coordinates after resampling."""
     max_points: int = 300
-    """Sketches with this many points or more are dropped."""
+    """Drop sketches with this many points or more."""
     jitter: float = 0.0
-    """Smooth noise that bends training sketches, other in each epoch: its standard deviation in
+    """Standard deviation of smooth noise that bends training sketches, different in each epoch, in
     the unit of the coordinates (0.1 is a hundredth of the sketch's radius); 0 for none."""
 
 
@@ -169,7 +169,7 @@ class TrainingSettings:
     sparsity: float = 0.5
     """Share of the weights in kernels that is pruned, in [0, 1)."""
     distribution: str = "erk"
-    """How that share is spread over the kernels: erk, er or uniform."""
+    """Distribution of the sparsity over the kernels: erk, er or uniform."""
     update_every: int = 800
     """Training steps between topology updates (exploration frequency)."""
     prune_rate: float = 0.05
@@ -187,21 +187,21 @@ class TrainingSettings:
     global_clipnorm: float = 0.1
     """Largest norm of the gradient, over all variables; 0 for no clipping."""
     ema_momentum: float = 0.9999
-    """Momentum of the averaged weights that sampling uses; 0 for none. A run shorter than what
-    this averages over, 1 / (1 - momentum) steps, averages over a tenth of its steps."""
+    """Momentum of the averaged weights that sampling uses; 0 for none. The average spans
+    1 / (1 - momentum) steps; a shorter run averages over a tenth of its steps."""
     structure: str = "none"
-    """Weights that are pruned together: none for single weights, blocks:4 for blocks of 4 inputs,
-    nm:2:4 for 2 active weights of every 4 inputs."""
+    """Structure of the masks: none for single weights, blocks:4 for blocks of 4 inputs, nm:2:4 for
+    2 active weights of every 4 inputs."""
     competition: str = "kernel"
     """Competition for growth: kernel (each kernel keeps its density) or global (among all)."""
     grow_init: str = "zeros"
-    """Initial value of grown weights: zeros, or normal (as spread as the active weights)."""
+    """Initial value of grown weights: zeros, or normal (with the active weights' deviation)."""
     gradient_steps: int = 1
     """Training steps over which rigl averages the gradient before an update."""
     start_step: int = 0
-    """First training step at which an update may come."""
+    """First training step that can update the topology."""
     stop_step: int = -1
-    """Last training step at which an update may come; -1 for the whole run."""
+    """Last training step that can update the topology; -1 for the whole run."""
     grow_warmup: bool = False
     """Count the bias correction of AdamW from each weight's growth, not from the first step."""
 
@@ -217,12 +217,12 @@ class SamplingSettings:
     eta: float = 0.0
     """Noise of ddim: 0 for none, 1 for as much as ddpm."""
     evaluation: int = 0
-    """Samples to generate and evaluate at the end of training; 0 to leave it to `evaluate`."""
+    """Number of samples to generate and evaluate at the end of training; 0 for no evaluation."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Everything that a run of the study is described by."""
+    """All settings of a run of the study."""
 
     name: str
     model: ChiroDiffSettings | UNetSettings
@@ -233,7 +233,7 @@ class Preset:
     autoencoder: AutoencoderSettings | None = None
 
     def denoiser_arguments(self):
-        """Arguments of the denoiser's class, as a dictionary."""
+        """Return the arguments of the denoiser's class, as a dictionary."""
         arguments = dataclasses.asdict(self.model) | {"timesteps": self.noise.timesteps}
         if arguments.pop("kind") == "chirodiff":
             return arguments | {"representation": self.data.representation}
@@ -242,12 +242,12 @@ class Preset:
         return arguments | {"in_channels": channels, "out_channels": channels}
 
     def to_dict(self):
-        """The preset as nested dictionaries of plain values."""
+        """Return the preset as nested dictionaries of plain values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, settings):
-        """Rebuilds a preset from `to_dict`."""
+        """Rebuild a preset from the dictionary that `to_dict` returned."""
         sketches = settings["model"]["kind"] == "chirodiff"
         model, data = (
             (ChiroDiffSettings, SketchSettings) if sketches else (UNetSettings, ImageSettings)
@@ -265,7 +265,7 @@ class Preset:
 
 
 def from_plain(cls, values):
-    """A dataclass of values as JSON gives them back, which knows no tuples."""
+    """Return a dataclass of values from JSON, with tuples for lists."""
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
@@ -300,8 +300,8 @@ def _latent_diffusion(name, dataset, learning_rate):
 PRESETS = {
     preset.name: preset
     for preset in (
-        # The KanjiVG network at a length of training that 2 processor cores do in minutes:
-        # so few steps want a falling learning rate, a shorter average and earlier updates.
+        # The KanjiVG network, trained for minutes on 2 processor cores. So few steps need a
+        # falling learning rate, a shorter average and earlier updates.
         _chirodiff(
             "quickstart",
             96,
@@ -320,7 +320,7 @@ PRESETS = {
         _latent_diffusion("ldm_celebahq", "celebahq", 2e-6),
         _latent_diffusion("ldm_lsun_bedrooms", "lsun_bedrooms", 2.4e-5),
         _latent_diffusion("ldm_imagenette", "imagenette", 2.4e-5),
-        # Small enough to train in minutes on 2 processor cores, autoencoder and all.
+        # Small enough to train in minutes on 2 processor cores, including the autoencoder.
         Preset(
             name="ldm_kanjivg",
             model=UNetSettings(
@@ -341,7 +341,7 @@ PRESETS = {
                 ema_momentum=0.99,
             ),
             noise=NoiseSettings("scaled_linear", 1000, 0.0015, 0.0195),
-            # The noise of eta = 1 mends what a network trained for minutes gets wrong on the way.
+            # The noise of eta = 1 corrects errors of a network that was trained for minutes only.
             sampling=SamplingSettings(steps=50, eta=1.0),
             autoencoder=AutoencoderSettings(
                 channels=16,
@@ -359,7 +359,7 @@ PRESETS = {
 
 
 def get_preset(name):
-    """Returns the preset of that name.
+    """Return the preset of that name.
 
     Raises:
         ValueError: for an unknown name; the message lists the known ones.

@@ -14,10 +14,10 @@
 # %% [markdown]
 # # Sparse sketches
 #
-# ChiroDiff, a diffusion model of pen strokes, is trained on kanji with four fifths of its weights
-# pruned from the first step to the last. RigL moves the remaining fifth to where it helps.
-# This notebook takes about two minutes on 2 processor cores; a longer run is
-# `python train.py`.
+# This notebook trains ChiroDiff, a diffusion model of pen strokes, on kanji. Four fifths of its
+# weights are pruned from the first step to the last, and RigL moves the remaining fifth to where it
+# helps. The notebook takes about two minutes on 2 processor cores; a longer run is `python
+# train.py`.
 
 # %%
 import os
@@ -38,9 +38,9 @@ import keras_sparse_dm as ksd
 # %% [markdown]
 # ## Data
 #
-# KanjiVG comes with the package `kanjivg`. Its simplest drawings, of fewer than 56 points, keep
-# training short: kana, letters and kanji of few strokes. Look at the strokes: each is a line, dark
-# to light in the order of drawing.
+# KanjiVG comes with the package `kanjivg`. To keep training short, we take its simplest drawings,
+# of fewer than 56 points: kana, letters and kanji of few strokes. Look at the strokes: each is a
+# line, from dark to light in the order of drawing.
 
 # %%
 train, validation = (
@@ -55,7 +55,7 @@ ksd.data.draw(real)
 # ## A sparse model
 #
 # `sparsify` draws the masks. Look at the column *density*: ERK leaves small kernels denser than
-# large ones, and all together hold a fifth of the weights.
+# large ones, and all kernels together keep a fifth of the weights.
 
 # %%
 SPARSITY = 0.8
@@ -67,9 +67,9 @@ ksd.sparsify(model, SPARSITY, seed=0)
 # %% [markdown]
 # ## Training
 #
-# `fit` and one callback. Every 30 steps each kernel drops the tenth of its active weights that is
-# smallest and grows as many where the gradient is largest. A second callback keeps the masks and
-# the report after each round, to draw them below.
+# Training needs `fit` and one callback. Every 30 steps, each kernel drops the tenth of its active
+# weights with the smallest magnitudes and grows as many weights with the largest gradients. A
+# second callback keeps the masks and the report after each round, for the figures below.
 
 # %%
 BATCH_SIZE, STEPS, ROUNDS = 64, 600, 20
@@ -106,9 +106,9 @@ history = model.fit(
 ).history
 
 # %% [markdown]
-# Look at the lines: the loss falls with the topology moving all the time, and the training loss
-# has no jumps where weights are exchanged. (The validation loss is that of the averaged weights,
-# which come later.)
+# Look at the lines: the loss falls although the topology changes all the time, and the training
+# loss does not jump when weights are exchanged. (The validation loss is that of the averaged
+# weights, which lag behind.)
 
 # %%
 figure, axis = plt.subplots(figsize=(6, 3))
@@ -120,8 +120,8 @@ plt.show()
 assert history["val_loss"][-1] < 0.5 * history["val_loss"][0]
 
 # %% [markdown]
-# The invariant, checked: every pruned weight is zero, and so are its optimizer moments and its
-# averaged copy, and each mask has as many ones as at the start.
+# `check_invariant` verifies that every pruned weight, its optimizer moments and its averaged copy
+# are zero, and that each mask has as many ones as at the start.
 
 # %%
 ksd.sparsity.check_invariant(model)
@@ -135,10 +135,11 @@ print(
 # %% [markdown]
 # ## The topology moves
 #
-# One kernel's mask before and after training. Blue weights were active all along or came back,
-# red ones have grown, grey ones were dropped; white ones were active at neither time. Look for
-# red: RigL grows nearly all in the third of the columns that makes the candidate state, and there
-# in some rows and columns, inputs and units that others do without.
+# The figure shows one kernel's mask before and after training. Blue weights were active at both
+# times, red ones have grown, grey ones were dropped, and white ones were active at neither time.
+# Look for red: RigL grows nearly all weights in the third of the columns that computes the
+# candidate state, and concentrates them in a few rows and columns, that is, in a few inputs and
+# units.
 
 # %%
 name = "chirodiff/bidirectional_1/forward_gru/gru_cell/recurrent_kernel"
@@ -162,10 +163,11 @@ print(f"{in_candidate:.0%} of them lie in the candidate state's columns")
 assert in_candidate > 0.5
 
 # %% [markdown]
-# All kernels together. Left: the share of the first active weights that has been exchanged, and
-# the share of *all* weights that has ever been active. The second is what the network has
-# tried, more than the fifth that it holds at a time. Right: the share that each kernel has
-# exchanged at the end; the small ones, which ERK has left dense, have nothing to exchange.
+# These figures are for all kernels. Left: the share of the initially active weights that has been
+# exchanged, and the share of *all* weights that has ever been active. The second share is what the
+# network has tried, and exceeds the fifth that is active at any time. Right: the share that each
+# kernel has exchanged by the end; the small kernels, which ERK leaves dense, have nothing to
+# exchange.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), width_ratios=(1, 1.1))
@@ -193,9 +195,10 @@ assert watch.reports[-1].ever_active > 0.21
 # %% [markdown]
 # ## Sampling
 #
-# `generate` denoises with the averaged weights in 50 steps; the noise of `eta=1` mends on the way
-# what so short a training gets wrong. Left what the sparse network draws, right real ones. Look
-# for strokes that are smooth and meet where a pen's do; most are no character that exists.
+# `generate` denoises with the averaged weights in 50 steps; the noise of `eta=1` corrects errors
+# that remain after such short training. The sparse network's samples are on the left, real sketches
+# on the right. Look for smooth strokes that meet like pen strokes; most samples are not real
+# characters.
 
 # %%
 lengths = ksd.data.sample_lengths(train, 16, seed=0)
@@ -205,7 +208,7 @@ assert np.isfinite(points).all()
 ksd.data.draw([generated, real[:16]], columns=4, titles=("generated, S = 0.8", "real"))
 
 # %% [markdown]
-# Points have an order, so that sketches can be watched while they are drawn.
+# Points have an order, so we can watch sketches being drawn.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -216,9 +219,9 @@ animation
 # %% [markdown]
 # ## What it costs
 #
-# Look at the FLOPs: a fifth, as of the weights, for this network applies every weight once a
-# point. TensorFlow multiplies zeros too; a runtime that skips them would save these FLOPs.
-# `04_export.ipynb` goes on from here.
+# Look at the FLOPs: they fall to a fifth like the weights, because this network applies every
+# weight once per point. TensorFlow also multiplies zeros; a runtime that skips them would save
+# these FLOPs. `04_export.ipynb` continues from here.
 
 # %%
 n = int(train.lengths.mean())

@@ -14,10 +14,10 @@
 # %% [markdown]
 # # Latent diffusion
 #
-# An autoencoder turns images into small latents, and a U-Net with half of its weights pruned
-# learns to denoise these. Here both are small and the images are kanji, drawn on 32 x 32 pixels.
-# This notebook takes about three minutes on 2 processor cores; `python train.py ldm_kanjivg` is
-# a longer run, with 64 x 64 pixels.
+# An autoencoder turns images into small latents, and a U-Net with half of its weights pruned learns
+# to denoise them. Here both networks are small, and the images are kanji of 32 x 32 pixels. This
+# notebook takes about three minutes on 2 processor cores; `python train.py ldm_kanjivg` is a longer
+# run with 64 x 64 pixels.
 
 # %%
 import os
@@ -36,8 +36,8 @@ import keras_sparse_dm as ksd
 # %% [markdown]
 # ## Images
 #
-# KanjiVG's strokes, drawn with a round pen; 3,000 kanji are enough for so short a training.
-# `load_images("folder", data_dir=...)` reads images of your own in the same way.
+# The images show KanjiVG's strokes, drawn with a round pen; 3,000 kanji are enough for such short
+# training. `load_images("folder", data_dir=...)` reads images of your own in the same way.
 
 # %%
 SIZE, BATCH_SIZE = 32, 16
@@ -50,8 +50,8 @@ ksd.data.draw_images(real, columns=16, cell=0.5)
 # %% [markdown]
 # ## The autoencoder
 #
-# Each 2 x 2 pixels become one position of a latent with 3 channels, and each position one of 256
-# codes. It is trained on images alone.
+# The autoencoder turns each 2 x 2 pixels into one position of a latent with 3 channels, and each
+# position into one of 256 codes. It trains on images alone.
 
 # %%
 AUTOENCODER_STEPS = 250
@@ -84,8 +84,8 @@ history = autoencoder.fit(
 print(f"reconstruction loss {history.history['reconstruction'][-1]:.4f}")
 
 # %% [markdown]
-# Look at the strokes on the left: they must be as thin and as many as on the right. What the
-# autoencoder blurs, the U-Net cannot make sharp.
+# Look at the strokes on the left: they must be as thin and as many as on the right. The U-Net
+# cannot sharpen what the autoencoder blurs.
 
 # %%
 reconstructed = autoencoder.predict(real, verbose=0)
@@ -97,7 +97,7 @@ ksd.data.draw_images(
 )
 
 # %% [markdown]
-# Latents are what diffusion sees. Each channel is a coarse picture of the kanji.
+# Diffusion sees latents only. Each channel is a coarse picture of the kanji.
 
 # %%
 latents = keras.ops.convert_to_numpy(autoencoder.encode(real[:1]))[0]
@@ -114,8 +114,9 @@ plt.show()
 # %% [markdown]
 # ## The sparse U-Net
 #
-# `LatentDiffusion` freezes the autoencoder, so `sparsify` finds the U-Net's kernels only. Look at
-# the dots, one for each kernel: small ones stay dense, the largest give up most.
+# `LatentDiffusion` freezes the autoencoder, so `sparsify` finds only the kernels of the U-Net. Look
+# at the dots, one for each kernel: small kernels stay dense, and the largest lose the largest
+# share.
 
 # %%
 unet = ksd.models.UNet(
@@ -138,7 +139,7 @@ axis.set(xlabel="weights in the kernel", ylabel="density", xscale="log", ylim=(0
 plt.show()
 
 # %% [markdown]
-# Latents are encoded once, then trained on by `fit` and one callback.
+# Images are encoded to latents once; then training needs `fit` and one callback.
 
 # %%
 STEPS, EPOCHS = 550, 10
@@ -175,9 +176,9 @@ print(f"exchanged since the start: {report.exchanged_since_start:.1%} of the act
 # %% [markdown]
 # ## Samples
 #
-# Fifty steps, the noise of `eta=1` mends on the way what so short a training gets wrong. Look for
-# thin dark strokes on white that fill a square. For characters so short a training is not enough,
-# and some samples come out as a blot.
+# Sampling takes 50 steps; the noise of `eta=1` corrects errors that remain after such short
+# training. Look for thin dark strokes on white that fill a square. Training is too short for real
+# characters, and some samples are blots.
 
 # %%
 samples = model.generate(16, steps=50, eta=1.0, seed=0, progress=False)
@@ -189,10 +190,10 @@ ksd.data.draw_images(
 # %% [markdown]
 # ## The paper's U-Net
 #
-# The network of the paper has 274 million parameters. Its densities follow from the shapes alone;
-# nothing so large is made here: in a `StatelessScope` Keras gives variables shapes and no
-# values. Look at what *S* does to FLOPs: less than in proportion, for the kernels that ERK prunes
-# most are those that run at few positions.
+# The network of the paper has 274 million parameters. Its densities follow from the shapes alone,
+# so we create no weights: in a `StatelessScope`, Keras gives variables shapes and no values. Look
+# at the effect of *S* on FLOPs: they fall less than the weights, because the kernels that ERK
+# prunes most run at few positions.
 
 # %%
 with keras.StatelessScope(initialize_variables=False):
@@ -223,9 +224,10 @@ np.testing.assert_allclose(
 # %% [markdown]
 # ## Loading published weights
 #
-# `ksd.convert.load_pytorch` fills a model from a checkpoint of the original programs or of
-# diffusers: `.safetensors` as it is, `.ckpt` and `.pt` with the extra `convert`, for PyTorch. Here
-# it reads a small one, which `save_pytorch` writes in the original's names.
+# `ksd.convert.load_pytorch` loads a checkpoint of the original programs or of diffusers into a
+# model. `.safetensors` files need nothing else; `.ckpt` and `.pt` files need the extra `convert`,
+# for PyTorch. Here it reads a small checkpoint, which `save_pytorch` writes with the original
+# names.
 
 # %%
 from safetensors.numpy import load_file
@@ -241,9 +243,9 @@ for prefix in ("model.diffusion_model.", "first_stage_model."):
 print(f"... {len(tensors)} tensors")
 
 # %% [markdown]
-# A new model with other weights takes them and then answers as the trained one. Look at the
-# densities after loading: a checkpoint of the original knows no masks, so the kernels count as
-# dense; `sparsify` afterwards would start from these weights.
+# A new model with other weights loads the checkpoint and then gives the same answers as the trained
+# model. Look at the densities after loading: checkpoints of the original program have no masks, so
+# the kernels count as dense. You could call `sparsify` next, to start from these weights.
 
 # %%
 keras.utils.set_random_seed(1)
@@ -262,7 +264,7 @@ print("the same predicted noise and the same images")
 print("masks:", ksd.sparsity_report(other).sparsity, "pruned")
 
 # %% [markdown]
-# The published files are loaded in the same way; they are too large for a notebook.
+# Published files load in the same way; they are too large for a notebook.
 #
 # ```python
 # # vq-f4.zip of github.com/CompVis/latent-diffusion, "model.ckpt" in it

@@ -14,10 +14,10 @@
 # %% [markdown]
 # # Sparsify your own model
 #
-# Any built Keras 3 model trains sparsely: `ksd.sparsify(model, sparsity)` and one callback. Here
-# they are given a transformer made of plain Keras layers, a MobileNet from `keras.applications`,
-# and a method of our own. The data are the 1,797 digits of scikit-learn, 8 x 8 pixels. This
-# notebook takes about three minutes on 2 processor cores.
+# Any built Keras 3 model trains sparsely with `ksd.sparsify(model, sparsity)` and one callback.
+# Here we apply them to a transformer of plain Keras layers and to a MobileNet from
+# `keras.applications`, and write a method of our own. The data are the 1,797 digits of
+# scikit-learn, 8 x 8 pixels. This notebook takes about three minutes on 2 processor cores.
 
 # %%
 import os
@@ -49,7 +49,7 @@ plt.show()
 # %% [markdown]
 # ## A transformer
 #
-# The rows of a digit are its words. Nothing in this model knows of sparsity.
+# The rows of a digit are its words. Nothing in this model refers to sparsity.
 
 
 # %%
@@ -67,8 +67,8 @@ def transformer(width=64):
 
 
 # %% [markdown]
-# Its sparse layers stand where the Keras ones stood. Look at the densities: the small first and
-# last kernels keep about half of their weights, the wide ones less than a tenth.
+# Sparse layers replace the Keras layers in place. Look at the densities: the small first and last
+# kernels keep about half of their weights, the wide ones less than a tenth.
 
 # %%
 keras.utils.set_random_seed(0)
@@ -77,8 +77,8 @@ ksd.sparsify(transformer(), 0.9, seed=0)
 # %% [markdown]
 # ## Accuracy against sparsity
 #
-# The same few epochs for each sparsity, dense too; with RigL, which exchanges 30% of the active
-# weights every 20 steps (falling to zero as training ends), and with masks that never move.
+# Each sparsity, and the dense model, trains for the same few epochs: with RigL, which exchanges 30%
+# of the active weights every 20 steps (falling to zero as training ends), and with fixed masks.
 
 
 # %%
@@ -125,9 +125,10 @@ results = {
 }
 
 # %% [markdown]
-# Look at how far the curves lie below the dense line: half of the weights cost little, nine tenths
-# a few percent, and with two in a hundred left masks that move keep more than fixed ones. It is
-# one seed and 450 test digits: two or three percent either way are chance.
+# Look at the distance of the curves from the dense line. Pruning half of the weights costs little,
+# and pruning nine tenths a few percent; if two in a hundred weights are left, moving masks lose
+# less than fixed ones. These are results of one seed and 450 test digits, so two or three percent
+# either way are chance.
 
 # %%
 figure, axis = plt.subplots(figsize=(6, 3.5))
@@ -145,10 +146,11 @@ assert results["rigl", 0.9][0] > 0.8
 # %% [markdown]
 # ## A method of our own
 #
-# RigL always grows the weights with the largest gradients. This one draws them at random, with
-# chances in proportion to the gradients: the largest values of $|g| / e$, with $e$ exponentially
-# distributed, are such a draw without replacement (Efraimidis and Spirakis 2006). A method scores
-# what to drop and what to grow; all else, from masks to saved files, is the library's.
+# RigL always grows the weights with the largest gradients. This method draws them at random, with
+# probabilities proportional to the gradients: the largest values of $|g| / e$, with exponentially
+# distributed $e$, are such a draw without replacement (Efraimidis and Spirakis 2006). A method only
+# scores which weights to drop and which to grow; the library does everything else, from masks to
+# saved files.
 
 
 # %%
@@ -174,8 +176,9 @@ class SampledRigL(ksd.sparsity.SparsityMethod):
 
 
 # %% [markdown]
-# Beside the library's own at a sparsity of 0.95. Look at *ever active* (the share of all weights
-# that was tried at any time): RigL goes back to the same weights, a random draw does not.
+# The table compares it with the library's methods at a sparsity of 0.95. Look at *ever active*, the
+# share of all weights that was active at any time: RigL returns to the same weights, and a random
+# draw does not.
 
 # %%
 for method in (SampledRigL(), "magran"):
@@ -191,10 +194,10 @@ assert ever_active["rigl"] < ever_active["sampled_rigl"] < ever_active["magran"]
 # %% [markdown]
 # ## A MobileNet
 #
-# From `keras.applications`, untrained, a quarter as wide as usual, on the digits enlarged to
-# 32 x 32 pixels. `exclude` leaves its depthwise kernels dense: each holds nine weights for a
-# channel and all of them together a few percent of the network's. Look at the pointwise kernels:
-# the wider, the sparser.
+# The MobileNet is from `keras.applications`, untrained, a quarter as wide as usual, on digits
+# enlarged to 32 x 32 pixels. `exclude` leaves its depthwise kernels dense: each has nine weights
+# per channel, and together they hold a few percent of the network's weights. Look at the pointwise
+# kernels: the wider, the sparser.
 
 
 # %%
@@ -220,7 +223,7 @@ for k in report.kernels[-6:]:
     print(f"  {k.name:35} {k.density:6.1%} of {k.size:,}")
 
 # %% [markdown]
-# Look at how far the accuracy falls, with RigL and dense.
+# Compare the accuracies of RigL and the dense model.
 
 # %%
 mobilenet_accuracy = {}
@@ -246,8 +249,8 @@ assert mobilenet_accuracy[0.9] > 0.7
 # %% [markdown]
 # ## Saving
 #
-# A sparse model is a Keras model: `.keras` files keep masks and optimizer, and load without
-# `custom_objects`. `04_export.ipynb` shows files that are smaller.
+# A sparse model is a Keras model: `.keras` files contain masks and optimizer, and load without
+# `custom_objects`. `04_export.ipynb` shows smaller files.
 
 # %%
 import tempfile

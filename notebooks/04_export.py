@@ -14,10 +14,9 @@
 # %% [markdown]
 # # Export
 #
-# What a sparse model becomes outside of training: a sparse checkpoint, a SavedModel, a TFLite
-# file. How large each is, whether it answers as the model does, and how fast it runs. This
-# notebook takes about two minutes on 2 processor cores. `sparse-dm export RUN` does the same
-# for a run of `train.py`.
+# This notebook exports a sparse model to a sparse checkpoint, a SavedModel and a TFLite file, and
+# compares their sizes, outputs and speeds. It takes about two minutes on 2 processor cores.
+# `sparse-dm export RUN` does the same for a run of `train.py`.
 
 # %%
 import os
@@ -42,10 +41,10 @@ folder = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## A model with blocks
 #
-# ChiroDiff with nine tenths of its weights pruned, in blocks of four along the input axis:
-# LiteRT multiplies those without unpacking them. The first layer reads 13 numbers a point, which
-# make no blocks of four; `exclude` leaves its two small kernels dense. A short training is enough
-# here.
+# This ChiroDiff has nine tenths of its weights pruned, in blocks of four along the input axis;
+# LiteRT multiplies such blocks without unpacking them. The first layer reads 13 numbers per point,
+# which do not divide into blocks of four, so `exclude` leaves its two small kernels dense. A short
+# training is enough here.
 
 # %%
 SPARSITY, POINTS = 0.9, 75
@@ -91,9 +90,9 @@ print(f"{report.active:,} of {report.size:,} weights in kernels are active")
 # %% [markdown]
 # ## Sizes
 #
-# Each format of the same model. Look at the first three: what stores zeros does not shrink. A
-# sparse checkpoint takes the active weights and one bit or less for each weight to say which
-# these are; a sparse TFLite file the blocks and where each of them lies.
+# The chart shows each format of the same model. Look at the first three: formats that store zeros
+# do not shrink. A sparse checkpoint stores the active weights and at most one bit per weight for
+# their positions; a sparse TFLite file stores the blocks and their positions.
 
 # %%
 files = {}
@@ -133,8 +132,8 @@ assert sizes["TFLite, sparse"] < 0.3 * sizes["TFLite, stored dense"]
 # %% [markdown]
 # ## A sparse checkpoint
 #
-# `load_sparse` gives the model back, masks and all. Look at the largest difference: in float32
-# there is none.
+# `load_sparse` returns the model with its masks. Look at the largest difference, which is zero in
+# float32.
 
 # %%
 rng = np.random.default_rng(0)
@@ -154,9 +153,9 @@ for dtype in ("float32", "float16"):
 # %% [markdown]
 # ## LiteRT
 #
-# `to_tflite` has run the file beside Keras before it put it in place. Here it is run once more,
-# with LiteRT's own interpreter and nothing of this package: as on a phone. One sketch at a time,
-# padded to 75 points.
+# `to_tflite` has compared the file with Keras before it kept it. Here we run it once more with
+# LiteRT's own interpreter and without this package, as on a phone: one sketch at a time, padded to
+# 75 points.
 
 # %%
 interpreter = Interpreter(model_path=str(files["TFLite, sparse"]))
@@ -180,9 +179,9 @@ print({key: metadata[key] for key in ("kind", "what", "quantize", "inputs", "len
 # %% [markdown]
 # ## The same sketches from three places
 #
-# Keras, the TFLite file and the SavedModel draw from the same noise; the SavedModel has the whole
-# sampler inside, and TensorFlow runs it without Keras. Look for a difference between the three:
-# there should be none. They are rough, after a minute of training.
+# Keras, the TFLite file and the SavedModel sample from the same noise. The SavedModel contains the
+# whole sampler, and TensorFlow runs it without Keras. Look for differences between the three; there
+# should be none. The sketches are rough after a minute of training.
 
 # %%
 drawn_lengths = np.array([50, 60, 70, 74], "int32")
@@ -210,10 +209,10 @@ ksd.data.draw(
 # %% [markdown]
 # ## Latency
 #
-# Three files of one network: dense, single weights pruned, blocks of four pruned. All in turn,
-# round after round, one thread, one sketch of 75 points. What is timed hangs on the structure and
-# not on the values, so the two new models are not trained. Look at the bars: single zeros are
-# unpacked when the file is loaded, and bring nothing; blocks are skipped.
+# The three files hold one network: dense, with single weights pruned, and with blocks of four
+# pruned. They run in turn, on one thread, with one sketch of 75 points. Times depend on the
+# structure and not on the values, so the two new models are not trained. Look at the bars: single
+# zeros are unpacked on loading and save no time; blocks are skipped.
 
 # %%
 runs = {"blocks of 4": (model, files["TFLite, sparse"])}
@@ -257,6 +256,6 @@ print(f"blocks of 4 are {speed_up:.2f} times as fast as dense")
 assert speed_up > 0.8
 
 # %% [markdown]
-# How much blocks gain hangs on the processor and on the width of the network: narrow ones gain
-# nothing. `docs/export.md` has more sizes and latencies, int8 too, and the commands that measured
-# them.
+# The gain from blocks depends on the processor and on the width of the network; narrow networks
+# gain nothing. `docs/export.md` has more sizes and latencies, also for int8, and the commands that
+# measured them.

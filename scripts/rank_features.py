@@ -1,16 +1,16 @@
-"""Whether FD-kanji ranks sketches as it should: a table of distances of ever worse ones.
+"""FD-kanji of increasingly damaged sketches, as a table that shows how it ranks them.
 
-Held-out sketches, and damaged copies of them, are compared with as many from the training part:
+Held-out sketches and damaged copies of them are compared with equally many training sketches:
 
-- jitter: lines bent by smooth noise, `jitter_points`; sketches have the radius 10
-- rough: every point moved by noise of its own, as that which a diffusion model did not remove
-- strokes replaced: by strokes of other sketches, in the places that these have there
-- strokes moved: by a quarter of the sketch's size, in any direction
+- jitter: smooth noise bends the lines (`jitter_points`); sketches have the radius 10
+- rough: independent noise moves every point, like noise that a diffusion model did not remove
+- strokes replaced: strokes of other sketches, at their places, replace some strokes
+- strokes moved: some strokes move by a quarter of the sketch's size, in any direction
 - strokes missing
-  (in these three, the halves of a single stroke count as strokes)
-- untrained ChiroDiff, and points of pure noise
+  (in these three kinds, the halves of a single stroke count as strokes)
+- samples of an untrained ChiroDiff, and points of pure noise
 
-The distances must grow with the damage, and all lie far above that of untouched sketches.
+Distances must grow with the damage, and all must be far above that of undamaged sketches.
 
     python scripts/rank_features.py [--digits FOLDER] [--samples 1000] [--weights FILE]
 """
@@ -35,7 +35,7 @@ RADIUS = 10.0
 
 
 def jittered(arrays, amount, seed=0):
-    """Sketches bent smoothly; `amount` in the unit of the points."""
+    """Return sketches that smooth noise bends; `amount` is in the unit of the points."""
     lengths = arrays.lengths
     padded = np.zeros((len(arrays), arrays.max_length, 3), np.float32)
     for row, points in zip(padded, arrays, strict=True):
@@ -45,7 +45,7 @@ def jittered(arrays, amount, seed=0):
 
 
 def rough(arrays, amount, seed=0):
-    """Sketches whose every point was moved on its own; `amount` in the unit of the points."""
+    """Return sketches with independent noise on every point; `amount` is in the points' unit."""
     rng = np.random.default_rng(seed)
     return [
         from_points(points + rng.normal(0, amount, points.shape) * (1, 1, 0)) for points in arrays
@@ -53,7 +53,7 @@ def rough(arrays, amount, seed=0):
 
 
 def replaced(sketches, share, seed=0):
-    """Sketches of whose strokes a share, drawn at random, is some other sketch's."""
+    """Return sketches with a random share of strokes replaced by other sketches' strokes."""
     rng = np.random.default_rng(seed)
 
     def other():
@@ -69,7 +69,7 @@ def replaced(sketches, share, seed=0):
 
 
 def displaced(sketches, share, seed=0):
-    """Sketches of whose strokes a share, drawn at random, lies elsewhere."""
+    """Return sketches with a random share of strokes moved."""
     rng = np.random.default_rng(seed)
 
     def move(sketch, stroke):
@@ -83,7 +83,7 @@ def displaced(sketches, share, seed=0):
 
 
 def in_two(sketch):
-    """The sketch's strokes; of one stroke its halves, for alone it shows not where it lies."""
+    """Return the strokes of a sketch, or the halves of a single stroke."""
     if len(sketch) > 1 or sketch.num_points < 3:
         return sketch.strokes
     (stroke,) = sketch
@@ -92,7 +92,7 @@ def in_two(sketch):
 
 
 def thinned(sketches, share, seed=0):
-    """Sketches of whose strokes a share, drawn at random, is missing, but never all."""
+    """Return sketches without a random share of strokes; each keeps at least one."""
     rng = np.random.default_rng(seed)
     result = []
     for sketch in sketches:
@@ -104,13 +104,13 @@ def thinned(sketches, share, seed=0):
 
 
 def pure_noise(lengths, seed=0):
-    """Sketches of normal points whose pen lifts as often as normal noise exceeds 1/2."""
+    """Return sketches of normal noise; a pen value above 1/2 lifts the pen."""
     rng = np.random.default_rng(seed)
     return [from_points(rng.normal(size=(n, 3))) for n in lengths]
 
 
 def untrained(lengths, seed=0):
-    """What ChiroDiff generates before any training."""
+    """Return samples of an untrained ChiroDiff."""
     model = ksd.diffusion.DiffusionModel(
         ksd.models.ChiroDiff(48, 2, seed=seed), ksd.diffusion.NoiseSchedule.linear(1000), seed=seed
     )
@@ -119,7 +119,7 @@ def untrained(lengths, seed=0):
 
 
 def damages(arrays):
-    """`{kind of damage: {strength: sketches}}`, of each kind the weakest first."""
+    """Return `{kind of damage: {strength: sketches}}`, in order of increasing strength."""
     sketches = [from_points(points, arrays.representation) for points in arrays]
     shares = {"10%": 0.1, "25%": 0.25, "50%": 0.5, "100%": 1.0}
     return {
@@ -134,7 +134,7 @@ def damages(arrays):
 
 
 def distances(features, train, held_out, progress=False):
-    """`[(what, strength, distance)]` of held-out sketches, untouched and damaged, from others."""
+    """Return `[(kind, strength, distance)]` of held-out sketches, undamaged and damaged."""
 
     def features_of(sketches):
         return features(render_sketches(sketches, progress=progress), progress=progress)
@@ -153,10 +153,10 @@ def main(
     weights: Path | None = None,
     progress: bool = False,
 ):
-    """Prints the table.
+    """Print the table.
 
     Args:
-        samples: Sketches of each kind, or as many as are held out.
+        samples: Largest number of sketches of each kind.
         digits: Folder of MNIST's files; without it, scikit-learn's 1,797 digits.
         weights: File of the features' weights; by default the package's.
         progress: Whether to show progress bars.

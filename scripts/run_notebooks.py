@@ -1,9 +1,9 @@
-"""Runs notebooks/*.py in fresh kernels and saves each with its outputs as the .ipynb beside it.
+"""Run notebooks/*.py in fresh kernels, and save each with its outputs as a .ipynb file beside it.
 
     python scripts/run_notebooks.py [NAME ...]
 
-The scripts are what is edited and reviewed (jupytext's percent format); the notebooks are made of
-them. A notebook whose cells raise is not saved, and whatever the .ipynb held stays.
+Edit the scripts, which are in jupytext's percent format; the notebooks are generated from them. If
+a cell raises an error, the .ipynb file does not change.
 """
 
 import time
@@ -20,25 +20,25 @@ FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 
 
 def run(script, timeout=3600):
-    """Executes a script's cells; returns the notebook with their outputs.
+    """Execute a script's cells, and return the notebook with their outputs.
 
     Args:
         script: Path of the `.py` file.
-        timeout: Seconds that one cell may take.
+        timeout: Longest time of a cell, in seconds.
 
     Raises:
         nbclient.exceptions.CellExecutionError: if a cell raises.
     """
     notebook = jupytext.read(script, fmt="py:percent")
     for i, cell in enumerate(notebook.cells):
-        # The same in every run, so that only what has changed differs.
+        # Constant identifiers, so that files differ only in changed cells.
         cell.id = f"cell-{i}"
     resources = {"metadata": {"path": str(script.parent)}}
     nbclient.NotebookClient(
         notebook, timeout=timeout, kernel_name="python3", resources=resources
     ).execute()
     for cell in notebook.cells:
-        # When each cell ran.
+        # The times at which cells ran.
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = without_logs(cell.outputs)
@@ -48,7 +48,7 @@ def run(script, timeout=3600):
 
 
 def without_logs(outputs):
-    """A cell's outputs but what TensorFlow logs, whatever TF_CPP_MIN_LOG_LEVEL says."""
+    """Return a cell's outputs without the messages that TensorFlow logs at any log level."""
     kept = []
     for output in outputs:
         if output.output_type == "stream":
@@ -61,10 +61,10 @@ def without_logs(outputs):
 
 
 def main(names: tyro.conf.Positional[tuple[str, ...]] = ()):
-    """Runs notebooks and saves them with their outputs.
+    """Run notebooks and save them with their outputs.
 
     Args:
-        names: Names of notebooks without their endings; all by default.
+        names: Names of notebooks without `.py`; all by default.
     """
     for script in [FOLDER / f"{name}.py" for name in names] or sorted(FOLDER.glob("*.py")):
         begin = time.perf_counter()

@@ -1,24 +1,24 @@
-"""Trains the network behind `keras_sparse_dm.metrics.EmbeddedFeatures` and writes its weights.
+"""Train the network of `keras_sparse_dm.metrics.EmbeddedFeatures`, and write its weights.
 
-It learns from rendered drawings, warped a little and drawn anew in each epoch:
+The network learns from drawings, which are warped slightly and differently in each epoch:
 
-- KanjiVG: which of the most frequent components each character holds, as the `kvg:element`s of
-  the package `kanjivg`'s SVG files tell, several for one character
-- digits, traced into strokes: which digit
-- QuickDraw: which category
+- KanjiVG: the most frequent components in each character, from the `kvg:element`s of the SVG files
+  in the package `kanjivg`; a character can have several
+- digits, traced to strokes: the digit
+- QuickDraw: the category
 
-Half of the drawings are damaged, as a generator that is not yet good damages them, and the
-network is also to tell how: lines that wobble or are rough, strokes that are another drawing's or
-lie elsewhere, that are missing, that are joined. Without this task it learns to overlook what
-does not hide the character, and the distance would overlook it too.
+Half of the drawings have damage like that of an imperfect generator: wobbly or rough lines, and
+replaced, moved, missing or joined strokes. The network also predicts the kind and strength of the
+damage; otherwise, it would learn to ignore damage that leaves the character readable, and so would
+the distance.
 
-Held out, for the accuracies in the file, are the validation sketches that `load_kanjivg`,
-`load_vmnist` and `load_quickdraw` give by default, variants of the same character included.
+The accuracies in the file are those on the default validation sketches of `load_kanjivg`,
+`load_vmnist` and `load_quickdraw`, and on variants of the same characters.
 
     python scripts/train_feature_network.py [--digits FOLDER] [--quickdraw FOLDER] [--epochs 8]
 
-The same seed and data give the same weights on the same machine, up to the order in which
-threads add.
+Equal seeds and data give equal weights on one machine, except for rounding, which depends on the
+order in which threads add.
 """
 
 import os
@@ -52,31 +52,31 @@ from keras_sparse_dm.metrics.features import embedded
 
 # Filters, width of the kernel, and stride of each convolution.
 LAYERS = ((24, 5, 2), (48, 3, 2), (96, 3, 2), (96, 3, 1), (192, 3, 2), (128, 3, 1))
-# The layers whose maps' means are the features, and their weights: one that sees strokes and how
-# they meet, and the last, that sees the drawing. The last would, with its full weight, be most of
-# the distance that chance makes between two samples of the same drawings.
+# Layers whose spatial means are the features, and their weights. The earlier layer sees strokes and
+# their junctions, and the last one the drawing. With full weight, the last layer would dominate the
+# random part of the distance between two samples of the same drawings.
 POOLED = {3: 1.0, 5: 0.5}
 ALL = 10**6
 
 # The first two bend lines; the others change strokes.
 DAMAGES = ("wobbly", "rough", "replaced", "moved", "missing", "joined")
-# Of so strong a bend, or any change of strokes, the drawing need not be what it was.
+# Strengths of damage above which the drawing may no longer show its class.
 UNTOLD = np.array([0.7, 0.7, 0, 0, 0, 0.3])
-# Of telling it in the loss.
+# Weight of the damage in the loss.
 DAMAGE_WEIGHT = 2.0
 
 
 @dataclass
 class Task:
-    """Drawings, and what the network is to tell of them.
+    """Drawings, and the classes that the network predicts for them.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         classes: names of the outputs.
-        one_of: whether exactly one class is right for each drawing; else any number.
+        one_of: whether exactly one class is right for each drawing; otherwise, any number can be.
         train, held_out: `(sketches, targets)`, a list of `Sketch`es and a float32 array of
             shape `(sketches, classes)` of zeros and ones.
-        repeat: how often an epoch shows each drawing.
+        repeat: number of times that an epoch shows each drawing.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Task:
 
 
 def kanjivg_task(components, progress):
-    """KanjiVG's characters, variants included, and the most frequent `components` in them."""
+    """Return the task of KanjiVG: characters and variants, with the most frequent components."""
     folder = kanjivg_folder()
     _, validation = load_kanjivg(progress=progress)
     everything = load_kanjivg(characters="all", max_points=ALL, progress=progress)
@@ -98,7 +98,7 @@ def kanjivg_task(components, progress):
     for arrays in everything:
         for name, points in zip(arrays.names, arrays, strict=True):
             part = name[:5] in hidden
-            # Of what is held out, the very drawings that `load_kanjivg` gives for validation.
+            # Hold out only the drawings that `load_kanjivg` returns for validation, no variants.
             if part and len(name) > 5:
                 continue
             text = (folder / f"{name}.svg").read_text(encoding="utf-8")
@@ -111,7 +111,7 @@ def kanjivg_task(components, progress):
 
 
 def one_of_task(name, loaded, repeat=1, most=ALL):
-    """Sketches with labels, of which each has one; `most` of them, at most, are learned from."""
+    """Return a task of sketches with one label each, trained on at most `most` sketches."""
     loaded = loaded[0].take(most), loaded[1]
     classes = sorted({label for arrays in loaded for label in arrays.labels})
     parts = [
@@ -128,15 +128,15 @@ def one_of_task(name, loaded, repeat=1, most=ALL):
 
 
 def draw_all(sketches, seed, warped, damaged, progress=False, title=""):
-    """Pictures of drawings, warped and damaged as seed and number say.
+    """Return pictures of drawings, warped and damaged at random by seed and index.
 
     Args:
         sketches: list of `Sketch`es.
         seed: whole number.
-        warped: whether to turn, shear, stretch and shift a little, with a pen of another width.
+        warped: whether to turn, shear, stretch and shift drawings a little, and vary the pen width.
         damaged: share of the drawings to damage.
         progress: whether to show a progress bar.
-        title: what it says.
+        title: title of the progress bar.
 
     Returns:
         uint8 array `(n, size, size)`, and float32 `(n, kinds)`: the strength of each kind of
@@ -163,7 +163,7 @@ def draw_chunk(items, seed, warped, damaged):
         rng = np.random.default_rng([seed, number])
         strengths = np.zeros(len(DAMAGES))
         if rng.random() < damaged:
-            # One kind, or one on top of another.
+            # One kind of damage, or two.
             for kind in rng.choice(len(DAMAGES), 1 + (rng.random() < 0.3), replace=False):
                 sketch, strengths[kind] = damage(sketch, DAMAGES[kind], others, rng)
         drawn.append((draw_one(sketch, rng if warped else None), strengths))
@@ -171,7 +171,7 @@ def draw_chunk(items, seed, warped, damaged):
 
 
 def damage(sketch, kind, others, rng):
-    """The damaged sketch, and how strong the damage is, from 0 to 1."""
+    """Return the damaged sketch, and the strength of the damage from 0 to 1."""
     strokes = list(sketch)
     extent = extent_of(strokes)
     if kind in ("wobbly", "rough"):
@@ -184,12 +184,12 @@ def damage(sketch, kind, others, rng):
         ]
         return Sketch(strokes), 0.2 + 0.8 * strength
     if len(strokes) == 1 and kind != "joined":
-        # Alone it shows not where it lies: its halves are two strokes.
+        # The picture does not show the place of a single stroke, so use its halves.
         middle = len(strokes[0]) // 2
         strokes = [part for part in (strokes[0][: middle + 1], strokes[0][middle:]) if len(part)]
     chosen = rng.random(len(strokes)) < rng.uniform(0.05, 0.6 if kind == "missing" else 1)
     if kind in ("missing", "joined"):
-        chosen[0] = False  # there is a first stroke, and none before to join it to
+        chosen[0] = False  # the first stroke stays and has no stroke before it to join
     else:
         chosen[rng.integers(len(strokes))] = True
     changed = []
@@ -217,7 +217,7 @@ def draw_one(sketch, rng=None):
     strokes = [np.column_stack([s[:, :2] @ warp.T, s[:, 2]]) for s in sketch]
     points = np.concatenate(strokes)[:, :2]
     low, high = points.min(axis=0), points.max(axis=0)
-    # Of what is damaged a dot may be left.
+    # Damage can leave a single dot, whose extent is zero.
     side = ((high - low).max() or 1.0) * (1 + rng.uniform(0.08, 0.3))
     middle = (low + high) / 2
     room = (side - (high - low)) / 2
@@ -236,7 +236,7 @@ def extent_of(strokes):
 
 
 def smooth_noise(length, amount, rng, spacing):
-    """Offsets `(length, 2)` drawn every `spacing` points and interpolated in between."""
+    """Return random offsets `(length, 2)`, drawn every `spacing` points and interpolated."""
     knots = np.arange(0, length + spacing, spacing)
     noise = rng.normal(0, amount, (2, len(knots)))
     return np.stack([np.interp(np.arange(length), knots, axis) for axis in noise], axis=1)
@@ -254,13 +254,13 @@ def build(outputs):
         x = keras.layers.BatchNormalization(momentum=0.98, epsilon=1e-3, name=f"norm_{i}")(x)
         x = keras.layers.ReLU()(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
-    # Most classes are rare: to begin with, each is thought to be.
+    # Most classes are rare, so initial probabilities are small.
     last = keras.layers.Dense(outputs, bias_initializer=keras.initializers.Constant(-4.0))
     return keras.Model(inputs, last(x))
 
 
 def folded(model):
-    """`(kernel, bias)` of each convolution, with its normalization multiplied in."""
+    """Return `(kernel, bias)` of each convolution, including its batch normalization."""
     layers = []
     for i in range(len(LAYERS)):
         (kernel,) = model.get_layer(f"conv_{i}").get_weights()
@@ -272,9 +272,9 @@ def folded(model):
 
 
 def feature_scale(layers, tasks, count=4000):
-    """The layer's weight, over the standard deviation of each feature.
+    """Return the weight of each feature's layer, divided by the feature's standard deviation.
 
-    Over undamaged drawings that were learned from, as many of the first task's as of the second's.
+    The deviations are those over undamaged training drawings, equally many of the first two tasks.
     """
     pictures = [draw_all(task.train[0][:count], 0, False, 0.0)[0] for task in tasks[:2]]
     deviations = 0
@@ -287,12 +287,12 @@ def feature_scale(layers, tasks, count=4000):
         deviations += np.concatenate([means[i].var(axis=0) for i in POOLED]) / len(pictures)
     deviations = np.sqrt(deviations)
     weights = np.repeat(list(POOLED.values()), [LAYERS[i][0] for i in POOLED])
-    # What hardly ever varies tells nothing, and would be all noise.
+    # Features that hardly vary carry no information, so do not amplify their noise.
     return weights / np.maximum(deviations, 0.1 * np.median(deviations))
 
 
 def make_loss(tasks):
-    """What is shown, where it can be told, and how it is damaged: the mean over the drawings."""
+    """Return the loss: classes of recognizable drawings, and damage, averaged over drawings."""
     kinds = len(DAMAGES)
 
     def loss(targets, numbers, strengths, outputs):
@@ -314,9 +314,10 @@ def make_loss(tasks):
 
 
 def accuracies(model, tasks):
-    """Of each task, on what is held out, undamaged: mean average precision, or what is right.
+    """Return accuracies on held-out drawings, as a dictionary.
 
-    And for the damage, on damaged drawings, the correlation of its strength with what is told.
+    For each task, the mean average precision or the share of right answers on undamaged drawings;
+    for the damage, the correlation of its strength with the prediction, on damaged drawings.
     """
     result = {}
     for task in tasks:
@@ -350,10 +351,10 @@ def ink(pictures):
 
 
 def spread_threads():
-    """Binds TensorFlow's threads to cores, evenly.
+    """Bind TensorFlow's threads evenly to cores.
 
-    It leaves that to the operating system, and that of a virtual machine may keep them all on
-    one core.
+    TensorFlow leaves the choice to the operating system, which may keep all threads on one core of
+    a virtual machine.
     """
     if not hasattr(os, "sched_setaffinity"):
         return
@@ -382,23 +383,22 @@ def main(
     seed: int = 0,
     progress: bool = True,
 ):
-    """Trains and writes.
+    """Train the network and write its weights.
 
     Args:
-        output: The file of weights to make.
+        output: The file of weights to write.
         digits: Folder of MNIST's files; without it, scikit-learn's 1,797 digits.
-        quickdraw: Folder of QuickDraw's files, of which every category is learned; without it,
-            none.
-        components: How many of KanjiVG's components to tell, the most frequent ones.
-        epochs: How often to go over all drawings.
+        quickdraw: Folder of QuickDraw's files, to learn all their categories; without it, none.
+        components: Number of KanjiVG's components to predict, the most frequent ones.
+        epochs: Number of epochs.
         batch_size: Drawings per step.
         learning_rate: Highest learning rate; it rises over the first 5% of the steps, then
             falls to 0 with the cosine.
-        seed: Of weights, order and warping.
+        seed: Seed of weights, order and warping.
         progress: Whether to show progress bars.
     """
     begin = time.perf_counter()
-    # Before a model is made: its threads are then the ones that compute.
+    # Before any model exists, so that the bound threads do all computations.
     spread_threads()
     keras.utils.set_random_seed(seed)
     tasks = [
@@ -408,7 +408,7 @@ def main(
     if quickdraw is not None:
         categories = sorted({file.name.partition(".")[0] for file in quickdraw.iterdir()})
         loaded = load_quickdraw(quickdraw, categories, max_points=ALL, progress=progress)
-        # Shown about as often as all else, up to eight times an epoch.
+        # Repeat small data sets up to eight times per epoch.
         repeat = max(1, min(8, 10_000 // len(loaded[0])))
         tasks.append(one_of_task("QuickDraw", loaded, repeat))
     outputs = 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "agg")
-# Convolutions with channels first need it, and TensorFlow leaves it off without AVX-512.
+# Convolutions with channels first need oneDNN, which is off by default without AVX-512.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import keras
@@ -48,12 +48,12 @@ class Reference:
         spec.loader.exec_module(self._weights)
 
     def arrays(self, name):
-        """Arrays of one file, by name."""
+        """Return the arrays of one file, by name."""
         with np.load(self.folder / name) as archive:
             return {key: archive[key] for key in archive.files}
 
     def state_dict(self, name):
-        """`{PyTorch tensor name: array}` of the network behind one file."""
+        """Return `{PyTorch tensor name: array}` of the network of one file."""
         names, _ = self._weights.load(self.folder / name)
         return self._weights.state_dict(names)
 
@@ -116,7 +116,7 @@ def examples_of(page):
     found = re.findall(
         r"<!-- example: (\w+) -->\n\n```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL
     )
-    assert len(dict(found)) == len(found), f"{page} has two examples of one name"
+    assert len(dict(found)) == len(found), f"{page} has two examples of the same name"
     return dict(found)
 
 

@@ -17,7 +17,7 @@ from keras_sparse_dm.runs.settings import RunSettings
 
 @pytest.fixture(autouse=True)
 def empty_working_folder(tmp_path, monkeypatch):
-    """Nothing may be written but here, where it is seen."""
+    """Run each test in an empty folder, which holds all files that it writes."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -27,7 +27,7 @@ def empty_working_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(capfd, empty_working_folder):
-    """Runs `train` and expects exit code 2 and one line; returns the line."""
+    """Run `train`, expect exit code 2 and one line, and return the line."""
 
     def refused(*argv, code=2, untouched=True):
         before = sorted(empty_working_folder.rglob("*"))
@@ -39,7 +39,7 @@ def refused(capfd, empty_working_folder):
         out, err = capfd.readouterr()
         assert received == code
         assert "Traceback" not in out + err
-        # The progress bar of preparing data may stand before it.
+        # The progress bar of data preparation may precede it.
         lines = err.replace("\r", "\n").splitlines()
         lines = [line for line in lines if line and "Preparing" not in line]
         assert len(lines) == 1, lines
@@ -159,7 +159,7 @@ def test_an_output_folder_that_cannot_be(refused, tmp_path, kind):
         target = target / "run"
     elif kind != "a file":
         target = Path("/proc/no-such-place/run")
-    # The last one is only found out when the data have been read.
+    # The last error is only found once the data have been read.
     data = copy_sketches(tmp_path / "svg")
     line = refused("--output-dir", target, "--data-dir", data, "--batch-size", "4")
     assert str(target) in line and "--output-dir" in line
@@ -178,7 +178,7 @@ def test_a_folder_of_other_things_is_left_alone(refused, empty_working_folder):
 
 @pytest.fixture
 def stored(empty_working_folder):
-    """Makes a folder with the configuration of a run, as training leaves it."""
+    """Make a folder with the configuration of a run, as training writes it."""
 
     def stored(*argv):
         folder = empty_working_folder / "run"
@@ -212,7 +212,7 @@ def test_resume_inherits_the_settings_of_the_run(stored):
     )
     assert settings.to_dict() == wanted.to_dict()
     assert settings.resume and settings.folder == folder
-    # What is said again in the same words is no difference.
+    # Options that are repeated with equal values are no difference.
     again = parse_train_options(
         ["chirodiff_kanjivg", "--output-dir", str(folder), "--resume", "--sparsity", "0.3"]
     )
@@ -307,7 +307,7 @@ def test_a_reader_that_leaves_sees_no_traceback(command):
 
 
 def test_flags_are_the_options_without_a_value():
-    """The preset may stand behind them."""
+    """The preset may stand behind other options."""
     for flag in ("--grow-warmup", "--no-recognized", "--remat", "--scale-latents"):
         assert named_preset([flag, "chirodiff_vmnist"]) == "chirodiff_vmnist"
     assert named_preset(["--output-dir", "chirodiff_vmnist"]) is None

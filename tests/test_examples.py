@@ -1,4 +1,4 @@
-"""The examples run, and show what they say."""
+"""The examples run and print the reports that their docstrings promise."""
 
 import importlib.util
 from pathlib import Path
@@ -16,11 +16,11 @@ def example(name):
     return module
 
 
-# A kernel that must be among the sparse ones, and how many there are.
+# A kernel that must be sparse, and the number of sparse kernels.
 @pytest.mark.parametrize(
     "model, kernel, count",
     [
-        # Two directions of two layers with two kernels each, and one.
+        # Two layers have two directions with two kernels each; the last layer has one.
         pytest.param(
             "tagger", "forward_lstm_1/lstm_cell/recurrent_kernel", 9, marks=pytest.mark.slow
         ),
@@ -35,10 +35,10 @@ def example(name):
 )
 def test_any_keras_model(model, kernel, count, tmp_path, capsys):
     script = example("sparse_any_keras_model")
-    # Keras numbers the names of layers from the first on.
+    # Keras numbers the names of layers.
     keras.utils.clear_session()
     if model == "tagger":
-        # As from the command line, with the table.
+        # Like the command line, with the table.
         script.main(models=(model,), sparsity=0.7)
         text = capsys.readouterr().out
         assert "tagger: the same after saving and loading" in text
@@ -50,5 +50,5 @@ def test_any_keras_model(model, kernel, count, tmp_path, capsys):
     [one] = [k for k in report.kernels if k.name.endswith(kernel)]
     assert one.active < one.size or model == "mobilenet"
     assert report.sparsity == pytest.approx(0.8, abs=1e-3 if count > 9 else 1e-2)
-    # Three updates of 0.3 have been made, and the loaded file knows of them.
+    # The loaded file has the state of three updates of 0.3.
     assert report.ever_active > 1.2 * report.active / report.size

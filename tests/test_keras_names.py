@@ -356,7 +356,7 @@ def test_canary_variable_key():
     optimizer, variables = make_optimizer()
     keys = [_keras.variable_key(optimizer, variable) for variable in variables]
     assert len(set(keys)) == 2
-    # `update_step` is given what is in the variable, where that is a variable itself.
+    # `update_step` receives the content of the variable, which is a variable itself.
     if keras.backend.backend() == "tensorflow":
         assert keys == [_keras.variable_key(optimizer, v.value) for v in variables]
     other, _ = make_optimizer(keras.optimizers.SGD)

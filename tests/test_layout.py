@@ -8,11 +8,11 @@ import pytest
 import keras_sparse_dm
 
 ROOT = Path(keras_sparse_dm.__file__).parent
-# Files that need nothing of the package, and then its folders in order.
+# Files that import nothing of the package, and then its folders in order.
 FIRST = {"_keras", "checks", "files", "renamed", "seeds"}
 ORDER = ["masks", "layers", "sparsity", "diffusion", "presets", "models", "data", "convert"]
 ORDER += ["metrics", "export", "runs", "study", "commands", "cli"]
-# The package itself, which names all, and its old names.
+# The package itself, which names all folders, and its old names.
 LAST = {"__init__", "experiments"}
 
 
@@ -25,7 +25,7 @@ def modules(folder):
 
 
 def imported(file):
-    """Modules of the package that a file imports, anywhere in it."""
+    """Yield the modules of the package that a file imports, also inside functions."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -60,7 +60,7 @@ def test_the_first_files_import_nothing_of_the_package(file):
 
 
 def test_there_are_no_import_cycles():
-    """Not inside functions either."""
+    """Check imports at the top of files and inside functions."""
     files = dict((name, file) for folder in ORDER for file, name in modules(folder))
     graph = {name: {n for n in imported(file) if n in files} for name, file in files.items()}
     while graph:

@@ -1,4 +1,4 @@
-"""The saved notebooks, which CI runs apart: in step with their scripts, run whole, fit to read."""
+"""Checks of the saved notebooks, which CI runs separately: complete and equal to their scripts."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from PIL import Image
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-# Of the machine that ran them, or of its user.
+# Texts that would reveal the machine or its user.
 PATHS = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|var|usr|opt|Users|mnt|private)/|\b[A-Z]:\\\\")
 LOGS = re.compile(r"WARNING|Warning:|^[IWEF]\d{4}", re.MULTILINE)
 
@@ -62,7 +62,7 @@ def test_pictures_are_saved_and_large_enough_to_read(path):
     assert len(pictures(path)) >= 3
     for picture in pictures(path):
         assert 400 <= picture.width <= 1000
-        # More than an empty sheet.
+        # Larger than an empty picture.
         assert len(picture.convert("L").getcolors()) > 16
 
 
@@ -82,7 +82,7 @@ def test_notebook_is_small(path):
 
 @each_notebook
 def test_each_code_cell_follows_text_or_belongs_to_the_one_before(path):
-    """A reader is told what to look at: no more than two code cells without a word."""
+    """Text must follow at most two code cells, to guide the reader."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     kinds = "".join("c" if cell["cell_type"] == "code" else "t" for cell in cells)
     assert kinds.startswith("t")

@@ -39,7 +39,7 @@ def test_importing_the_package_and_its_command_line_loads_nothing_heavy():
 def test_using_the_library_loads_neither_the_toolkit_nor_the_command_line():
     code = (
         "import sys\n"
-        # The submodule first: the function of the same name must not be hidden by it.
+        # Import the submodule first, which must not hide the function of the same name.
         "import keras_sparse_dm.metrics.costs.cost\n"
         "import keras_sparse_dm as ksd\n"
         "from keras_sparse_dm.metrics import cost\n"
@@ -47,7 +47,7 @@ def test_using_the_library_loads_neither_the_toolkit_nor_the_command_line():
         "model = ksd.models.ChiroDiff(4, 1)\n"
         "ksd.sparsify(model, 0.5)\n"
         "ksd.diffusion.DiffusionModel(model, ksd.diffusion.NoiseSchedule.linear(1000))\n"
-        # Keras itself loads matplotlib where it is installed.
+        # Keras itself loads matplotlib if it is installed.
         "heavy = ('tensorflow_datasets', 'tensorflow_model_optimization', 'keras_sparse_dm.cli',"
         " 'torch')\n"
         "print([m for m in heavy if m in sys.modules])\n"
@@ -79,7 +79,7 @@ def test_saved_classes_are_known_whatever_is_imported_first(first):
 @pytest.mark.parametrize("argv", [["train.py", "--help"], ["-m", "keras_sparse_dm.cli", "--help"]])
 def test_help_answers_at_once(argv):
     seconds = []
-    for _ in range(3):  # other work on the machine may slow one of them
+    for _ in range(3):  # other programs may slow one of them
         begin = time.perf_counter()
         result = python(*argv)
         seconds.append(time.perf_counter() - begin)

@@ -1,4 +1,4 @@
-"""The Python of the README, and of the pages on models, runs correctly, with little data."""
+"""Python examples of the README and of the pages on models, run with little data."""
 
 import re
 import shlex

@@ -21,7 +21,7 @@ PUBLISHED_BETAS = (1000, 0.0015, 0.0195)
 class ConvertSettings:
     """Convert a PyTorch checkpoint to a .keras file, or a .keras file to a checkpoint.
 
-    The file name extension of the source decides which. Only tensors are read from a PyTorch file;
+    The extension of SOURCE decides which. Only tensors are read from a PyTorch file;
     no code in it is ever run.
     """
 
@@ -31,12 +31,12 @@ class ConvertSettings:
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET")]
     """The file to write; a folder with --naming diffusers."""
     part: Literal["unet", "autoencoder", "all", "chirodiff"] | None = None
-    """Network to convert; all is latent diffusion's U-Net with its autoencoder. By default, what
-    the source holds."""
+    """Network to convert; all is latent diffusion's U-Net with its autoencoder. By default, the
+    networks that SOURCE holds."""
     preset: str | None = None
     """Preset of the network; by default the shapes of the tensors determine the network."""
     ema: bool = False
-    """Take the averaged copy of the U-Net's weights, with which the original program samples."""
+    """Convert the averaged (EMA) weights of the U-Net, with which the original program samples."""
     head_channels: int = 32
     """Channels of an attention head of the U-Net, which shapes do not determine."""
     norm_groups: int = 32
@@ -128,7 +128,7 @@ def _to_keras(settings):
 
 
 def _new_model(settings, source):
-    """Return a new model for the part of a source that the settings ask for."""
+    """Return a new model for the requested part of a source."""
     from keras_sparse_dm.convert.spelling import find_networks
     from keras_sparse_dm.models.chirodiff.denoiser import ChiroDiff
     from keras_sparse_dm.models.latent_diffusion import LatentDiffusion
@@ -201,7 +201,7 @@ def _arguments(kind, spelling, source, settings):
 
 
 def _noise_schedule(tensors):
-    """Return a checkpoint's noise schedule, or that of the published ones."""
+    """Return a checkpoint's noise schedule, or the published schedule if it stores no betas."""
     import numpy as np
 
     from keras_sparse_dm.convert.plan import as_float32
@@ -210,7 +210,7 @@ def _noise_schedule(tensors):
     if "betas" not in tensors:
         return NoiseSchedule.scaled_linear(*PUBLISHED_BETAS)
     betas = as_float32(tensors["betas"])
-    # Undoes the rounding to single precision.
+    # Undo the rounding to single precision.
     ends = (float(f"{beta:.6g}") for beta in (betas[0], betas[-1]))
     arguments = (len(betas), *ends)
     for make in (NoiseSchedule.scaled_linear, NoiseSchedule.linear):
@@ -238,7 +238,10 @@ def _to_pytorch(settings):
     everything = "all" if len(networks) > 1 else next(iter(networks))
     part = settings.part or everything
     if part not in (*networks, everything):
-        raise UsageError(f"--part must be {' or '.join(networks)}, as {settings.source} holds.")
+        raise UsageError(
+            f"--part must be {' or '.join(networks)}, the part that {settings.source} holds; "
+            f"received {part}."
+        )
     print(f"Read the {_title(part)} from {settings.source}")
     tensors, parameters = write_checkpoint(
         networks.get(part, model),

@@ -21,41 +21,41 @@ from keras_sparse_dm.files import os_error_text
 JSON = ".json"
 SVG = ".svg"
 
-# So many of the sketches that cannot be read are listed.
+# Number of unreadable sketches to list.
 _LISTED = 5
 
 
 @dataclass(frozen=True)
 class ConvertSketchesSettings:
-    """Converts sketch files of any known format into one .json file, or into .svg files.
+    """Convert sketch files of any known format to one .json file or to .svg files.
 
-    Sketches that cannot be read are skipped and listed; where they are more than 5%, nothing is
-    written. Nothing in a file is ever run, pickles included.
+    Unreadable sketches are skipped and listed; if they exceed 5%, nothing is written. No code in a
+    file is ever run, not even in pickles.
     """
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """A file (.svg, .ndjson, .ndjson.gz, .npz, .json, .pkl, sketch_0), a folder of such files,
     or a pattern in quotes, such as 'drawings/*.svg'."""
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET")]
-    """A .json file for all sketches; an .svg file for one; or a folder, for an .svg file of
-    each, named after the sketches."""
+    """A .json file for all sketches, an .svg file for a single one, or a folder for one .svg file
+    per sketch, named after the sketch."""
     max_sketches: int | None = None
-    """Convert the first sketches only, this many."""
+    """Number of sketches to convert, the first ones; by default all."""
     recognized: bool = False
-    """Of QuickDraw's drawings take those that the game recognized."""
+    """Take only those of QuickDraw's drawings that the game recognized."""
     splits: tuple[Literal["train", "valid", "test"], ...] = ("train", "valid", "test")
     """Parts of sketch-rnn's files to take."""
     overwrite: bool = False
-    """Replace a target that exists; of a folder, the files of the same names."""
+    """Replace an existing target; in a folder, replace files of the same names."""
 
 
 class _TooManyBroken(ValueError):
-    """More than 5% of the sketches cannot be read."""
+    """Error if more than 5% of the sketches cannot be read."""
 
 
 @dataclass
 class _Counts:
-    """What became of the sketches so far."""
+    """Numbers of sketches read and skipped so far, and reasons of the first skipped ones."""
 
     good: int = 0
     broken: int = 0
@@ -69,10 +69,10 @@ class _Counts:
 
 
 def convert_sketches_command(argv, prog="sparse-dm convert-sketches"):
-    """Parses the options of `convert-sketches`, converts, and returns the exit code.
+    """Parse the options of `convert-sketches`, convert, and return the exit code.
 
     Returns:
-        0; 1 where the source cannot be converted; 2 for wrong options.
+        0 for success, 1 for a source that cannot be converted, 2 for wrong options.
     """
     try:
         settings = parse_options(ConvertSketchesSettings, argv, prog)
@@ -121,17 +121,21 @@ def _check(settings):
     if target.suffix and target.is_dir():
         raise UsageError(f"TARGET {target} is a folder; give a file that ends in {target.suffix}.")
     if not target.suffix and target.exists() and not target.is_dir():
-        raise UsageError(f"TARGET {target} is no folder; give a folder, a .json or an .svg file.")
+        raise UsageError(
+            f"TARGET {target} is not a folder; give a folder, a .json or an .svg file."
+        )
     if target.is_file() and not settings.overwrite:
         raise UsageError(f"TARGET {target} exists; --overwrite replaces it.")
     if target.is_dir() and any(target.iterdir()) and not settings.overwrite:
-        raise UsageError(f"TARGET {target} holds files; --overwrite replaces those it must.")
+        raise UsageError(
+            f"TARGET {target} holds files; --overwrite replaces files of the same names."
+        )
     if not target.absolute().parent.is_dir():
         raise UsageError(f"The folder of TARGET must exist; received {target}.")
 
 
 def _checked(sketches, settings, counts):
-    """The sketches under a progress bar, counted; at the end an error where many are broken."""
+    """Yield the sketches, count them in a progress bar, and raise an error if many are broken."""
     from tqdm import tqdm
 
     from keras_sparse_dm.data.summary import MAX_BROKEN
@@ -149,14 +153,14 @@ def _checked(sketches, settings, counts):
             + "; ".join(counts.first[:3])
         )
     if counts.good == 0:
-        raise ValueError(f"{settings.source} holds no sketch of those asked for.")
+        raise ValueError(f"{settings.source} holds none of the requested sketches.")
 
 
 def _list_broken(counts):
     if counts.broken:
         print(
             f"{counts.broken:,} of {counts.good + counts.broken:,} sketches cannot be read and "
-            "are left out:",
+            "are skipped:",
             file=sys.stderr,
         )
         for reason in counts.first:
@@ -192,7 +196,7 @@ def _write(settings, sketches):
 
 @contextlib.contextmanager
 def _whole_folder(target):
-    """Context that gives a folder to fill, whose files are in `target` where it ends well."""
+    """Context that yields a folder to fill; if the block succeeds, its files move to `target`."""
     temporary = target.absolute().with_name(f".partial-{target.absolute().name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -208,7 +212,7 @@ def _whole_folder(target):
 
 
 class _Names:
-    """Names for files: of letters that any disk takes, no two the same."""
+    """Unique file names of characters that every file system allows."""
 
     def __init__(self):
         self.taken = set()
@@ -217,7 +221,7 @@ class _Names:
     def of(self, name):
         safe = re.sub(r"[^\w.-]+", "_", name).strip("._-").encode()[:120].decode("utf-8", "ignore")
         safe = safe or "sketch"
-        # Some disks take capital and small letters for the same.
+        # Some file systems do not distinguish upper and lower case.
         key = safe.casefold()
         unique = safe
         while unique.casefold() in self.taken:

@@ -1,4 +1,4 @@
-"""`sparse-dm data`: what a data set of sketches is like, in figures and in a picture."""
+"""The command `sparse-dm data`: counts, lengths and a picture of a data set of sketches."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,27 +20,27 @@ BAR = 40
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Shows what a data set of sketches is like: counts, lengths, padding, a picture."""
+    """Show counts, lengths, padding and a picture of a data set of sketches."""
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """Data set: kanjivg, quickdraw, vmnist, or files (sketches of your own)."""
     data_dir: Path | None = None
-    """Folder of the data set's files; see train --help for what is taken without it."""
+    """Folder of the data set's files; see train --help for the default."""
     cache_dir: Path | None = None
     """Folder for prepared data; by default the user's cache folder."""
     batch_size: int = 128
-    """Sketches in a training batch, for which padding is counted."""
+    """Sketches per training batch, for the share of padding."""
     seed: int = 0
-    """Seed of the choice of sketches that are drawn."""
+    """Seed that chooses the sketches in the picture."""
     picture: Path | None = None
-    """Where to save a picture of twelve sketches (.png, .svg, .pdf, or .gif, drawn point by
-    point); by default NAME.png in this folder."""
+    """File for a picture of twelve sketches (.png, .svg, .pdf, or .gif, drawn point by point); by
+    default NAME.png in the working folder."""
     data: tyro.conf.OmitArgPrefixes[SketchSettings] = field(
         default_factory=lambda: SketchSettings("")
     )
 
     def check(self):
-        """Checks everything that can be checked without loading anything.
+        """Check all that can be checked without loading Keras or data.
 
         Raises:
             SettingsError: naming the option, what was received and what would be right.
@@ -69,7 +69,7 @@ class DataSettings:
 
 
 def data_command(argv, prog="sparse-dm data"):
-    """Parses the options of `data`, prints the report, and returns the exit code."""
+    """Parse the options of `data`, print the report, and return the exit code."""
     try:
         settings = parse_options(DataSettings, argv, prog)
         settings.check()
@@ -88,11 +88,11 @@ def data_command(argv, prog="sparse-dm data"):
 
 
 def describe(train, validation, batch_size):
-    """What a data set of sketches is like, as text of several lines.
+    """Return a description of a data set of sketches, in several lines.
 
     Args:
         train, validation: `SketchArrays`.
-        batch_size: Sketches in a training batch.
+        batch_size: Number of sketches per training batch.
     """
     from keras_sparse_dm.data import padding_waste, steps_per_epoch
 
@@ -108,7 +108,7 @@ def describe(train, validation, batch_size):
         f"points        {_spread(lengths)}",
         f"strokes       {_spread(strokes)}",
     ]
-    # Bins of whole numbers.
+    # The width of the bins is a whole number.
     width = -(-(int(np.ptp(lengths)) + 1) // BINS)
     counts = np.bincount((lengths - lengths.min()) // width)
     lines += ["", "points a sketch"]
@@ -119,7 +119,7 @@ def describe(train, validation, batch_size):
 
 
 def _strokes(arrays):
-    """Number of strokes of each sketch: in both representations a pen bit of 1 ends one."""
+    """Return the number of strokes of each sketch; a pen bit of 1 ends a stroke."""
     ends = np.cumsum(arrays.lengths, dtype=np.int64)
     lifts = np.concatenate([[0], np.cumsum(arrays.points[:, 2] > 0.5)])
     return lifts[ends] - lifts[ends - arrays.lengths]
@@ -128,13 +128,13 @@ def _strokes(arrays):
 def _spread(values):
     middle = np.median(values)
     return (
-        f"{values.mean():.1f} a sketch on average; least {values.min()}, median {middle:g}, "
-        f"most {values.max()}"
+        f"{values.mean():.1f} a sketch on average; minimum {values.min()}, median {middle:g}, "
+        f"maximum {values.max()}"
     )
 
 
 def draw_some(arrays, path, seed):
-    """Draws a dozen sketches, chosen by a seed."""
+    """Draw twelve sketches that a seed chooses."""
     from keras_sparse_dm.data import animate, draw, from_points
 
     chosen = np.random.default_rng(seed).permutation(len(arrays))[:PICTURES]

@@ -1,4 +1,4 @@
-"""`sparse-dm evaluate` and `sparse-dm sample`: how their options are read."""
+"""Options of `sparse-dm evaluate` and `sparse-dm sample`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,37 +14,37 @@ SAMPLE_ENDINGS = (".png", ".svg", ".pdf", ".gif", ".npz", ".json")
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """Measures how far what a run generates is from real data, and what the run costs."""
+    """Measure the distance of a run's samples from real data, and the cost of the run."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run, finished or not: without its model.keras, its last checkpoint serves."""
+    """Folder of the run; of an unfinished run, the last checkpoint is used."""
     samples: int = 10_000
-    """Samples to generate; the paper takes 10,000."""
+    """Number of samples to generate; the paper's is 10,000."""
     steps: int | None = None
-    """Steps of ddim, from 1 to T; the run's own by default."""
+    """Steps of ddim, from 1 to T; the run's by default."""
     sampler: str | None = None
-    """Sampler, ddim or ddpm; the run's own by default."""
+    """Sampler, ddim or ddpm; the run's by default."""
     eta: float | None = None
-    """Noise of ddim; the run's own by default."""
+    """Noise of ddim, from 0 to 1; the run's by default."""
     real: str = "train"
-    """What is compared with: train, the sketches or images that were trained on, as in the paper,
-    or validation."""
+    """Real data to compare the samples with: train (the training data, as in the paper) or
+    validation."""
     real_samples: int = 20_000
-    """At most so many real ones."""
+    """Largest number of real sketches or images to compare with."""
     weights: tuple[Path, ...] = ()
-    """Files of Inception weights, each for a distance more: torch-fidelity's or pytorch-fid's for
-    the FID, Ge et al.'s for sketches. Without any the distance is that of the embedded network."""
+    """Files of Inception weights; each adds a distance: torch-fidelity's or pytorch-fid's the FID,
+    Ge et al.'s a distance of sketches. FD-kanji, of the embedded network, needs no file."""
     seed: int = 0
     """Seed of the samples and of the intervals."""
     data_dir: Path | None = None
-    """Folder of the data set's files, where they are no longer where the run read them."""
+    """Folder of the data set's files, if they have moved since the run read them."""
     cache_dir: Path | None = None
     """Folder for prepared data and features; by default the user's cache folder."""
     verbose: int = 1
     """0 for no progress bars."""
 
     def check(self):
-        """Checks everything that can be checked without loading anything.
+        """Check all that can be checked without loading Keras or data.
 
         Raises:
             SettingsError: naming the option, what was received and what would be right.
@@ -65,33 +65,33 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Generates samples of a run, or of what was exported from it, to look at or to work with."""
+    """Generate samples of a run or of an exported model."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run, finished or not; or what `export` wrote: a .tflite file, the directory
-    of a SavedModel, or a sparse checkpoint."""
+    """Folder of the run, or an exported model: a .tflite file, the directory of a SavedModel, or a
+    sparse checkpoint."""
     output: Path
     """File to write: .png, .svg or .pdf (a picture), .gif (sketches, drawn point by point), .npz
-    (points and lengths, or images), .json (sketches, for convert-sketches)."""
+    (points and lengths, or images) or .json (sketches, which convert-sketches reads)."""
     n: int = 64
     """Number of samples (-n)."""
     steps: int | None = None
-    """Steps of ddim, from 1 to T; the run's own by default."""
+    """Steps of ddim, from 1 to T; the run's by default."""
     sampler: str | None = None
-    """Sampler, ddim or ddpm; the run's own by default."""
+    """Sampler, ddim or ddpm; the run's by default."""
     eta: float | None = None
-    """Noise of ddim; the run's own by default."""
+    """Noise of ddim, from 0 to 1; the run's by default."""
     seed: int = 0
     """Seed of the samples."""
     data_dir: Path | None = None
-    """Folder of the data set's files, where they are no longer where the run read them."""
+    """Folder of the data set's files, if they have moved since the run read them."""
     cache_dir: Path | None = None
     """Folder for prepared data; by default the user's cache folder."""
     verbose: int = 1
     """0 for no progress bars."""
 
     def check(self):
-        """Checks everything that can be checked without loading anything.
+        """Check all that can be checked without loading Keras or data.
 
         Raises:
             SettingsError: naming the option, what was received and what would be right.
@@ -110,9 +110,9 @@ class SampleSettings:
 
 
 def check_folder_of_run(run):
-    """Raises the SettingsError that says so where a run's folder is none."""
+    """Raise a SettingsError if the folder of a run does not exist."""
     if not run.is_dir():
-        raise SettingsError(f"there is no folder {run}; give that of a run.")
+        raise SettingsError(f"there is no folder {run}; give the folder of a run.")
 
 
 def _check_sampling(settings, count, option, least):
@@ -129,7 +129,7 @@ def _check_sampling(settings, count, option, least):
 
 
 def evaluate_command(argv, prog="sparse-dm evaluate"):
-    """Parses the options of `evaluate`, evaluates, and returns the exit code."""
+    """Parse the options of `evaluate`, evaluate, and return the exit code."""
 
     def work(settings):
         from keras_sparse_dm.runs.evaluate import FOLDER, REPORT, evaluate
@@ -152,13 +152,13 @@ def evaluate_command(argv, prog="sparse-dm evaluate"):
         print((run.folder / REPORT).read_text(encoding="utf-8"))
         print(f"Report: {run.folder / REPORT}   Samples: {run.folder / FOLDER / 'samples.npz'}")
 
-    advice = "What was generated is kept: the same command goes on from there."
+    advice = "The samples generated so far are kept; the same command resumes."
     return run_command(argv, prog, EvaluateSettings, work, advice)
 
 
 def sample_command(argv, prog="sparse-dm sample"):
-    """Parses the options of `sample`, writes the samples, and returns the exit code."""
-    # As the usual spelling of a number of things.
+    """Parse the options of `sample`, write the samples, and return the exit code."""
+    # `-n` is the usual spelling of a number of items.
     argv = ["--n" if argument == "-n" else argument for argument in argv]
 
     def work(settings):
@@ -196,7 +196,7 @@ def sample_command(argv, prog="sparse-dm sample"):
 
 
 def load_for(settings):
-    """The `Run` of a command's settings."""
+    """Load the `Run` that a command's settings name."""
     from keras_sparse_dm.runs.samples import load_run
 
     return load_run(settings.run, settings.data_dir, settings.cache_dir, settings.verbose)
@@ -210,10 +210,10 @@ def _check_steps(steps, timesteps):
 
 
 def _check_options_of_exported(settings, exported):
-    """Refuses what a run could, but an exported model cannot."""
+    """Raise a SettingsError for options that a run accepts but this exported model does not."""
     if exported.only_ddim and (settings.sampler or exported.sampling.sampler) != "ddim":
         raise SettingsError(
-            f"--sampler must be ddim, the only one in {settings.run}; received "
+            f"--sampler must be ddim, the only sampler of {settings.run}; received "
             f"{settings.sampler or exported.sampling.sampler}."
         )
     eta = exported.sampling.eta if settings.eta is None else settings.eta
@@ -221,20 +221,20 @@ def _check_options_of_exported(settings, exported):
         raise SettingsError(f"--eta must be 0 for {settings.run}; received {eta:g}.")
     if exported.steps is not None and settings.steps not in (None, exported.steps):
         raise SettingsError(
-            f"--steps must be {exported.steps}, which {settings.run} was exported for; received "
-            f"{settings.steps}."
+            f"--steps must be {exported.steps}, the number that {settings.run} was exported with; "
+            f"received {settings.steps}."
         )
 
 
 def run_command(argv, prog, kind, work, advice):
-    """Parses options, does the work, tells errors, and returns the exit code.
+    """Parse options, run a command, print its errors, and return the exit code.
 
     Args:
-        argv: List of strings.
-        prog: What the command is called.
-        kind: The dataclass of its settings, with a `check`.
-        work: Called with them.
-        advice: What is said after an error of the disk or an interrupt.
+        argv: List of command line arguments.
+        prog: Name of the command in messages.
+        kind: Dataclass of the settings, with a method `check`.
+        work: Function of the settings that does the command's work.
+        advice: Text that follows the message of a file error or an interrupt.
     """
     try:
         settings = parse_options(kind, argv, prog)

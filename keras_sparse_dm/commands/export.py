@@ -1,4 +1,4 @@
-"""`sparse-dm export`: how its options are read."""
+"""Options of `sparse-dm export`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from keras_sparse_dm.commands.evaluate import (
     run_command,
 )
 
-# Which types of weights each format can have.
+# Types of weights that each format supports.
 QUANTIZATIONS = {
     "sparse": ("none", "float16", "bfloat16"),
     "tflite": ("none", "float16", "int8_dynamic", "int8"),
@@ -23,40 +23,41 @@ PARTS = ("denoiser", "sampler_step", "sampler")
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """Writes a run's model as files for elsewhere, small where it is sparse."""
+    """Export a run's model to formats for other programs; sparse kernels are stored sparse."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run, finished or not: without its model.keras, its last checkpoint serves."""
+    """Folder of the run; of an unfinished run, the last checkpoint is used."""
     format: tuple[str, ...] = ("sparse", "tflite", "saved_model")
-    """One or more of sparse (a checkpoint of what is not pruned), tflite (for LiteRT) and
-    saved_model (for TensorFlow)."""
+    """One or more of sparse (a checkpoint of the weights that are not pruned), tflite (for LiteRT)
+    and saved_model (for TensorFlow)."""
     quantize: str = "none"
     """Type of the weights: none (float32), float16 (sparse, tflite), bfloat16 (sparse),
-    int8_dynamic or int8 (tflite; int8 has integer activations too)."""
+    int8_dynamic or int8 (tflite; int8 also has integer activations)."""
     output_dir: Path | None = None
-    """Folder to write to; by default `export` in the run's."""
+    """Folder to write to; by default `export` in the run's folder."""
     part: str = "denoiser"
-    """What a .tflite file computes: denoiser, sampler_step (one step of ddim), or sampler (all)."""
+    """Part of the model in a .tflite file: denoiser, sampler_step (one step of ddim), or sampler
+    (all steps)."""
     length: int | None = None
-    """Points of the longest sketch that a .tflite file takes; by default of the longest one that
-    was trained on."""
+    """Number of points of the longest sketch that a .tflite file accepts; by default, of the
+    longest training sketch."""
     batch_size: int = 1
-    """Examples in a call of a .tflite file."""
+    """Number of examples per call of a .tflite file."""
     with_optimizer: bool = False
-    """Whether the sparse checkpoint holds the optimizer too, for training to go on."""
+    """Store the optimizer in the sparse checkpoint, to resume training."""
     remove_dead_units: bool = False
-    """Whether units that pruning left without use are cut out, of a ChiroDiff."""
+    """Remove the units of a ChiroDiff that pruning left without use."""
     rounds: int = 20
-    """How often calls are timed; 0 for not at all."""
+    """Number of timed calls; 0 for no timing."""
     data_dir: Path | None = None
-    """Folder of the data set's files, where they are no longer where the run read them."""
+    """Folder of the data set's files, if they have moved since the run read them."""
     cache_dir: Path | None = None
     """Folder for prepared data; by default the user's cache folder."""
     verbose: int = 1
     """0 for no progress bars."""
 
     def check(self):
-        """Checks everything that can be checked without loading anything.
+        """Check all that can be checked without loading Keras or data.
 
         Raises:
             SettingsError: naming the option, what was received and what would be right.
@@ -65,7 +66,7 @@ class ExportSettings:
         for name in self.format:
             if name not in QUANTIZATIONS:
                 raise SettingsError(
-                    f"--format must be of {', '.join(QUANTIZATIONS)}; received {name}."
+                    f"--format must be one or more of {', '.join(QUANTIZATIONS)}; received {name}."
                 )
             if self.quantize not in QUANTIZATIONS[name]:
                 raise SettingsError(
@@ -73,12 +74,14 @@ class ExportSettings:
                     f"{name}; received {self.quantize}."
                 )
         if not self.format:
-            raise SettingsError(f"--format must be of {', '.join(QUANTIZATIONS)}; received none.")
+            raise SettingsError(
+                f"--format must be one or more of {', '.join(QUANTIZATIONS)}; received none."
+            )
         if self.part not in PARTS:
             raise SettingsError(f"--part must be one of {', '.join(PARTS)}; received {self.part}.")
         if self.with_optimizer and (self.quantize != "none" or "sparse" not in self.format):
             raise SettingsError(
-                "--with-optimizer is for --format sparse and --quantize none; received "
+                "--with-optimizer needs --format sparse and --quantize none; received "
                 f"{' '.join(self.format)} and {self.quantize}."
             )
         if self.with_optimizer and self.remove_dead_units:
@@ -99,7 +102,7 @@ class ExportSettings:
 
 
 def export_command(argv, prog="sparse-dm export"):
-    """Parses the options of `export`, exports, and returns the exit code."""
+    """Parse the options of `export`, export, and return the exit code."""
 
     def work(settings):
         from rich.console import Console
@@ -133,4 +136,4 @@ def export_command(argv, prog="sparse-dm export"):
         Console(width=120).print(table)
         print(f"Files: {folder}   How to load them: {folder / README}")
 
-    return run_command(argv, prog, ExportSettings, work, "Files that are whole are kept.")
+    return run_command(argv, prog, ExportSettings, work, "Complete files are kept.")

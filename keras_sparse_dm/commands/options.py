@@ -1,4 +1,4 @@
-"""What all commands share: how options are read and errors told. Loads neither Keras nor data."""
+"""Parsing of options and printing of errors, for all commands. Loads neither Keras nor data."""
 
 import contextlib
 import io
@@ -12,13 +12,13 @@ from keras_sparse_dm.checks import UsageError
 
 
 def parse_options(kind, argv, prog, default=tyro.MISSING_NONPROP):
-    """Parses options into a dataclass.
+    """Parse options into a dataclass.
 
     Args:
         kind: The dataclass.
-        argv: List of strings.
-        prog: What the command is called.
-        default: An instance whose values are the defaults; those of the class by default.
+        argv: List of command line arguments.
+        prog: Name of the command in messages.
+        default: Instance of `kind` with the default values; by default, those of the class.
 
     Returns:
         An instance of `kind`.
@@ -27,7 +27,7 @@ def parse_options(kind, argv, prog, default=tyro.MISSING_NONPROP):
         UsageError: for options that do not parse.
         SystemExit: after `--help`.
     """
-    # tyro tells what is wrong in a box of many lines; a terminal's user needs the first.
+    # tyro prints errors in a box of many lines, of which the first ones are enough.
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -35,8 +35,7 @@ def parse_options(kind, argv, prog, default=tyro.MISSING_NONPROP):
     except SystemExit as exit_:
         if not exit_.code:
             raise
-        # A title, then what is wrong, then a rule and advice; frames only where the terminal
-        # can draw them.
+        # The box has a title, the error, a rule and advice; its frame depends on the terminal.
         _, *lines = (line.strip("│╭╮╰╯ ") for line in errors.getvalue().splitlines())
         while lines and not lines[0].strip("─-"):
             del lines[0]
@@ -50,7 +49,7 @@ def parse_options(kind, argv, prog, default=tyro.MISSING_NONPROP):
 
 @contextlib.contextmanager
 def readers_may_leave():
-    """End quietly where the reader of the output, such as `head`, has left."""
+    """End quietly if the reader of the output, such as `head`, has ended."""
     try:
         try:
             yield
@@ -59,7 +58,7 @@ def readers_may_leave():
     except BrokenPipeError:
         # Python flushes the output once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(128 + 13) from None  # as a program that SIGPIPE has ended
+        raise SystemExit(128 + 13) from None  # the exit code of a program that SIGPIPE ends
 
 
 @contextlib.contextmanager
@@ -78,6 +77,6 @@ def quiet_start():
 
 
 def fail(prog, message, code):
-    """Prints an error and returns the exit code."""
+    """Print an error and return the exit code."""
     print(f"{prog}: error: {message}", file=sys.stderr)
     return code

@@ -12,7 +12,7 @@ from keras_sparse_dm.commands.study_report import study_report_command
 from keras_sparse_dm.files import os_error_text
 from keras_sparse_dm.study.estimates import estimate, print_costs
 from keras_sparse_dm.study.grid import CHIRODIFF, LATENT_DIFFUSION
-from keras_sparse_dm.study.launcher import WORKER, prepare_folder, run_study
+from keras_sparse_dm.study.launcher import WORKER, claim_folder, run_study
 from keras_sparse_dm.study.scales import SCALES
 from keras_sparse_dm.study.studies import STUDIES, find_study
 from keras_sparse_dm.study.tasks import Options, state_of, tasks_of
@@ -157,7 +157,7 @@ def study_run_command(argv, prog="sparse-dm study run"):
         seeds = settings.seeds or (1 if settings.scale == "smoke" else None)
         if seeds is not None:
             study = study.with_seeds(seeds)
-        # Before the tasks are made: cells that are left out need no data.
+        # Select cells before making tasks, because cells that are left out need no data.
         study = study.with_cells(settings.cells)
         options = Options(
             settings.scale,
@@ -177,7 +177,7 @@ def study_run_command(argv, prog="sparse-dm study run"):
                 "--scale paper asks before it starts, but the input is not a terminal; give --yes "
                 "to start without asking."
             )
-        prepare_folder(options)
+        claim_folder(options)
         if settings.scale == "paper" and not _agreed(tasks, options, ask):
             return 0
         return run_study(study, tasks, options, lines=settings.verbose)

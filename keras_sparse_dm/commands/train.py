@@ -1,4 +1,4 @@
-"""`sparse-dm train`, which is `python train.py` too, and `sparse-dm train-autoencoder`."""
+"""The commands `sparse-dm train` (also `python train.py`) and `sparse-dm train-autoencoder`."""
 
 import dataclasses
 import sys
@@ -15,7 +15,7 @@ from keras_sparse_dm.runs.settings import SETTINGS, RunSettings, TrainingDiverge
 
 
 def train_command(argv, prog="train.py"):
-    """Parses the options of `train`, trains, and returns the exit code."""
+    """Parse the options of `train`, train, and return the exit code."""
 
     def train(settings):
         with quiet_start():
@@ -28,7 +28,7 @@ def train_command(argv, prog="train.py"):
 
 
 def train_autoencoder_command(argv, prog="sparse-dm train-autoencoder"):
-    """Parses the options of `train-autoencoder`, trains, and returns the exit code."""
+    """Parse the options of `train-autoencoder`, train, and return the exit code."""
 
     def train(settings):
         with quiet_start():
@@ -41,7 +41,7 @@ def train_autoencoder_command(argv, prog="sparse-dm train-autoencoder"):
 
 
 def _run(argv, prog, kind, preset, train):
-    """Parses the options of a kind of run, runs it, and returns the exit code."""
+    """Parse the options of a kind of run, run it, and return the exit code."""
     try:
         settings = parse_settings(argv, prog, kind, preset)
         settings.check()
@@ -65,14 +65,12 @@ def _run(argv, prog, kind, preset, train):
 
 def _advice(settings):
     if not (settings.folder / CONFIG_FILE).exists():
-        return f"Nothing was begun in {settings.folder}."
-    return (
-        f"What was written before is kept; continue with --output-dir {settings.folder} --resume."
-    )
+        return f"Nothing was written to {settings.folder}."
+    return f"Finished epochs are kept; continue with --output-dir {settings.folder} --resume."
 
 
 def parse_train_options(argv, prog="train.py"):
-    """Parses the options of `train` over the settings of their preset, or of the run resumed.
+    """Parse the options of `train`; defaults come from the preset or from the run to resume.
 
     Raises:
         UsageError: for options that do not parse, an unknown preset, or a run that cannot
@@ -83,14 +81,21 @@ def parse_train_options(argv, prog="train.py"):
 
 
 def parse_settings(argv, prog, kind, preset):
-    """As `parse_train_options`, for a kind of settings and its default preset."""
+    """Parse options into a kind of settings; see `parse_train_options`.
+
+    Args:
+        argv: List of command line arguments.
+        prog: Name of the command in messages.
+        kind: `RunSettings` or `AutoencoderRunSettings`.
+        preset: Name of the default preset.
+    """
 
     def parse(default):
         return parse_options(type(default), argv, prog, default)
 
-    # `--method package.module:Class` may lie in the working folder.
+    # The module of `--method package.module:Class` may lie in the working folder.
     sys.path.append("")
-    # The preset, which may stand anywhere, decides which options there are and their defaults.
+    # The preset determines the options and their defaults; it can stand anywhere in the line.
     named = named_preset(argv) or _preset_to_resume(argv) or preset
     settings = parse(kind.from_preset(named))
     if settings.preset != named:
@@ -98,7 +103,7 @@ def parse_settings(argv, prog, kind, preset):
     if settings.resume:
         stored = read_config(settings.folder)
         if stored is not None:
-            # What is not said again stays as it was.
+            # Options that are not given again keep their stored values.
             default = dataclasses.replace(settings, resume=False).with_stored(stored["settings"])
             default = dataclasses.replace(default, output_dir=Path(settings.folder))
             settings = parse(default)
@@ -117,7 +122,7 @@ def _flags(kind):
 
 
 def named_preset(argv):
-    """Return the argument that is the preset rather than an option's value, or None."""
+    """Return the argument that names the preset and is not an option's value, or None."""
     flags = set().union(*map(_flags, (*SETTINGS.values(), AutoencoderRunSettings)))
     before = None
     for argument in argv:
@@ -130,7 +135,7 @@ def named_preset(argv):
 
 
 def _preset_to_resume(argv):
-    """The preset of the run that the options name to be resumed, or None."""
+    """Return the preset of the run that the options resume, or None."""
     arguments = [part for argument in argv for part in argument.split("=", 1)]
     names = [argument.replace("_", "-") for argument in arguments]
     if "--resume" not in names or "--output-dir" not in names:

@@ -107,9 +107,9 @@ def check_free_space(folder: Path, needed: int, argument: str = "cache_dir") -> 
 
 
 def warn_of_damage(cache: Path, error: Exception, stacklevel: int = 4) -> None:
-    """Warn that a cache file cannot be used and that the data are prepared anew."""
+    """Warn that a cache file cannot be used and that the data are prepared again."""
     warnings.warn(
         f"the cache file {cache} cannot be read ({type(error).__name__}: {error}); "
-        "preparing the data anew",
+        "preparing the data again",
         stacklevel=stacklevel,
     )

@@ -25,7 +25,7 @@ def to_saved_model(model, path, metadata=None, latent_size=None):
 
     `tf.saved_model.load` and TensorFlow Serving run it without Keras and this package. It holds the
     averaged (EMA) weights if there are any, but neither masks nor optimizer. It has two signatures,
-    with float32 and int32 tensors but for `seed`, which is int64:
+    with float32 and int32 tensors, except `seed`, which is int64:
 
     - `denoise`: for sketches it takes `points` (batch_size, max_length, 3), `t` (batch_size,) and
       `lengths` (batch_size,); for images `latents` (batch_size, height, width, channels) and `t`.
@@ -37,7 +37,7 @@ def to_saved_model(model, path, metadata=None, latent_size=None):
       defaults: 50 steps for sketches, 100 for images, and an `eta` of 0. `loaded.signatures` needs
       all inputs.
 
-    Equal seeds give the samples of `model.generate` but for rounding: the noise and the batches of
+    Equal seeds give the samples of `model.generate` up to rounding: the noise and the batches of
     256 sketches or 16 images are the same. Timesteps, lengths, steps and eta out of range raise
     `tf.errors.InvalidArgumentError`.
 

@@ -1,6 +1,6 @@
 """Locations of a model's layers, which are the same in every process.
 
-Keras numbers unnamed layers anew in each process (`dense_7` today, `dense_12` tomorrow). The
+Keras numbers unnamed layers again in each process (`dense_7` today, `dense_12` tomorrow). The
 attribute that holds a layer does not change, so files of this package identify layers by it.
 """
 
@@ -76,7 +76,7 @@ def name_by_keras(layer):
 def match_paths(found, wanted):
     """Match the variable paths in a file to those of a newly built model.
 
-    Keras numbers unnamed layers anew in each process and puts the scope in which a model was built
+    Keras numbers unnamed layers again in each process and puts the scope in which a model was built
     before its paths. Unless all paths are equal, this function compares them with numbers replaced
     by ranks among layers of the same name and place, and without the scope that all paths share.
 

@@ -34,7 +34,7 @@ def shared_copy(model):
             return memo[id(value)][0]
         if isinstance(value, keras.layers.Layer) or is_graph_node(value):
             new = object.__new__(type(value))
-            # The value too, lest another object gets its `id`.
+            # Keep the value too, so that no other object gets its `id`.
             memo[id(value)] = new, value
             if isinstance(value, keras.layers.Layer):
                 copies[value] = new

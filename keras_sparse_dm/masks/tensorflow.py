@@ -13,7 +13,7 @@ from keras_sparse_dm.masks.select import BLOCK, find_by_counts, first_to_reach, 
 def shared_select():
     """Return `select` as one function that all kernels of a graph share.
 
-    Tracing it anew for every kernel would make large models slow to start.
+    Tracing it again for every kernel would make large models slow to start.
     """
     return shared_function(
         lambda values, k: select(

@@ -52,7 +52,7 @@ class _AttentionBlock(keras.layers.Layer):
 
 
 def resolutions(side, channels, channel_mult, num_res_blocks, attention_factors, groups):
-    """Return the layers of the encoder or decoder at each resolution but for the coarsest point.
+    """Return the layers of encoder or decoder at each resolution, except for the coarsest point.
 
     Residual blocks come first, each with its attention, then the resampling.
 

@@ -1,4 +1,4 @@
-"""Training of the autoencoder that latent diffusion needs: by command, or once for the default."""
+"""Training of the autoencoder for latent diffusion, by command or once for the default."""
 
 import contextlib
 import json
@@ -32,14 +32,14 @@ from keras_sparse_dm.runs.callbacks import (
 )
 from keras_sparse_dm.runs.folder import CONFIG_FILE, check_folder, unusable_folder, write_json
 
-# Pixels of the images that are evaluated at a time: 64 of 64 x 64, 4 of 256 x 256.
+# Pixels to evaluate at a time: 64 images of 64 x 64, or 4 of 256 x 256.
 EVAL_PIXELS = 2**18
-# Part of the kept file's name: raise it where the same settings train another autoencoder.
+# Part of the cached file's name: raise it if the same settings train another autoencoder.
 VERSION = 1
 
 
 def train_autoencoder(settings):
-    """Trains a `VQAutoencoder` on images and leaves everything in the run's folder.
+    """Train a `VQAutoencoder` on images and write all results to the run's folder.
 
     The folder gets `config.json`, `metrics.csv`, a checkpoint after every epoch, and at the end
     `autoencoder.keras`, `reconstructions.png` and `report.md`. A run that was stopped continues
@@ -54,7 +54,7 @@ def train_autoencoder(settings):
     Raises:
         SettingsError: for settings that cannot work, before training starts.
         TrainingDiverged: if the loss becomes NaN or infinite; the last checkpoint is kept.
-        OSError: if something cannot be written; what was written before is kept.
+        OSError: if a file cannot be written; files written before are kept.
     """
     begin = time.perf_counter()
     settings.check()
@@ -140,7 +140,7 @@ def train_autoencoder(settings):
 
 
 def trained_autoencoder(settings, train, validation):
-    """The autoencoder of a run that names none: trained once and kept in the cache folder.
+    """Return the autoencoder of a run that names none: trained once and kept in the cache folder.
 
     Args:
         settings: `ImageRunSettings`.
@@ -156,9 +156,9 @@ def trained_autoencoder(settings, train, validation):
     if path.exists():
         try:
             return keras.saving.load_model(path, compile=False)
-        except Exception as error:  # a damaged file fails in any way
-            print(f"{path} cannot be read ({type(error).__name__}); training the autoencoder anew.")
-    print(f"Training the autoencoder, once; it is kept as {path}.")
+        except Exception as error:  # a damaged file can raise anything
+            print(f"{path} cannot be read ({type(error).__name__}); training a new autoencoder.")
+    print(f"Training the autoencoder once; later runs load it from {path}.")
     model = fit_autoencoder(
         settings.first_stage,
         train,
@@ -172,10 +172,10 @@ def trained_autoencoder(settings, train, validation):
 
 
 def load_image_data(settings):
-    """Images for training and validation, as a run's settings say.
+    """Return the `(train, validation)` images that a run's settings name.
 
     Raises:
-        SettingsError: where they are not there or cannot be used.
+        SettingsError: if the images are missing or cannot be used.
     """
     d = settings.data
     options = {"characters": d.characters} if d.dataset == "kanjivg" else {}
@@ -198,29 +198,33 @@ def load_image_data(settings):
 
 @contextlib.contextmanager
 def cache_errors():
-    """Context that turns the errors of a cache that cannot be written into ours."""
+    """Context that turns errors of a cache that cannot be written into a SettingsError."""
     try:
         yield
-    except FileNotFoundError:  # of data, not of the cache, which is made
+    except FileNotFoundError:  # of the data; the cache folder is created
         raise
     except OSError as error:
-        # Those of the operating system have a number, and are told as they are.
+        # The operating system's errors, which have a number, need no other message.
         if error.errno is not None:
             raise
         raise SettingsError(f"--cache-dir: {error}") from None
 
 
 def eval_batch_size(images):
-    """Images of a batch that nothing is learned from, so many that they fit into memory."""
+    """Return a batch size for evaluation that fits into memory."""
     return max(1, min(64, EVAL_PIXELS // images.size**2))
 
 
 def new_autoencoder(autoencoder, image_size, seed):
-    """A new `VQAutoencoder` of `AutoencoderSettings`.
+    """Return a new `VQAutoencoder`.
+
+    Args:
+        autoencoder: `AutoencoderSettings`.
+        image_size: Height and width of the images; a multiple of the downsampling factor.
+        seed: Integer seed of the weights.
 
     Raises:
-        SettingsError: for settings that do not fit together, or an image size that it does not
-            divide.
+        SettingsError: for settings that do not fit together or do not fit the image size.
     """
     try:
         model = VQAutoencoder(**autoencoder.arguments(), seed=seed, name="autoencoder")
@@ -228,8 +232,8 @@ def new_autoencoder(autoencoder, image_size, seed):
         raise SettingsError(str(error)) from None
     if image_size % model.downsampling:
         raise SettingsError(
-            f"--image-size must be a multiple of {model.downsampling}, by which the autoencoder "
-            f"downsamples; received {image_size}."
+            f"--image-size must be a multiple of {model.downsampling}, the downsampling factor of "
+            f"the autoencoder; received {image_size}."
         )
     return model
 
@@ -244,16 +248,16 @@ def fit_autoencoder(
     callbacks=(),
     verbose=0,
 ):
-    """Trains an autoencoder with Adam and a learning rate that falls as a cosine.
+    """Train an autoencoder with Adam and a learning rate that falls as a cosine.
 
     Args:
         autoencoder: `AutoencoderSettings`.
         train, validation: `ImageArrays`.
         seed: Integer seed of weights, batches and code restarts.
-        model: Compiled `VQAutoencoder` to go on with; a new one by default.
-        epochs_done: Epochs that it has been trained for.
+        model: Compiled `VQAutoencoder` to continue with; a new one by default.
+        epochs_done: Number of epochs that the model has been trained for.
         callbacks: Keras callbacks.
-        verbose: As of `keras.Model.fit`.
+        verbose: Argument of `keras.Model.fit`.
 
     Returns:
         The trained `VQAutoencoder`.

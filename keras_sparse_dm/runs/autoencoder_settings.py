@@ -1,4 +1,4 @@
-"""Settings of an autoencoder's run; loads no Keras."""
+"""Settings of a run that trains an autoencoder. Loads no Keras."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -17,10 +17,10 @@ _Flat = tyro.conf.OmitArgPrefixes
 
 @dataclass(frozen=True)
 class AutoencoderRunSettings:
-    """Trains the autoencoder that latent diffusion needs, on your own images."""
+    """Train the autoencoder of latent diffusion on your own images."""
 
     preset: tyro.conf.Positional[str] = "ldm_kanjivg"
-    """Latent diffusion preset whose autoencoder and data are the defaults of all others."""
+    """Latent diffusion preset that sets the defaults of all other options."""
     output_dir: Path | None = None
     """Folder of the run; by default runs/autoencoder-PRESET-seedSEED."""
     resume: bool = False
@@ -40,22 +40,22 @@ class AutoencoderRunSettings:
 
     @classmethod
     def from_preset(cls, name, **settings):
-        """The settings of a preset.
+        """Return the settings of a preset.
 
         Raises:
-            SettingsError: for an unknown preset, or one without autoencoder.
+            SettingsError: for an unknown preset, or one without an autoencoder.
         """
         try:
             preset = get_preset(name)
         except ValueError as error:
             raise SettingsError(str(error)) from None
         if preset.autoencoder is None:
-            raise SettingsError(f"preset {name} has no autoencoder; give one whose name is ldm_*.")
+            raise SettingsError(f"preset {name} has no autoencoder; give a preset ldm_*.")
         return cls(preset=name, model=preset.autoencoder, data=preset.data, **settings)
 
     @property
     def folder(self):
-        """The run's folder: the one asked for, or one named after the settings."""
+        """Folder of the run: `output_dir`, or by default a folder named after the settings."""
         if self.output_dir is not None:
             return self.output_dir
         return Path("runs") / f"autoencoder-{self.preset}-seed{self.seed}"
@@ -63,7 +63,14 @@ class AutoencoderRunSettings:
     to_dict = RunSettings.to_dict
 
     def with_stored(self, stored):
-        """These settings with those of a stored run in their place."""
+        """Return these settings with the values of a stored run.
+
+        Args:
+            stored: Dictionary from the `config.json` of the run.
+
+        Raises:
+            SettingsError: if it is not a configuration of this version.
+        """
         try:
             data_dir = stored["data_dir"]
             return dataclasses.replace(
@@ -80,7 +87,7 @@ class AutoencoderRunSettings:
             ) from None
 
     def check(self):
-        """Checks everything that can be checked without loading anything.
+        """Check all that can be checked without loading Keras or data.
 
         Raises:
             SettingsError: naming the option, what was received and what would be right.

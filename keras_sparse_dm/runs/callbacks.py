@@ -1,4 +1,4 @@
-"""What happens around the epochs of any training: figures, checkpoints, a stop in time."""
+"""Callbacks of any training: metrics, checkpoints, and an end if the loss diverges."""
 
 import csv
 import sys
@@ -17,13 +17,13 @@ CHECKPOINT = Path("checkpoints") / "last.keras"
 
 
 def keras_verbosity(verbose):
-    """Keras's `verbose` for that of the settings, whose -1 asks the terminal."""
+    """Return Keras's `verbose` for the setting, where -1 depends on the terminal."""
     return (1 if sys.stdout.isatty() else 2) if verbose == -1 else verbose
 
 
 def cosine_with_warmup(learning_rate, steps):
-    """A learning rate that rises to `learning_rate` and falls to zero over a run of `steps`."""
-    # A twentieth of the run to warm up, at most the usual thousand steps.
+    """Return a schedule that rises to `learning_rate` and falls to zero over a run of `steps`."""
+    # Warm up for a twentieth of the run, at most for the usual thousand steps.
     warmup = min(1000, steps // 20)
     return keras.optimizers.schedules.CosineDecay(
         0.0, decay_steps=steps - warmup, warmup_target=learning_rate, warmup_steps=warmup
@@ -31,11 +31,11 @@ def cosine_with_warmup(learning_rate, steps):
 
 
 def averaging_momentum(momentum, steps):
-    """The momentum of averaged weights for a run of `steps`.
+    """Return the momentum of averaged weights for a run of `steps`.
 
-    It averages over about `1 / (1 - momentum)` steps: ten thousand with the usual 0.9999. A run
-    shorter than that would sample with weights that are mostly untrained ones, so it averages
-    over a tenth of its steps instead.
+    A momentum averages over about `1 / (1 - momentum)` steps: ten thousand for the usual 0.9999.
+    In a shorter run, the averages would consist mostly of untrained weights, so such a run averages
+    over a tenth of its steps.
     """
     if momentum and steps * (1.0 - momentum) < 1.0:
         return min(momentum, max(0.0, 1.0 - 10.0 / steps))
@@ -43,26 +43,26 @@ def averaging_momentum(momentum, steps):
 
 
 def save_model(model, path):
-    """Saves a model, whole or not at all."""
+    """Save a model in one step: the file is complete or does not change."""
     with whole_file(path) as temporary:
         model.save(temporary)
 
 
 def read_checkpoint(path):
-    """Loads a checkpoint.
+    """Load a checkpoint.
 
     Raises:
-        SettingsError: if it cannot be read.
+        SettingsError: if the checkpoint cannot be read.
     """
     try:
         return keras.saving.load_model(path)
-    except Exception as error:  # a damaged file fails in any way
+    except Exception as error:  # a damaged file can raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SettingsError(f"--resume: checkpoint {path} cannot be read: {reason}") from None
 
 
 def trim_metrics(path, epochs_done):
-    """Drops rows of epochs that the checkpoint does not hold; they will be trained again."""
+    """Remove the rows of epochs after the checkpoint, which will be trained again."""
     if not path.exists():
         return
     with open(path, newline="", encoding="utf-8") as file:
@@ -76,10 +76,10 @@ def trim_metrics(path, epochs_done):
 
 
 class StopOnDivergence(keras.callbacks.Callback):
-    """Ends the run as soon as the loss is not finite, before anything is overwritten.
+    """Callback that ends the run once the loss is not finite, before any file is overwritten.
 
     Args:
-        checkpoint: Path of the checkpoint that is then kept.
+        checkpoint: Path of the last checkpoint, for the message.
     """
 
     def __init__(self, checkpoint):
@@ -107,7 +107,7 @@ class StopOnDivergence(keras.callbacks.Callback):
 
 
 class EpochFigures(keras.callbacks.Callback):
-    """Adds the learning rate and the epoch's seconds to the logs."""
+    """Callback that adds the learning rate and the epoch's seconds to the logs."""
 
     def on_epoch_begin(self, epoch, logs=None):
         self._begin = time.perf_counter()
@@ -118,10 +118,10 @@ class EpochFigures(keras.callbacks.Callback):
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves model, optimizer, masks and random state after every epoch.
+    """Callback that saves model, optimizer, masks and random state after every epoch.
 
     Args:
-        path: The file, replaced each time.
+        path: The file, which each epoch replaces.
     """
 
     def __init__(self, path):

@@ -1,4 +1,4 @@
-"""How far what a run generates is from real data, and what it costs: `sparse-dm evaluate`."""
+"""Distance of a run's samples from real data, and the run's cost: `sparse-dm evaluate`."""
 
 import warnings
 
@@ -23,13 +23,13 @@ from keras_sparse_dm.sparsity.registry import facts_of
 RESULTS = "evaluation.json"
 REPORT = "evaluation.md"
 FOLDER = "evaluation"
-# Sketches are drawn as large as what looks at them sees.
+# Number of samples in the picture.
 DRAWN = 64
-# Real ones that are compared with, as the paper takes them.
+# Largest number of real examples to compare with, as in the paper.
 REAL_SAMPLES = 20_000
-# Samples of a subset of the kernel distance, as torch-fidelity takes them.
+# Samples in a subset of the kernel distance, as in torch-fidelity.
 KERNEL_SUBSET = 1000
-# Halves must hold more than the neighbours by which precision and recall are told.
+# Each half must hold more examples than the neighbours that precision and recall count.
 FEWEST = 8
 
 
@@ -46,34 +46,35 @@ def evaluate(
     cache_dir=None,
     progress=True,
 ):
-    """Generates samples of a run and measures them; writes all into the run's folder.
+    """Generate samples of a run, measure them, and write the results to the run's folder.
 
     Args:
         run: The `Run`.
         samples: Number of samples; the paper takes 10,000.
-        steps, sampler, eta: Of the sampler; the run's own by default.
-        real: `"train"` or `"validation"`: which part of the run's data is compared with.
-        real_samples: At most so many of them, drawn by the seed; the paper takes 20,000 sketches,
-            and all images.
-        weights: Paths of Inception weights, each for a distance more; see `InceptionFeatures`.
+        steps, sampler, eta: Arguments of `DiffusionModel.generate`; the run's by default.
+        real: Part of the run's data to compare with: `"train"` or `"validation"`.
+        real_samples: Largest number of real examples, drawn with the seed; the paper takes 20,000
+            sketches, and all images.
+        weights: Paths of Inception weights, each of which adds a distance; see
+            `InceptionFeatures`.
         seed: Seed of everything random.
         cache_dir: Folder for the features of real data.
         progress: Whether to show progress bars.
 
     Returns:
-        The results, as `evaluation.json` holds them: a dictionary.
+        Dictionary of the results, as in `evaluation.json`.
 
     Raises:
-        SettingsError: for weights that cannot be used, or too few real ones.
+        SettingsError: for weights that cannot be used, or too few real examples.
         ValueError: for steps or eta out of range.
     """
-    # All that may fail, before the long work.
+    # Everything that can fail comes before the long work.
     networks = [EmbeddedFeatures(), *(_inception(path) for path in weights)]
     others = run.train if real == "train" else run.validation
     held_out = run.validation if real == "train" else run.train
     if min(len(others), len(held_out)) < FEWEST:
         raise SettingsError(
-            f"the run's data are too few to measure by: {len(run.train)} for training and "
+            f"the run has too few data to measure distances: {len(run.train)} for training and "
             f"{len(run.validation)} for validation; {FEWEST} of each are needed."
         )
     folder = run.folder / FOLDER
@@ -91,7 +92,7 @@ def evaluate(
     run.kind.write(run.kind.first(generated, DRAWN), folder / "samples.png")
 
     chosen = _choose(others, real_samples, seed)
-    # As many as were generated, to say how low a distance can be.
+    # As many real examples as samples, to show how low the distance can be.
     control = _choose(held_out, samples, seed)
     distances = {}
     for network in networks:
@@ -131,7 +132,7 @@ def evaluate(
 
 
 def distance_from_training_data(run, samples, seed=0, cache_dir=None):
-    """The embedded network's Fréchet distance of a run's samples, without all else of `evaluate`.
+    """Return the embedded network's Fréchet distance of a run's samples from the training data.
 
     Args:
         run: The `Run`; its model may be in training.
@@ -140,20 +141,20 @@ def distance_from_training_data(run, samples, seed=0, cache_dir=None):
         cache_dir: Folder for the features of real data.
 
     Returns:
-        The distance, a float: that which `evaluate` gives for as many samples.
+        The distance as a float, equal to the distance from `evaluate` with as many samples.
     """
     network = EmbeddedFeatures()
     chosen = _choose(run.train, REAL_SAMPLES, seed)
     real = _real_features(run, network, run.train, chosen, cache_dir, progress=False)
     generated, _ = generate(run, samples, seed=seed, progress=False)
     with warnings.catch_warnings():
-        # Distances of few samples are larger, but fall all the same.
+        # Distances of few samples are larger, but they still fall in training.
         warnings.simplefilter("ignore", FewSamplesWarning)
         return frechet_distance(real, network(run.kind.pictures(generated, progress=False)))
 
 
 def _choose(data, number, seed):
-    """Numbers of at most so many, drawn at random."""
+    """Return the indices of at most `number` random examples, sorted."""
     return np.sort(np.random.default_rng(seed).permutation(len(data))[:number])
 
 
@@ -176,12 +177,12 @@ def _real_features(run, network, data, chosen, cache_dir, progress):
 
 
 def _measure(real, other, seed):
-    """All distances of one set of features to that of real data, with intervals."""
+    """Return all distances of a set of features from those of real data, with intervals."""
     size = min(KERNEL_SUBSET, len(real), len(other))
     with warnings.catch_warnings():
-        # Of few samples; the report says it once for all.
+        # The report mentions few samples once for all distances.
         warnings.simplefilter("ignore", FewSamplesWarning)
-        # The real ones are the same whatever is compared with them.
+        # Real features are the same in all comparisons, so only the others are resampled.
         intervals = {
             "frechet": bootstrap_interval(frechet_distance, real, other, seed=seed, resample="b"),
             "kernel": bootstrap_interval(kernel_distance, real, other, seed=seed, resample="b"),
@@ -203,7 +204,7 @@ def _cost(run, sampling):
         run.example,
         sampling_steps=_evaluations(run, sampling),
         iterations=int(run.model.optimizer.iterations),
-        # What pruning from dense has cost hangs on its schedule; the report of the run tells.
+        # The cost of pruning from dense depends on the schedule; the report of the run has it.
         method="static" if facts_of(t.method).prunes else t.method,
         update_every=t.update_every,
         batch_size=t.batch_size,
@@ -212,7 +213,7 @@ def _cost(run, sampling):
 
 
 def _evaluations(run, sampling):
-    """How often the network is evaluated for a sample."""
+    """Return the number of network evaluations per sample."""
     return sampling["steps"] if sampling["sampler"] == "ddim" else run.settings.noise.timesteps
 
 
@@ -251,15 +252,15 @@ def _markdown(run, r, networks, costs):
     few = min(r["samples"], r["real_samples"], r["held_out_samples"])
     lines += [
         "",
-        f"Held out: {r['held_out_samples']:,} real {kind_of_data} that are not among those "
-        "compared with. Brackets: 95% intervals over the samples, for as many samples. The "
-        "Fréchet distance of fewer samples is larger: compare runs of equal numbers only.",
+        f"Held out: {r['held_out_samples']:,} other real {kind_of_data}. Brackets: 95% intervals "
+        "over the samples. The Fréchet distance of fewer samples is larger, so compare only runs "
+        "with equal numbers of samples.",
     ]
     if r["samples_not_finite"]:
-        lines.append(f"{r['samples_not_finite']:,} samples came out not finite.")
+        lines.append(f"{r['samples_not_finite']:,} samples are not finite.")
     lines += [
-        f"{network.name} is not stable here: it wants more than its {network.dimensions} features' "
-        f"number of samples, and the smallest set has {few:,}."
+        f"{network.name} is not stable here: it needs more samples than its {network.dimensions} "
+        f"features, and the smallest set has {few:,}."
         for network in networks
         if few <= network.dimensions
     ]

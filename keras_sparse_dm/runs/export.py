@@ -1,4 +1,4 @@
-"""A trained run as files for elsewhere: how small they are, how exact, how fast."""
+"""Exports of a trained run, with their sizes, differences and speeds."""
 
 import statistics
 import tempfile
@@ -25,6 +25,7 @@ from keras_sparse_dm.export import (
 from keras_sparse_dm.export.tflite.inference import load_interpreter
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.metrics.costs.memory import file_bytes
+from keras_sparse_dm.renamed import old_argument
 from keras_sparse_dm.runs.exported import run_metadata
 from keras_sparse_dm.runs.folder import read_json, write_json
 from keras_sparse_dm.sparsity import masked_kernels
@@ -38,7 +39,7 @@ REPRESENTATIVE = 100
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """What was written, and what it is like.
+    """An exported file, with its size, difference and speed.
 
     Attributes:
         name: Name of the file or directory.
@@ -65,23 +66,25 @@ class ExportedFile:
 
     @property
     def ratio(self):
-        """Its size over the dense one's."""
+        """Size relative to that of the dense file."""
         return self.bytes / self.dense_bytes
 
 
+@old_argument("dead_units", "keep_dead_units")
+@old_argument("what", "part")
 def export_run(
     run,
     folder,
     formats,
     quantize="none",
-    what="denoiser",
+    part="denoiser",
     length=None,
     batch_size=1,
     optimizer=False,
-    dead_units=True,
+    keep_dead_units=True,
     rounds=20,
 ):
-    """Writes a run's model in other formats, and what is to be known of the files.
+    """Export a run's model to other formats, and describe the files in `README.md`.
 
     Args:
         run: The `Run`.
@@ -89,12 +92,12 @@ def export_run(
         formats: Which: `"sparse"`, `"tflite"`, `"saved_model"`.
         quantize: Type of the weights: `"none"` (float32), `"float16"` (sparse, tflite),
             `"bfloat16"` (sparse), `"int8_dynamic"` or `"int8"` (tflite).
-        what: What a `.tflite` file computes: `"denoiser"`, `"sampler_step"` or `"sampler"`.
+        part: Part of the model in a `.tflite` file: `"denoiser"`, `"sampler_step"` or `"sampler"`.
         length: Points of the longest sketch that a `.tflite` file takes; by default that of the
             longest one trained on.
         batch_size: Examples in a call of a `.tflite` file.
         optimizer: Whether a sparse checkpoint holds the optimizer too.
-        dead_units: Whether units that pruning left without use stay; see `remove_dead_units`.
+        keep_dead_units: Whether to keep units that pruning left unused; see `remove_dead_units`.
         rounds: How often calls are timed; 0 for not at all.
 
     Returns:
@@ -112,7 +115,7 @@ def export_run(
     suffix = "" if quantize == "none" else f"-{quantize}"
     written, removed = [], None
     try:
-        if not dead_units:
+        if not keep_dead_units:
             smaller, removed = remove_dead_units(run.model, _inputs(run))
             run = replace(run, model=smaller)
             metadata["units_removed"] = {
@@ -126,9 +129,9 @@ def export_run(
                 written.append(_saved_model(run, folder / "saved_model", metadata, rounds))
             else:
                 options = {"quantize": quantize, "batch_size": batch_size, "metadata": metadata}
-                for stem, part in {"model": what, **run.kind.tflite_parts}.items():
-                    of_part = options | {"what": part, "length": length}
-                    if part in ("sampler_step", "sampler"):
+                for stem, name in {"model": part, **run.kind.tflite_parts}.items():
+                    of_part = options | {"part": name, "length": length}
+                    if name in ("sampler_step", "sampler"):
                         of_part["steps"] = run.sampling.steps
                     file = folder / f"{stem}{suffix}.tflite"
                     written.append(_tflite(run, file, rounds, **of_part))
@@ -185,10 +188,10 @@ def _saved_model(run, path, metadata, rounds):
     )
 
 
-def _tflite(run, path, rounds, what, length, quantize, **options):
-    options |= {"what": what, "quantize": quantize, "length": length}
+def _tflite(run, path, rounds, part, length, quantize, **options):
+    options |= {"part": part, "quantize": quantize, "length": length}
     if quantize == "int8":
-        sizes = {name: options[name] for name in ("what", "batch_size", "length")}
+        sizes = {name: options[name] for name in ("part", "batch_size", "length")}
         options["representative"] = representative_data(
             run.model, run.train, n=REPRESENTATIVE, steps=options.get("steps"), **sizes
         )
@@ -216,7 +219,7 @@ def _tflite(run, path, rounds, what, length, quantize, **options):
 
 
 def _inputs(run):
-    """Inputs of the denoiser, drawn at random, of batch size 1."""
+    """Return random inputs of the denoiser of batch size 1."""
     rng = np.random.default_rng(0)
     x, _, *lengths = run.example
     t = np.array([run.settings.noise.timesteps // 2], "int32")
@@ -229,7 +232,7 @@ def _difference(expected, found):
 
 
 def _seconds(calls, rounds):
-    """Medians of the seconds that calls take, in turn: `{name: seconds}`."""
+    """Return the median seconds of calls that alternate: `{name: seconds}`."""
     if not rounds:
         return {}
     seconds = {name: [] for name in calls}
@@ -247,7 +250,7 @@ def _seconds(calls, rounds):
 
 
 def _record(folder, run, metadata, written):
-    """Writes `export.json` and `README.md`, of these files and of those written before."""
+    """Write `export.json` and `README.md`, about these files and those written before."""
     try:
         records = read_json(folder / RECORDS, {"files": list}) or {"files": []}
         before = [ExportedFile(**file) for file in records["files"]]
@@ -262,7 +265,7 @@ def _record(folder, run, metadata, written):
 
 
 def table_rows(files):
-    """`(header, cells)` of the table of exported files, for the terminal and the README."""
+    """Return `(header, cells)` of the table of exported files, for the terminal and the README."""
 
     def milliseconds(seconds):
         return "" if seconds is None else f"{seconds * 1e3:.2f}"
@@ -310,7 +313,7 @@ def _readme(folder, run, told, files):
 
 
 def _snippet(folder, run, file):
-    """Lines of Python that load the file and call it."""
+    """Return lines of Python that load the file and call it."""
     if file.format == "sparse":
         return [
             "import keras_sparse_dm as ksd",

@@ -1,4 +1,4 @@
-"""Exported models that samples are generated with, as with the run that they come from."""
+"""Exported models, which generate samples like the runs that they come from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ DECODER = "decoder"
 
 
 def run_metadata(run):
-    """What an exported file tells of the run that it is from, enough to sample from it.
+    """Return the facts about a run that an exported file stores, enough to sample from it.
 
     Args:
         run: The `Run`.
@@ -44,7 +44,7 @@ def run_metadata(run):
 
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """An exported model, to generate samples with; see `samples.generate`.
+    """Exported model that can generate samples; see `samples.generate`.
 
     Attributes:
         kind: The `Kind` of what it generates.
@@ -68,11 +68,11 @@ class Exported:
 
     @property
     def representation(self):
-        """Of sketches: `"absolute"` or `"delta"`."""
+        """Representation of sketches: `"absolute"` or `"delta"`."""
         return self.metadata["representation"]
 
     def lengths(self, n, seed):
-        """Lengths of `n` sketches, drawn from those trained on: int32 (n,)."""
+        """Return `n` random lengths of the training sketches, int32 (n,)."""
         lengths, counts = np.array(self.metadata["lengths"], "int32").T
         return np.random.default_rng(seed).choice(np.repeat(lengths, counts), size=n)
 
@@ -82,13 +82,13 @@ class Exported:
 
 
 def is_exported(path):
-    """Whether a path is an exported model's rather than the folder of a run."""
+    """Return True if a path is an exported model, False if it is the folder of a run."""
     path = Path(path)
     return path.is_file() or (path / SAVED_MODEL).exists()
 
 
 def load_exported(path):
-    """Loads what `sparse-dm export` wrote.
+    """Load a model that `sparse-dm export` wrote.
 
     Args:
         path: A `.tflite` file, the directory of a SavedModel, or a sparse checkpoint.
@@ -150,7 +150,7 @@ def _tflite(path):
     from keras_sparse_dm.export import generate_from_tflite, read_tflite_metadata
 
     metadata = read_tflite_metadata(path)
-    if metadata["what"] == DECODER:
+    if metadata["part"] == DECODER:
         raise ValueError(f"{path} is the decoder; give the denoiser's file beside it.")
     decoder = None
     if metadata["kind"] == "images":

@@ -1,4 +1,4 @@
-"""The folder of a run: its configuration, and whether a run can begin or resume there."""
+"""Folder of a run: its configuration, and checks before a run starts or resumes there."""
 
 import json
 from pathlib import Path
@@ -10,19 +10,20 @@ CONFIG_FILE = "config.json"
 
 
 def read_config(folder):
-    """Reads a run's `config.json`; None where there is none.
+    """Read a run's `config.json`; return None if it does not exist.
 
     Raises:
-        SettingsError: if it cannot be read or is not a run's configuration.
+        SettingsError: if the file cannot be read or is not a run's configuration.
     """
     return read_json(Path(folder) / CONFIG_FILE, {"settings": dict})
 
 
 def check_folder(settings):
-    """Checks, before any work, that the folder is free or holds the run to be resumed.
+    """Check that a run's folder is free or, with `resume`, holds a run of the same configuration.
 
     Raises:
-        SettingsError: if it is not or does not, or holds a run of another configuration.
+        SettingsError: if the folder is not free, holds no run to resume, or holds a run of another
+            configuration.
     """
     folder = settings.folder
     stored = read_config(folder)
@@ -40,13 +41,13 @@ def check_folder(settings):
         if different:
             raise SettingsError(
                 f"--resume: the run in {folder} has another configuration: {'; '.join(different)}. "
-                "Leave these options out, or begin another run."
+                "Leave these options out, or start another run."
             )
         return
     if settings.resume:
         raise SettingsError(f"--resume: {folder} holds no run; leave out --resume to start one.")
     try:
-        # What a start that failed has left is no reason to refuse the next one.
+        # A start that failed may have left hidden files.
         if folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
             raise SettingsError(
                 f"--output-dir {folder} is not empty and holds no run; name another folder."
@@ -56,7 +57,7 @@ def check_folder(settings):
 
 
 def unusable_folder(folder, error):
-    """The error for a folder that cannot be made or read."""
+    """Return the error for a folder that cannot be created or read."""
     return SettingsError(
         f"--output-dir {folder} cannot be used: {error.strerror}; name a folder that can be "
         "written."
@@ -64,9 +65,9 @@ def unusable_folder(folder, error):
 
 
 def option_differences(mine, theirs, prefix=""):
-    """Yields `(option, value here, value there)` for what differs."""
+    """Yield `(option, value here, value there)` of each setting that differs."""
     for name, value in mine.items():
-        # What the version that began the run did not know has had its default there.
+        # Settings unknown to the version that started the run had their defaults there.
         if isinstance(theirs, dict) and name not in theirs:
             continue
         other = theirs.get(name) if isinstance(theirs, dict) else None
@@ -79,14 +80,14 @@ def option_differences(mine, theirs, prefix=""):
 
 
 def read_json(path, keys):
-    """Reads a JSON file that a run wrote; None where there is none.
+    """Read a JSON file that a run wrote; return None if it does not exist.
 
     Args:
         path: The file.
-        keys: `{key: type}` of what it must hold.
+        keys: `{key: type}` of the entries that the file must hold.
 
     Raises:
-        SettingsError: if it cannot be read or holds something else.
+        SettingsError: if the file cannot be read or lacks an entry.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -94,7 +95,7 @@ def read_json(path, keys):
         return None
     except NotADirectoryError:
         raise SettingsError(
-            f"--output-dir {path.parent} cannot be used: it is a file or lies below one; name "
+            f"--output-dir {path.parent} cannot be used: it is a file or lies below a file; name "
             "another folder."
         ) from None
     except (OSError, ValueError) as error:
@@ -106,6 +107,6 @@ def read_json(path, keys):
 
 
 def write_json(path, values):
-    """Writes a JSON file, whole or not at all."""
+    """Write a JSON file in one step: the file is complete or does not change."""
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -28,22 +28,22 @@ from keras_sparse_dm.runs.autoencoder import (
 from keras_sparse_dm.runs.kinds import Kind
 
 SAMPLING_BATCH_SIZE = 16
-# Real images in memory at a time, for their features.
+# Number of real images in memory at a time, to compute features of.
 IMAGES_AT_ONCE = 512
-# The distance that the report gives until a run names a feature network.
+# Height and width of the coarse images of FD-pixels, which needs no feature network.
 PIXELS = 8
 FEWEST_SAMPLES = 8
 
 
 def load_autoencoder(path, preset):
-    """Loads a trained `VQAutoencoder` from a `.keras` or a PyTorch file.
+    """Load a trained `VQAutoencoder` from a `.keras` or a PyTorch file.
 
     Args:
-        path: The file, or a diffusers folder.
-        preset: `Preset`, whose autoencoder a PyTorch file is taken to hold.
+        path: The file, or a folder of the diffusers library.
+        preset: `Preset` with the structure of the autoencoder in a PyTorch file.
 
     Raises:
-        SettingsError: for a file that cannot be read or holds something else.
+        SettingsError: for a file that cannot be read or holds another model.
     """
     try:
         if path.suffix == ".keras":
@@ -56,7 +56,7 @@ def load_autoencoder(path, preset):
         autoencoder = VQAutoencoder(**preset.autoencoder.arguments(), name="autoencoder")
         load_pytorch(autoencoder, path)
         return autoencoder
-    except Exception as error:  # a damaged file fails in any way
+    except Exception as error:  # a damaged file can raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SettingsError(f"--autoencoder {path} cannot be used: {reason}") from None
 
@@ -90,7 +90,7 @@ class Images(Kind):
         return latent, np.zeros(1, "int32")
 
     def draw_samples(self, model, n, lengths, **options):
-        # The bar of all samples is the one to show.
+        # The caller shows one progress bar for all samples.
         return model.generate(n, batch_size=self.part_size, progress=False, **options)
 
     def finished(self, samples, broken):
@@ -121,7 +121,7 @@ class Images(Kind):
 
 
 class ImageRun:
-    """Data, model and pictures of a run on images to train.
+    """Data, model and pictures of a run that trains on images.
 
     Args:
         settings: `ImageRunSettings`, checked.
@@ -135,7 +135,7 @@ class ImageRun:
         self.preset = settings.to_preset()
         self._encoded = self._real_features = None
         try:
-            # First what takes no time, so that nothing long is in vain.
+            # Quick checks come first, before any long work.
             self._denoiser = UNet(**self.preset.denoiser_arguments(), name="unet")
             autoencoder = None
             if settings.autoencoder is not None:
@@ -159,12 +159,13 @@ class ImageRun:
         multiple, size = down * self._denoiser.downsampling, self.settings.data.image_size
         if size % multiple:
             raise SettingsError(
-                f"--image-size must be a multiple of {multiple}, by which autoencoder ({down}) and "
-                f"U-Net ({self._denoiser.downsampling}) together downsample; received {size}."
+                f"--image-size must be a multiple of {multiple}, the product of the "
+                f"downsampling factors of autoencoder ({down}) and U-Net "
+                f"({self._denoiser.downsampling}); received {size}."
             )
 
     def new_model(self):
-        """The untrained, dense `LatentDiffusion`, not compiled."""
+        """Return the untrained, dense `LatentDiffusion`, not compiled."""
         try:
             return LatentDiffusion(
                 self._denoiser,
@@ -178,19 +179,19 @@ class ImageRun:
             raise SettingsError(f"--autoencoder: {error}") from None
 
     def check_fits(self, model):
-        """Checks that a checkpoint was made with the autoencoder of this run.
+        """Check that a checkpoint has the autoencoder of this run.
 
         Raises:
-            SettingsError: if not.
+            SettingsError: if it has another one.
         """
         if model.autoencoder.fingerprint() != self.autoencoder.fingerprint():
             raise SettingsError(
-                "--resume: the run was begun with an autoencoder of other weights. Give the same "
-                "--autoencoder, or begin another run."
+                "--resume: the run was started with an autoencoder of other weights. Give the same "
+                "--autoencoder, or start another run."
             )
 
     def before_training(self, model):
-        """Encodes the images once, where the settings say so, and scales the latents."""
+        """Encode the images if the settings cache latents, and set the scale of the latents."""
         if self.settings.data.cache_latents:
             encode = tf.function(model.encode)
             fingerprint = model.autoencoder.fingerprint()
@@ -206,17 +207,17 @@ class ImageRun:
                     for images in (self.train, self.validation)
                 )
         if model.scale_latents and not float(model.scale_known):
-            # The untrained network is evaluated before the first training step.
+            # The untrained network, which is evaluated first, needs the scale.
             (batch,) = self.train_batches(0).take(1)
             model.clean_batch(batch, training=True)
 
     @property
     def checksum(self):
-        """Number that changes with the training data."""
+        """Checksum of the training data."""
         return int(self.train.fingerprint[:12], 16)
 
     def summary(self):
-        """What the data are, for the terminal."""
+        """Return a description of the data, for the terminal."""
         batch_size = self.settings.training.batch_size
         return (
             f"{self.train.summary}\n"
@@ -226,7 +227,7 @@ class ImageRun:
         )
 
     def train_batches(self, epochs_done):
-        """Endless batches from the epoch after those done."""
+        """Return endless training batches that start after `epochs_done` epochs."""
         return train_image_batches(
             self._encoded[0] if self._encoded else self.train,
             self.settings.training.batch_size,
@@ -240,7 +241,7 @@ class ImageRun:
         )
 
     def generate(self, model):
-        """Samples of the run's number and seed: array (n, size, size, 3) in [-1, 1]."""
+        """Return the run's samples: float array (n, size, size, 3) in [-1, 1]."""
         s = self.preset.sampling
         images = model.generate(
             self.settings.samples,
@@ -279,13 +280,13 @@ class ImageRun:
         return (size, size, self.autoencoder.code_channels)
 
     def untrained_results(self, model):
-        """Values for `report.json` that only the untrained network can give."""
+        """Return values of the untrained network for `report.json`."""
         if min(self.settings.samples, len(self.train)) < FEWEST_SAMPLES:
             return {}
         return {"fd_pixels_untrained": self._distance(self.generate(model))}
 
     def results(self, samples):
-        """Values for `report.json`, beside those of every run."""
+        """Return values for `report.json` that only runs on images have."""
         distances = {}
         if min(len(samples), len(self.train)) >= FEWEST_SAMPLES:
             distances["fd_pixels_generated"] = self._distance(samples)
@@ -295,7 +296,7 @@ class ImageRun:
         return {"latent_shape": list(self._latent_shape), **distances}
 
     def _distance(self, images):
-        """Fréchet distance of images to the training images, by their coarse grey pixels."""
+        """Return the Fréchet distance of images from the training images, by coarse grey pixels."""
         if self._real_features is None:
             n, size = len(self.train), eval_batch_size(self.train)
             self._real_features = np.concatenate(
@@ -307,12 +308,12 @@ class ImageRun:
                 ]
             )
         with warnings.catch_warnings():
-            # It is only compared with distances of as many other images.
+            # It is only compared with distances of equally many images.
             warnings.simplefilter("ignore", FewSamplesWarning)
             return frechet_distance(_pixel_features(images), self._real_features)
 
     def report_rows(self, results):
-        """`(name, value)` lines for `report.md`, from what `results` gave."""
+        """Return `(name, value)` lines for `report.md`, from the values of `results`."""
         distances = {
             name: results.get(f"fd_pixels_{name.replace(' ', '_')}")
             for name in ("untrained", "generated", "held out")
@@ -328,7 +329,7 @@ def _to_float(images):
 
 
 def _pixel_features(images):
-    """Grey images averaged down to 8 x 8 pixels: (n, 64)."""
+    """Return grey images averaged to 8 x 8 pixels, float array (n, 64)."""
     grey = images.mean(axis=-1)
     n, height, width = grey.shape
     rows = np.linspace(0, height, PIXELS + 1).astype(int)[:-1]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """Where a kind is defined.
+    """Location of the class of a kind.
 
     Attributes:
         module: Module of `keras_sparse_dm.runs`, loaded when it is needed.
@@ -29,7 +29,7 @@ KINDS = {
 
 
 class Kind:
-    """What runs on one kind of data differ in from those on others.
+    """Kind of data: the parts of a run that depend on it.
 
     Attributes:
         unit: The examples, in the plural: `"sketches"`.
@@ -70,7 +70,7 @@ class Kind:
         raise NotImplementedError
 
     def put_in_cache(self, settings):
-        """Prepare what a run reads from the cache folder, and return a line about it."""
+        """Prepare the cached data of a run, and return a line about them."""
         raise NotImplementedError
 
     def example(self, run):
@@ -78,7 +78,7 @@ class Kind:
         raise NotImplementedError
 
     def lengths(self, run, n, seed):
-        """Return the lengths of `n` samples, int32 (n,), or None where samples have none."""
+        """Return the lengths of `n` samples, int32 (n,), or None if samples have no length."""
         return None
 
     def draw_samples(self, model, n, lengths, **options):
@@ -110,7 +110,7 @@ class Kind:
         raise NotImplementedError
 
     def write(self, samples, path):
-        """Write samples into a file, whole or not at all; its ending is one of `endings`."""
+        """Write samples to a file in one step; its ending is one of `endings`."""
         raise NotImplementedError
 
     def chosen(self, data, numbers):
@@ -126,11 +126,11 @@ class Kind:
         raise NotImplementedError
 
     def pictures(self, examples, progress):
-        """Return what a feature network looks at: a uint8 array (n, height, width, 3)."""
+        """Return the pictures for a feature network, a uint8 array (n, height, width, 3)."""
         raise NotImplementedError
 
     def metadata(self, run):
-        """Return what an exported file tells of the run, beside what all tell."""
+        """Return the facts about a run that exported files of this kind store in addition."""
         return {}
 
     def tflite_length(self, run, length):

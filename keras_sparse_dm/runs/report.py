@@ -1,4 +1,4 @@
-"""`report.md` and `report.json`: what a run cost and what came of it."""
+"""Reports of runs, `report.md` and `report.json`: costs and results."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from keras_sparse_dm.runs.folder import read_json, write_json
 
 
 def write_report(folder, results, rows=()):
-    """Writes `report.json`, and `report.md` for people.
+    """Write `report.json`, and `report.md` for people.
 
     Args:
         folder: The run's folder.
@@ -28,8 +28,8 @@ def distance_rows(evaluation, results):
     """Return `(name, value)` lines of the Fréchet distances, and of the untrained network's.
 
     Args:
-        evaluation: What `evaluation.json` holds.
-        results: What `report.json` holds.
+        evaluation: Contents of `evaluation.json`.
+        results: Contents of `report.json`.
     """
     rows = []
     for name, distance in evaluation["distances"].items():
@@ -43,7 +43,7 @@ def distance_rows(evaluation, results):
 
 
 def summary(folder):
-    """Return what a run came to, in at most ten lines.
+    """Return a summary of a run in at most ten lines.
 
     Args:
         folder: Folder of a run that has ended.
@@ -67,7 +67,7 @@ def summary(folder):
 
 
 def plural(number, noun):
-    """Return a number with its noun, as "1 epoch" and "2 epochs"."""
+    """Return a number with its noun, such as "1 epoch" or "2 epochs"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
@@ -106,8 +106,8 @@ def _markdown(r, table, data_rows):
         "|---|---:|---:|---:|",
         *(f"| {name} | {dense} | {mine} | {share:.4f} |" for name, dense, mine, share in rows),
         "",
-        "FLOPs count two per multiply-add in the kernels, pruned weights left out; training counts "
-        "three passes of one example an iteration, as in the paper's tables.",
+        "FLOPs count two per multiply-add in the kernels, without pruned weights; training counts "
+        "three passes of one example per iteration, as in the paper's tables.",
         "",
         "| | |",
         "|---|---:|",

@@ -1,4 +1,4 @@
-"""Resuming a run: its last checkpoint, which must be of the run's configuration."""
+"""Checkpoints to resume a run from, which must have the run's configuration."""
 
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.diffusion import DiffusionModel
@@ -11,11 +11,21 @@ from keras_sparse_dm.sparsity.schedules import serialize_schedule
 
 
 def load_checkpoint(path, expected, training, steps):
-    """Loads a checkpoint, which must be of the configuration that `expected` is made of."""
+    """Load a checkpoint of the same configuration as the model `expected`.
+
+    Args:
+        path: The checkpoint.
+        expected: New model of the run, not trained.
+        training: `TrainingSettings`.
+        steps: Number of steps per epoch.
+
+    Raises:
+        SettingsError: if the checkpoint cannot be read or has another configuration.
+    """
     model = read_checkpoint(path)
     here, there = _description(expected), _description(model)
     if training.method != "dense" and there is not None:
-        # What the callback will install in the model that is not trained yet.
+        # The method and schedule that the callback will install in the new model.
         sparse = innermost_sparse_optimizer(model)
         callback = dynamic_sparsity(training, None, steps, path.parent)
         here["method"] = callback.method.name
@@ -27,14 +37,14 @@ def load_checkpoint(path, expected, training, steps):
         if there is not None:
             names = ", ".join(name for name, value in here.items() if there.get(name) != value)
         raise SettingsError(
-            f"--resume: checkpoint {path} is of another configuration than {CONFIG_FILE} beside "
-            f"it ({names})."
+            f"--resume: checkpoint {path} has another configuration than {CONFIG_FILE} of the run "
+            f"({names})."
         )
     return model
 
 
 def _description(model):
-    """What tells configurations apart in a model; None for what is no DiffusionModel."""
+    """Return the facts that configurations differ in, or None unless it is a DiffusionModel."""
     if not isinstance(model, DiffusionModel):
         return None
     optimizer = innermost_optimizer(model)

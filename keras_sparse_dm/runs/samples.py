@@ -1,4 +1,4 @@
-"""What a finished run generates: its model and data again, and samples by the thousand."""
+"""Loading of a trained run's model and data, and generation of samples."""
 
 import zlib
 from dataclasses import dataclass, replace
@@ -22,14 +22,14 @@ MODEL = "model.keras"
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run that was trained, whole or in part.
+    """A run that was trained completely or in part.
 
     Attributes:
-        folder: Its folder.
-        settings: Its `RunSettings`.
-        model: Its `DiffusionModel`.
+        folder: Folder of the run.
+        settings: `RunSettings`.
+        model: `DiffusionModel`.
         file: The file that the model was loaded from.
-        train, validation: Its data: `SketchArrays`, or images.
+        train, validation: The data: `SketchArrays`, or images.
     """
 
     folder: Path
@@ -41,21 +41,21 @@ class Run:
 
     @property
     def kind(self):
-        """The `Kind` of data that the run is on."""
+        """`Kind` of data of the run."""
         return self.settings.kind
 
     @property
     def sampling(self):
-        """The `SamplingSettings` that samples are generated with by default."""
+        """Default `SamplingSettings` of samples."""
         return self.settings.sampling
 
     @property
     def representation(self):
-        """Of sketches: `"absolute"` or `"delta"`."""
+        """Representation of sketches: `"absolute"` or `"delta"`."""
         return self.settings.data.representation
 
     def lengths(self, n, seed):
-        """Lengths of `n` sketches to generate, drawn from those trained on: int32 (n,)."""
+        """Return `n` random lengths of the training sketches, int32 (n,)."""
         return sample_lengths(self.train, n, seed)
 
     def draw_samples(self, n, lengths, **options):
@@ -69,24 +69,24 @@ class Run:
 
     @property
     def checksum(self):
-        """Number that changes with the model."""
+        """Checksum of the model's file."""
         return zlib.crc32(self.file.read_bytes())
 
 
 def load_run(folder, data_dir=None, cache_dir=None, verbose=1):
-    """Loads a run's model and data.
+    """Load a run's model and data.
 
     Args:
         folder: The run's folder.
-        data_dir: Folder of the data set's files, where they lie elsewhere now.
+        data_dir: Folder of the data set's files, if they have moved since the run read them.
         cache_dir: Folder for prepared data.
         verbose: Whether to show progress.
 
     Returns:
-        A `Run`. Of one that is not finished, the model is that of its last checkpoint.
+        A `Run`. The model of an unfinished run comes from its last checkpoint.
 
     Raises:
-        SettingsError: if the folder holds no run, no model, or its data are gone.
+        SettingsError: if the folder holds no run or no model, or the data are missing.
     """
     folder = Path(folder)
     stored = read_config(folder)
@@ -103,30 +103,29 @@ def load_run(folder, data_dir=None, cache_dir=None, verbose=1):
         settings = replace(settings, data_dir=Path(data_dir))
     try:
         model = keras.saving.load_model(file)
-    except Exception as error:  # a damaged file fails in any way
+    except Exception as error:  # a damaged file can raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SettingsError(f"{file} cannot be read: {reason}") from None
     if not isinstance(model, DiffusionModel):
-        raise SettingsError(f"{file} holds a {type(model).__name__}, no diffusion model.")
+        raise SettingsError(f"{file} holds a {type(model).__name__}, not a diffusion model.")
     return Run(folder, settings, model, file, *settings.kind.load(settings, bool(verbose)))
 
 
 def generate(run, n, steps=None, sampler=None, eta=None, seed=0, keep=None, progress=True):
-    """Generates samples of a run, part by part.
+    """Generate samples of a run, part by part.
 
     Args:
         run: The `Run`, or an `Exported` one.
         n: Number of samples, 1 or more.
-        steps, sampler, eta: As `DiffusionModel.generate`; the run's own by default.
-        seed: Equal seeds give equal samples, whether interrupted or not.
-        keep: Folder in which parts are kept as they are made, and found when called again;
-            None to keep nothing.
+        steps, sampler, eta: Arguments of `DiffusionModel.generate`; the run's by default.
+        seed: Integer; equal seeds give equal samples, even after an interrupt.
+        keep: Folder to keep finished parts in, which the next call reads; None to keep none.
         progress: Whether to show a progress bar.
 
     Returns:
-        `(samples, broken)`: `SketchArrays`, or images, a uint8 array (n, height, width, 3); and how
-        many came out not finite. Such sketches are replaced by empty strokes, such pixels by grey,
-        black or white.
+        `(samples, broken)`: `SketchArrays`, or images as a uint8 array (n, height, width, 3); and
+        the number of samples that are not finite. Such sketches are replaced by empty strokes, such
+        pixels by grey, black or white.
 
     Raises:
         ValueError: for steps or eta out of range.
@@ -145,7 +144,7 @@ def generate(run, n, steps=None, sampler=None, eta=None, seed=0, keep=None, prog
     with tqdm(total=n, desc="Sampling", unit=" samples", disable=not progress) as bar:
         for begin in range(0, n, size):
             count = min(size, n - begin)
-            # What a part holds depends on nothing but this.
+            # A part depends on these values only.
             place = [checksum, options, seed, begin, count]
             file = None if keep is None else Path(keep) / f"part-{fingerprint_of(place)}.npz"
             stored = _read_part(file, count)
@@ -174,7 +173,7 @@ def _read_part(file, count):
     try:
         with np.load(file, allow_pickle=False) as stored:
             samples, broken = stored["samples"], int(stored["broken"])
-    except Exception:  # a damaged file fails in any way, and is made again
+    except Exception:  # a damaged file can raise anything; the part is generated again
         return None
     return (samples, broken) if len(samples) == count else None
 

@@ -15,7 +15,7 @@ _number = functools.partial(in_range, error=SettingsError)
 
 
 def check_sketch_settings(data, data_dir):
-    """Checks the settings of sketches.
+    """Check the settings of sketches.
 
     Raises:
         SettingsError: naming the option, what was received and what would be right.
@@ -42,7 +42,7 @@ def check_sketch_settings(data, data_dir):
 
 
 def check_image_settings(data, data_dir):
-    """Checks the settings of images.
+    """Check the settings of images.
 
     Raises:
         SettingsError: naming the option, what was received and what would be right.
@@ -59,7 +59,7 @@ def check_image_settings(data, data_dir):
 
 
 def check_autoencoder_settings(autoencoder, prefix):
-    """Checks the settings of an autoencoder, whose options begin with a prefix.
+    """Check the settings of an autoencoder, whose options begin with a prefix.
 
     Raises:
         SettingsError: naming the option, what was received and what would be right.

@@ -48,12 +48,12 @@ _number = functools.partial(in_range, error=SettingsError)
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is no longer a number; the message says what is kept."""
+    """Error if the loss is no longer finite; the message says which files are kept."""
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Trains a sparse diffusion model and reports on it."""
+    """Train a sparse diffusion model and write a report."""
 
     preset: tyro.conf.Positional[str] = "quickstart"
     """Preset whose settings are the defaults of all others: quickstart and ldm_kanjivg (minutes
@@ -90,12 +90,12 @@ class RunSettings:
 
     @property
     def kind(self):
-        """The `Kind` of data that the run is on."""
+        """`Kind` of data of the run."""
         return kind_named(kind_of_model(self.model.kind))
 
     @staticmethod
     def from_preset(name, **settings):
-        """The settings of a preset: `SketchRunSettings` or `ImageRunSettings`.
+        """Return the settings of a preset: `SketchRunSettings` or `ImageRunSettings`.
 
         Raises:
             SettingsError: for an unknown preset.
@@ -118,12 +118,12 @@ class RunSettings:
         }
 
     def to_preset(self):
-        """The `Preset` that these settings amount to."""
+        """Return the `Preset` with these settings."""
         return Preset(self.preset, self.model, self.data, self.training, self.noise, self.sampling)
 
     @property
     def folder(self):
-        """The run's folder: the one asked for, or one named after the settings."""
+        """Folder of the run: `output_dir`, or by default a folder named after the settings."""
         if self.output_dir is not None:
             return self.output_dir
         t = self.training
@@ -132,7 +132,7 @@ class RunSettings:
         return Path("runs") / f"{self.preset}-{method}{sparsity}-seed{self.seed}"
 
     def to_dict(self):
-        """Plain values, as written to `config.json`; what does not shape the run is left out."""
+        """Return the settings that shape the run as plain values, for `config.json`."""
         # Tuples become lists, as they are when read again.
         values = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         for name in ("output_dir", "cache_dir", "resume", "verbose"):
@@ -140,7 +140,7 @@ class RunSettings:
         return values
 
     def with_stored(self, stored):
-        """These settings with those of a stored run in their place."""
+        """Return these settings with the values of a stored run."""
         try:
             preset = Preset.from_dict(
                 stored | {"name": stored["preset"], "autoencoder": stored.get("first_stage")}
@@ -168,7 +168,7 @@ class RunSettings:
             ) from None
 
     def check(self):
-        """Checks everything that can be checked without loading anything.
+        """Check all that can be checked without loading Keras or data.
 
         Raises:
             SettingsError: naming the option, what was received and what would be right.
@@ -273,7 +273,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class SketchRunSettings(RunSettings):
-    """Trains a sparse diffusion model of sketches and reports on it."""
+    """Train a sparse diffusion model of sketches and write a report."""
 
     model: _Flat[ChiroDiffSettings] = field(default_factory=lambda: get_preset("quickstart").model)
     data: _Flat[SketchSettings] = field(default_factory=lambda: get_preset("quickstart").data)
@@ -295,7 +295,7 @@ class SketchRunSettings(RunSettings):
 
 @dataclass(frozen=True)
 class ImageRunSettings(RunSettings):
-    """Trains a sparse latent diffusion model of images and reports on it."""
+    """Train a sparse latent diffusion model of images and write a report."""
 
     autoencoder: Path | None = None
     """Trained autoencoder: a .keras file of train-autoencoder or convert, or the published

@@ -1,11 +1,11 @@
-"""Which sketches a run's settings ask for. Nothing here needs Keras."""
+"""Loading of the sketches that a run's settings name. Loads no Keras."""
 
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.data import load_kanjivg, load_quickdraw, load_sketches, load_vmnist
 
 
 def load_sketch_data(data, data_dir=None, cache_dir=None, progress=True):
-    """Loads the sketches that settings ask for.
+    """Load the sketches that settings name.
 
     Args:
         data: `SketchSettings`.

@@ -26,12 +26,12 @@ from keras_sparse_dm.runs.kinds import Kind
 from keras_sparse_dm.runs.sketch_data import load_sketch_data
 
 EVAL_BATCH_SIZE = 256
-# Height and width of the pictures that feature networks look at.
+# Height and width of the pictures for feature networks.
 PICTURE_SIZE = 128
 
 
 class Sketches(Kind):
-    """Sketches, which `ChiroDiff` draws."""
+    """Sketches, which `ChiroDiff` generates."""
 
     unit = "sketches"
     part_size = 500
@@ -108,7 +108,7 @@ class Sketches(Kind):
 
 
 def sketches_of(arrays):
-    """Return the `Sketch`es of `SketchArrays`, a list."""
+    """Return `SketchArrays` as a list of `Sketch`."""
     return [
         from_points(points, arrays.representation, name=name)
         for points, name in zip(arrays, arrays.names, strict=True)
@@ -116,7 +116,7 @@ def sketches_of(arrays):
 
 
 class SketchRun:
-    """Data, model and pictures of a run on sketches to train.
+    """Data, model and pictures of a run that trains on sketches.
 
     Args:
         settings: `SketchRunSettings`, checked.
@@ -133,7 +133,7 @@ class SketchRun:
         )
         self.batch_size = settings.training.batch_size
         if self.batch_size > len(self.train) and self.batch_size == self._preset_batch_size():
-            # A preset's batch is for the data set that it is named after, whole.
+            # A preset's batch size is for its complete data set.
             self.batch_size = len(self.train)
         try:
             self.steps = steps_per_epoch(self.train, self.batch_size)
@@ -145,27 +145,27 @@ class SketchRun:
         return get_preset(self.settings.preset).training.batch_size
 
     def new_model(self):
-        """The untrained, dense `DiffusionModel`, not compiled."""
+        """Return the untrained, dense `DiffusionModel`, not compiled."""
         seed = self.settings.seed
         denoiser = ChiroDiff(**self.preset.denoiser_arguments(), seed=seed)
         return DiffusionModel(denoiser, self.preset.noise.to_schedule(), seed=seed)
 
     def check_fits(self, model):
-        """Nothing: all that a checkpoint holds is told by its configuration."""
+        """Do nothing, because the configuration describes all of a checkpoint."""
 
     def before_training(self, model):
-        """Nothing: sketches need none."""
+        """Do nothing, because sketches need no preparation."""
 
     @property
     def checksum(self):
-        """Number that changes with the training data."""
+        """Checksum of the training data."""
         return zlib.crc32(self.train.points.tobytes())
 
     def summary(self):
-        """What the data are, for the terminal."""
+        """Return a description of the data, for the terminal."""
         fewer = ""
         if self.batch_size < self.settings.training.batch_size:
-            fewer = f" (all there are; the preset's {self.settings.training.batch_size} are more)"
+            fewer = f" (all; the preset's batch size is {self.settings.training.batch_size})"
         return (
             f"{self.train.summary}\n"
             f"{len(self.train):,} for training in {self.steps} batches of {self.batch_size}{fewer} "
@@ -188,7 +188,7 @@ class SketchRun:
         return eval_batches(self.validation, EVAL_BATCH_SIZE)
 
     def generate(self, model):
-        """Samples of the run's number and seed: a list of `Sketch`."""
+        """Return the run's samples as a list of `Sketch`."""
         s = self.preset.sampling
         points = model.generate(
             lengths=self.lengths,
@@ -224,11 +224,11 @@ class SketchRun:
         return round(float(self.train.lengths.mean()))
 
     def untrained_results(self, model):
-        """Nothing beside the untrained network's loss."""
+        """Return no values of the untrained network besides its loss."""
         return {}
 
     def results(self, samples):
-        """Values for `report.json`, beside those of every run."""
+        """Return values for `report.json` that only runs on sketches have."""
         return {
             "points_per_sketch": float(self.train.lengths.mean()),
             "flops_points": self._mean_length,
@@ -236,5 +236,5 @@ class SketchRun:
         }
 
     def report_rows(self, results):
-        """`(name, value)` lines for `report.md`, from what `results` gave."""
+        """Return `(name, value)` lines for `report.md`, from the values of `results`."""
         return [("Padding in training batches", f"{results['padding_waste']:.1%}")]

@@ -12,6 +12,7 @@ from keras_sparse_dm.sparsity.registry import facts_of
 
 
 def new_model(run, settings, sparsity):
+    """Return the new, compiled model of a run, sparse unless `sparsity` is None."""
     t, seed = settings.training, settings.seed
     model = run.new_model()
     if sparsity is not None:
@@ -53,7 +54,7 @@ def _structure(text):
 
 
 def dynamic_sparsity(training, seed, steps, folder):
-    """Returns the `DynamicSparsity` callback, or None for a dense network."""
+    """Return the `DynamicSparsity` callback, or None for a dense network."""
     if training.method == "dense":
         return None
     schedule = training.prune_schedule

@@ -41,16 +41,17 @@ from keras_sparse_dm.sparsity.install import innermost_sparse_optimizer
 
 STATE_FILE = "state.json"
 METRICS_FILE = "metrics.csv"
-# For a distance during training of a run that asks for no evaluation.
+# Number of samples for a distance during training, if the run has no evaluation.
 DISTANCE_SAMPLES = 500
 
 
 def train(settings):
-    """Trains what the settings describe and leaves everything in the run's folder.
+    """Train the model that the settings describe and write all results to the run's folder.
 
     The folder gets `config.json`, `metrics.csv`, TensorBoard scalars, a checkpoint after every
     epoch, and at the end `model.keras` (averaged weights), `samples.png`, `report.md` and
-    `report.json`. A run that was stopped continues with `resume=True`, to the same bits.
+    `report.json`. A run that was stopped continues with `resume=True` and gives
+    the same bits.
 
     Args:
         settings: `RunSettings`.
@@ -61,13 +62,13 @@ def train(settings):
     Raises:
         SettingsError: for settings that cannot work, before training starts.
         TrainingDiverged: if the loss becomes NaN or infinite; the last checkpoint is kept.
-        OSError: if something cannot be written; what was written before is kept.
+        OSError: if a file cannot be written; files written before are kept.
     """
     return train_run(settings).folder
 
 
 def train_run(settings):
-    """As `train`, and returns the trained `Run`, for those who go on with it."""
+    """Train like `train`, but return the trained `Run`."""
     begin = time.perf_counter()
     settings.check()
     folder = settings.folder
@@ -82,7 +83,7 @@ def train_run(settings):
             f"The masks will not change: {steps} training steps are fewer than --update-every "
             f"{t.update_every}."
         )
-    # The same random state whatever was prepared before.
+    # Start from the same random state, whether or not data were prepared before.
     keras.utils.set_random_seed(settings.seed)
     checkpoint = folder / CHECKPOINT
 
@@ -99,8 +100,8 @@ def train_run(settings):
             raise SettingsError(f"--resume: {folder / STATE_FILE} is missing.")
         if state["data_checksum"] != run.checksum:
             raise SettingsError(
-                f"--resume: the run in {folder} was begun with other training data: the files, or "
-                "the version of the package kanjivg, have changed since."
+                f"--resume: the run in {folder} was started with other training data: the files, "
+                "or the version of the package kanjivg, have changed since."
             )
         run.check_fits(model)
         as_trained = run_of(model)
@@ -139,7 +140,7 @@ def train_run(settings):
         keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
         keras.callbacks.CSVLogger(folder / METRICS_FILE, append=True),
         _SamplePictures(run, folder, settings.samples_every),
-        # Last, so that an epoch counts as done only when all else is written.
+        # Last, because an epoch counts as done once its checkpoint is written.
         Checkpoint(checkpoint),
     ]
     validation = run.validation_batches()
@@ -180,7 +181,7 @@ def train_run(settings):
 
 
 def _claim_folder(settings, folder):
-    """Makes the run's folder and writes its configuration."""
+    """Create the run's folder and write its configuration."""
     packages = ("keras", "tensorflow", "tensorflow-model-optimization", "numpy", "kanjivg")
     versions = {
         "keras_sparse_dm": keras_sparse_dm.__version__,
@@ -201,7 +202,7 @@ def _iterations(model):
 
 def _check_disk_space(folder, model):
     state = sum(int(np.prod(v.shape)) * 4 for v in (*model.variables, *model.optimizer.variables))
-    # Two checkpoints at once while one replaces the other, and the final model.
+    # Two checkpoints exist while one replaces the other, and then the final model.
     needed = 4 * max(state, 10_000_000)
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
@@ -253,7 +254,7 @@ def _results(as_trained, run, sparsity):
 
 
 class _Distances(keras.callbacks.Callback):
-    """Measures every few epochs how far generated samples are from the training data."""
+    """Callback that measures the distance of samples from the training data every few epochs."""
 
     def __init__(self, run):
         super().__init__()
@@ -273,7 +274,7 @@ class _Distances(keras.callbacks.Callback):
 
 
 class _SamplePictures(keras.callbacks.Callback):
-    """Draws generated samples every few epochs."""
+    """Callback that draws generated samples every few epochs."""
 
     def __init__(self, run, folder, every):
         super().__init__()

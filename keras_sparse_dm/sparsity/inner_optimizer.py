@@ -8,8 +8,8 @@ from keras_sparse_dm import _keras
 from keras_sparse_dm.layers.kernel_mask import variable_beside
 from keras_sparse_dm.sparsity.topology_update import masked
 
-# Ftrl divides by state that is zero where weights are pruned, and MultiOptimizer keeps state
-# where it is not found.
+# Ftrl divides by state that is zero where weights are pruned, and the state of
+# MultiOptimizer is not accessible.
 UNSUPPORTED = ("Ftrl", "MultiOptimizer")
 # Their update of a weight depends on the others too, so that pruned weights have to be put
 # back to zero after it.

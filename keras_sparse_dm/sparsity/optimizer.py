@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_sparse_dm import _keras
 from keras_sparse_dm.layers.guard import guard, guarded, sparse_training
+from keras_sparse_dm.renamed import old_method
 from keras_sparse_dm.seeds import seed_generator
 from keras_sparse_dm.sparsity.grow_warmup import check_grow_warmup, warm_up
 from keras_sparse_dm.sparsity.inner_optimizer import (
@@ -31,19 +32,17 @@ from keras_sparse_dm.sparsity.wrapper import OptimizerWrapper
 class SparseOptimizer(OptimizerWrapper):
     """Optimizer wrapper that trains a sparse model sparsely.
 
-    Each step masks the gradients before they reach the wrapped optimizer, so that moments, weight
-    decay and gradient clipping never see a pruned weight. On due steps, a topology update follows
-    the optimizer update (paper, Algorithm 2), with the unmasked gradient of the same step and in
-    the same compiled function. Under `tf.distribute.MirroredStrategy`, the unmasked gradients are
-    summed over the replicas once, and all replicas get the same masks.
+    Each step masks the gradients before the wrapped optimizer gets them, so moments, weight decay
+    and gradient clipping never see a pruned weight. On due steps, a topology update follows the
+    optimizer update (paper, Algorithm 2) in the same compiled function, with the unmasked gradient.
+    `tf.distribute.MirroredStrategy` sums unmasked gradients once, so all replicas get equal masks.
 
     `DynamicSparsity` installs the wrapper for `fit`; use `sparse_optimizer` for other loops.
 
     Args:
         inner_optimizer: The `keras.optimizers.Optimizer` to wrap, built or not.
         method, seed, **options: Arguments of `SparsityOptions`.
-        schedule: A `PruningSchedule` or a name as in `SparsityOptions`; may be None for the
-            static method.
+        schedule: As in `SparsityOptions`, or None for the static method.
         name: Optional name.
 
     Raises:
@@ -213,6 +212,8 @@ class SparseOptimizer(OptimizerWrapper):
         """
         check_weights(self._kernels)
         self.clear_pruned()
+
+    weights_were_put_back = old_method("weights_were_put_back", sync_masks_with_weights)
 
     def mask_has_changed(self, kernel):
         """Clear the state of pruned weights after something else has changed a kernel's mask."""

@@ -10,7 +10,7 @@ from keras import ops
 from keras_sparse_dm.sparsity.install import innermost_sparse_optimizer
 from keras_sparse_dm.sparsity.kernels import check_is_layer, masked_kernels, what_is_left_alone
 
-# More than so many kernels of one part of a model, left alone for one reason, share a line.
+# More kernels than this, in one part of a model and with the same reason, share a line.
 MANY_LEFT_ALONE = 8
 
 

@@ -227,7 +227,7 @@ class SparsityState:
     def _forget(self, why):
         warnings.warn(
             f"The state of sparse training in the file does not fit and is skipped: {why}. It "
-            "starts anew.",
+            "starts from zero.",
             stacklevel=2,
         )
         self.mask_ones.assign(ops.full_like(self.mask_ones, -1))

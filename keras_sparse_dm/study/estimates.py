@@ -23,7 +23,7 @@ SAMPLED_SKETCHES = 256
 
 
 @dataclass(frozen=True)
-class Cost:
+class Estimate:
     """Estimated cost of the runs of one preset.
 
     Attributes:
@@ -59,7 +59,7 @@ def steps_of_epoch(preset):
 
 
 def estimate(tasks, worker, folder):
-    """Return the costs of tasks that are not finished, one `Cost` for each preset.
+    """Return the estimated costs of unfinished tasks, one `Estimate` for each preset.
 
     Args:
         tasks: List of `Task`.
@@ -84,7 +84,7 @@ def estimate(tasks, worker, folder):
             task.settings.sampling.evaluation * sum(task.sampling_steps) for task in members
         )
         costs.append(
-            Cost(
+            Estimate(
                 preset,
                 len(members),
                 steps,

@@ -55,7 +55,7 @@ def run_study(study, tasks, options, worker=WORKER, lines=False):
         SettingsError: for a folder or data that cannot be used, before any run starts.
         OSError: if the folder cannot be written; files that runs have written stay.
     """
-    prepare_folder(options)
+    claim_folder(options)
     out = sys.stdout
     progress = table_progress if out.isatty() and not lines else plain_progress
     launcher = Launcher(study, tasks, options, worker)
@@ -69,7 +69,7 @@ def run_study(study, tasks, options, worker=WORKER, lines=False):
     return launcher.finish(out)
 
 
-def prepare_folder(options):
+def claim_folder(options):
     """Make the study's folder, or check the one that exists.
 
     Raises:
@@ -163,7 +163,7 @@ class Launcher:
         """Run all cells, until none is left or an exception ends it."""
         if not self.count("waiting"):
             return
-        self._prepare()
+        self._prepare_data()
         looked = time.monotonic()
         while True:
             self._end_finished()
@@ -191,11 +191,11 @@ class Launcher:
             elif self.states[task.name] != "waiting":
                 self.events.append(f"{self.states[task.name]} elsewhere {task.name}")
 
-    def _prepare(self):
-        """Prepare what cells share, in a process of its own, and wait for it.
+    def _prepare_data(self):
+        """Prepare the data that cells share in a separate process, and wait for it.
 
         Raises:
-            SettingsError: if it fails.
+            SettingsError: if the preparation fails.
         """
         log = self.options.folder / "logs" / "prepare.log"
         self.phase = f"preparing data (log: {log})"

@@ -29,7 +29,7 @@ def _print_events(launcher, out):
         done = launcher.count("finished")
         left = launcher.remaining_seconds()
         left = f", {_duration(left)} left" if left else ""
-        # The study goes on when its reader, such as `head`, has closed the pipe.
+        # The study continues if its reader, such as `head`, has closed the pipe.
         with contextlib.suppress(BrokenPipeError):
             print(f"[{done}/{len(launcher.tasks)}{left}] {line}", file=out, flush=True)
 

@@ -50,7 +50,7 @@ def main(kind):
         elif kind == "prepare":
             # Wait until other launchers have finished their preparations, which the cache keeps.
             with FileLock(job["lock"]):
-                prepare(job["preparations"])
+                prepare_data(job["preparations"])
         else:
             measure(job)
     except Timeout:
@@ -153,7 +153,7 @@ def run_cell(job):
     )
 
 
-def prepare(jobs):
+def prepare_data(jobs):
     """Put the data, autoencoders and latents that cells share into the cache.
 
     Args:

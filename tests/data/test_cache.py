@@ -189,7 +189,7 @@ def test_damage_is_told_and_absence_is_not(tmp_path):
         whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:],
     ):
         path.write_bytes(damage)
-        with pytest.warns(UserWarning, match="rows.npy cannot be read .*preparing the data anew"):
+        with pytest.warns(UserWarning, match="rows.npy cannot be read .*preparing the data again"):
             assert read_rows_or_warn(path) is None
     path.write_bytes(whole)
     for damage in (b"", described[:-20], b"[]", b"\xff\xfe", described.replace(b'"a"', b'"b"')):

@@ -86,7 +86,7 @@ def test_fingerprints_follow_content_size_and_selection(load, folder):
     assert len(prints) == 9
     before = load()
     name = before[0].names[3]
-    os.utime(folder / name, (1, 1))  # read anew, but the same
+    os.utime(folder / name, (1, 1))  # read again, with the same result
     assert load()[0].fingerprint == before[0].fingerprint
     smooth(40, 30, 99).save(folder / name)
     after = load()
@@ -260,7 +260,7 @@ def test_damaged_cache_files_are_made_anew_with_a_warning(load, tmp_path):
         # Replaced, not overwritten: `good` maps the old file.
         file.unlink()
         file.write_bytes(content)
-        with pytest.warns(UserWarning, match="cannot be read .*preparing the data anew"):
+        with pytest.warns(UserWarning, match="cannot be read .*preparing the data again"):
             assert_same(load()[0], good[0])
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -188,7 +188,7 @@ def test_closing_the_preparation_early_ends_the_workers():
     next(results)
     assert multiprocessing.active_children()
     start = time.monotonic()
-    results.close()  # what Ctrl-C leads to
+    results.close()  # the effect of Ctrl-C
     assert not multiprocessing.active_children()
     assert time.monotonic() - start < 30
 

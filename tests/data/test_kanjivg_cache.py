@@ -84,7 +84,7 @@ def test_damaged_cache_files_are_rebuilt_with_a_warning(load_kanji, counted, tmp
     }
     for damage in damages.values():
         file.write_bytes(damage)
-        with pytest.warns(UserWarning, match="cannot be read .*preparing the data anew"):
+        with pytest.warns(UserWarning, match="cannot be read .*preparing the data again"):
             again = load_kanji()
         assert_same_sketches(good[0], again[0])
         with warnings.catch_warnings():

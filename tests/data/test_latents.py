@@ -215,7 +215,7 @@ def test_damage_is_told_and_mended(cache, images, tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="is damaged .*encode the images again"):
             load_latents(file, "vq-1")
-        with pytest.warns(UserWarning, match="cannot be read .*anew"):
+        with pytest.warns(UserWarning, match="cannot be read .*again"):
             latents = cache(encode, images)
         np.testing.assert_array_equal(latents[10], expected(images, 10))
         cache(refuse, images)

@@ -120,7 +120,7 @@ def test_broken_sketches_are_listed_and_skipped(convert, source, tmp_path):
     source.write_text("\n".join(rows))
     code, out, err = convert(source, tmp_path / "out.json")
     assert (code, out) == (0, f"Wrote 38 sketches to {tmp_path / 'out.json'}\n")
-    assert "2 of 40 sketches cannot be read and are left out:" in err
+    assert "2 of 40 sketches cannot be read and are skipped:" in err
     assert "  cat.ndjson, line 4: " in err and "  cat.ndjson, line 8: holds no stroke" in err
 
 
@@ -186,7 +186,7 @@ def test_wrong_options_and_paths_are_usage_errors(convert, source, tmp_path):
         assert err.startswith("sparse-dm convert-sketches: error: ") and re.search(reason, err)
     (tmp_path / "empty.ndjson").write_text("")
     code, _, err = convert(tmp_path / "empty.ndjson", tmp_path / "a.json")
-    assert code == 1 and "holds no sketch of those asked for" in err
+    assert code == 1 and "holds none of the requested sketches" in err
     assert not (tmp_path / "a.json").exists()
 
 

@@ -57,7 +57,7 @@ def is_closed(stroke):
 
 
 def turns_left(stroke):
-    """Return whether a closed stroke runs counter-clockwise as seen, with y downwards."""
+    """Return True if a closed stroke looks counter-clockwise, with y downwards."""
     x, y = stroke[:, 0], stroke[:, 1]
     return np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]) < 0
 
@@ -193,7 +193,7 @@ def test_a_four_is_two_strokes():
     assert_follows(Sketch(sketch.strokes[1:]), stem, off=1.1)
 
 
-# What counts as ink
+# Ink
 
 
 def test_thinnings_artefacts_are_dropped_and_real_branches_are_not():

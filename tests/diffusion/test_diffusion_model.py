@@ -234,7 +234,7 @@ def test_validation_loss_of_frozen_weights_is_the_same_in_every_epoch():
     ).history
     assert len(set(history["val_loss"])) == 1
     assert model.evaluate(batches(32, 16), verbose=0) == history["val_loss"][0]
-    # Training draws anew each time.
+    # Training draws new noise each time.
     assert len(set(history["loss"])) == 3
 
 

@@ -119,7 +119,7 @@ def test_frozen_compares_and_hashes_by_value():
     assert hash(schedule) == hash(NoiseSchedule.linear(50, 0.01, 0.2))
     assert schedule != NoiseSchedule.linear(51, 0.01, 0.2)
     assert schedule != NoiseSchedule.scaled_linear(50, 0.01, 0.2)
-    schedule.betas  # noqa: B018  what is computed on demand must not change equality
+    schedule.betas  # noqa: B018  values computed on demand must not change equality
     assert schedule == NoiseSchedule.linear(50, 0.01, 0.2)
     assert "linear" in repr(schedule) and "50" in repr(schedule)
 

@@ -77,7 +77,7 @@ def generate(loaded, seed=0, steps=5, eta=0.0, **arguments):
     )["samples"].numpy()
 
 
-# What is computed ------------------------------------------------------------------------------
+# Computations ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5])
@@ -216,7 +216,7 @@ def test_it_needs_neither_keras_nor_this_package(sketches, images, tmp_path):
         np.testing.assert_allclose(samples["images"], generate(images[2], 11, n=2), atol=1e-6)
 
 
-# What is in the directory ----------------------------------------------------------------------
+# Contents of the directory ----------------------------------------------------------------------
 
 
 def test_only_weights_that_are_used_are_saved(sketches, images):

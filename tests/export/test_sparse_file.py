@@ -74,7 +74,7 @@ def image_model():
     return LatentDiffusion(unet, autoencoder, noise, image_size=8, seed=3)
 
 
-# What is saved and loaded ----------------------------------------------------------------------
+# Saving and loading ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])

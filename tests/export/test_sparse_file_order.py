@@ -71,7 +71,7 @@ class Attention(layers.MultiHeadAttention):
 
 @keras.saving.register_keras_serializable(package="test_order")
 class Parts(keras.Model):
-    """Layer that makes equal sublayers in the order `order`, and calls them in that of `NAMES`."""
+    """Layer that makes equal sublayers in the order `order` and calls them in the order `NAMES`."""
 
     order = NAMES
     make = None
@@ -101,7 +101,7 @@ class Parts(keras.Model):
 
 @keras.saving.register_keras_serializable(package="test_order")
 class Listed(Parts):
-    """The same in a list, which holds them in the order `held`."""
+    """Layer like `Parts` with its sublayers in a list, in the order `held`."""
 
     held = NAMES
 
@@ -121,7 +121,7 @@ class Listed(Parts):
 
 @keras.saving.register_keras_serializable(package="test_order")
 class Graph(keras.Model):
-    """A functional model of a class that makes it anew, with layers in the order of `Parts`."""
+    """Functional model whose class rebuilds it, with layers in the order of `Parts`."""
 
     def __init__(self, **kwargs):
         made = {name: Parts.make(name) for name in Parts.order}
@@ -267,7 +267,7 @@ def test_shared_layers(tmp_path):
     assert loaded.again is loaded.second
 
 
-# What does not fit -----------------------------------------------------------------------------
+# Mismatches -----------------------------------------------------------------------------
 
 
 def test_layers_that_are_not_those_of_the_file(tmp_path):

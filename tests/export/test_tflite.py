@@ -68,9 +68,9 @@ def inputs_of_denoiser(batch_size=1, length=LENGTH, seed=0):
     return points, t, rng.integers(1, length + 1, batch_size).astype("int32")
 
 
-def run_file(path, what, **inputs):
+def run_file(path, part, **inputs):
     """Return the outputs of a file in LiteRT alone."""
-    return interpreter.Interpreter(str(path)).get_signature_runner(what)(**inputs)
+    return interpreter.Interpreter(str(path)).get_signature_runner(part)(**inputs)
 
 
 def tensors_of(path):
@@ -164,7 +164,7 @@ def test_averaged_weights_are_exported(sketches, tmp_path):
     np.testing.assert_array_equal(model(inputs), trained)
 
 
-# What is in the file
+# Contents of the file
 
 
 @pytest.mark.slow
@@ -269,7 +269,7 @@ def test_metadata(exported, model):
     facts = read_tflite_metadata(exported.path)
     assert facts == exported.metadata
     assert facts["user"] == {"run": "test"}
-    assert facts["kind"] == "sketches" and facts["what"] == "denoiser"
+    assert facts["kind"] == "sketches" and facts["part"] == "denoiser"
     assert facts["noise_schedule"] == SCHEDULE.get_config()
     assert facts["length"] == LENGTH and facts["batch_size"] == 1
     assert facts["inputs"] == {"points": [1, LENGTH, 3], "t": [1], "lengths": [1]}
@@ -279,7 +279,23 @@ def test_metadata(exported, model):
     parsed = flatbuffer.parse(exported.path.read_bytes())
     (entry,) = [m for m in parsed.metadata if m.name == b"keras_sparse_dm"]
     text = bytes(np.asarray(parsed.buffers[entry.buffer].data, "uint8"))
-    assert json.loads(text)["what"] == "denoiser"
+    assert json.loads(text)["part"] == "denoiser"
+
+
+def test_old_name_of_the_part(model, sketches, tmp_path):
+    path = tmp_path / "m.tflite"
+    with pytest.warns(DeprecationWarning, match="`what` of `to_tflite` is now `part`"):
+        facts = to_tflite(model, path, what="denoiser", length=LENGTH, verify=False).metadata
+    assert facts["part"] == facts["what"] == "denoiser"
+    with pytest.warns(DeprecationWarning, match="`what` of `representative_data` is now `part`"):
+        (inputs,) = representative_data(model, sketches, what="denoiser", n=1, length=LENGTH)
+    assert len(inputs) == 3
+    # Files of version 0.1.0 have the old name only.
+    del facts["part"]
+    parsed = flatbuffer.parse(path.read_bytes())
+    parsed.metadata, parsed.buffers = parsed.metadata[:-1], parsed.buffers[:-1]
+    path.write_bytes(flatbuffer.serialize(parsed, facts))
+    assert read_tflite_metadata(path)["part"] == "denoiser"
 
 
 def test_every_altered_byte_is_noticed(exported, tmp_path):
@@ -307,9 +323,9 @@ def test_files_draw_what_the_model_draws(model, exported, tmp_path):
     drawn = generate_from_tflite(exported.path, lengths=lengths, steps=10, seed=3)
     np.testing.assert_allclose(drawn, expected, atol=1e-3)
     assert drawn.dtype == np.float32
-    for what in ("sampler_step", "sampler"):
-        path = tmp_path / f"{what}.tflite"
-        to_tflite(model, path, what=what, steps=10, length=LENGTH, batch_size=2)
+    for part in ("sampler_step", "sampler"):
+        path = tmp_path / f"{part}.tflite"
+        to_tflite(model, path, part=part, steps=10, length=LENGTH, batch_size=2)
         drawn = generate_from_tflite(path, lengths=lengths, seed=3)
         np.testing.assert_allclose(drawn, expected, atol=1e-3)
         with pytest.raises(ValueError, match="`steps` is 10 in"):
@@ -317,7 +333,7 @@ def test_files_draw_what_the_model_draws(model, exported, tmp_path):
 
 
 def test_a_step_in_integers(model, sketches, tmp_path):
-    arguments = {"what": "sampler_step", "steps": 4, "length": LENGTH}
+    arguments = {"part": "sampler_step", "steps": 4, "length": LENGTH}
     data = representative_data(model, sketches, n=12, **arguments)
     assert {int(step) for _, step, _ in data} == {0, 1, 2, 3}
     path = tmp_path / "step.tflite"
@@ -421,7 +437,7 @@ def latent_diffusion():
 def test_latent_diffusion_from_files(latent_diffusion, tmp_path):
     model = latent_diffusion
     to_tflite(model, tmp_path / "unet.tflite")
-    to_tflite(model, tmp_path / "decoder.tflite", what="decoder", batch_size=2)
+    to_tflite(model, tmp_path / "decoder.tflite", part="decoder", batch_size=2)
     arguments = {"n": 3, "steps": 3, "seed": 5}
     images = generate_from_tflite(
         tmp_path / "unet.tflite", decoder=tmp_path / "decoder.tflite", **arguments
@@ -433,7 +449,7 @@ def test_latent_diffusion_from_files(latent_diffusion, tmp_path):
     assert latents.shape == (3, 8, 8, 3)
     facts = read_tflite_metadata(tmp_path / "unet.tflite")
     assert facts["kind"] == "images" and facts["scale_factor"] == pytest.approx(0.7)
-    with pytest.raises(ValueError, match="must hold a decoder; it holds what='denoiser'"):
+    with pytest.raises(ValueError, match="must hold a decoder; it holds part='denoiser'"):
         generate_from_tflite(
             tmp_path / "unet.tflite", decoder=tmp_path / "unet.tflite", **arguments
         )
@@ -549,15 +565,15 @@ def test_integers_of_a_model_that_its_configuration_does_not_restore(tmp_path):
     "options, message",
     [
         ({"quantize": "int4"}, "`quantize` must be one of none, float16, int8_dynamic, int8"),
-        ({"what": "encoder"}, "`what` must be one of denoiser"),
+        ({"part": "encoder"}, "`part` must be one of denoiser"),
         ({"length": None}, "fixed shapes: give `length`"),
         ({"length": 0}, "`length` must be a whole number"),
         ({"batch_size": 1.5}, "`batch_size` must be a whole number"),
-        ({"what": "sampler"}, "needs `steps`"),
-        ({"what": "sampler", "steps": 1001}, "`steps` must be a whole number from 1 to 1000"),
+        ({"part": "sampler"}, "needs `steps`"),
+        ({"part": "sampler", "steps": 1001}, "`steps` must be a whole number from 1 to 1000"),
         ({"steps": 5}, "`steps` is for the samplers"),
-        ({"what": "decoder"}, "needs a LatentDiffusion or a VQAutoencoder"),
-        ({"what": "model"}, "functional and Sequential"),
+        ({"part": "decoder"}, "needs a LatentDiffusion or a VQAutoencoder"),
+        ({"part": "model"}, "functional and Sequential"),
         ({"shape": (3, 3)}, "`shape` is for latents"),
         ({"quantize": "int8"}, "give `representative`"),
         ({"quantize": "int8", "representative": []}, "it is empty"),
@@ -566,8 +582,8 @@ def test_integers_of_a_model_that_its_configuration_does_not_restore(tmp_path):
             r"received one of \[\(1, 3, 3\), \(1,\), \(1,\)\]",
         ),
         (
-            {"quantize": "int8", "representative": [()], "what": "sampler", "steps": 2},
-            "is for what is called once a step",
+            {"quantize": "int8", "representative": [()], "part": "sampler", "steps": 2},
+            "needs a part that runs once a step",
         ),
         ({"metadata": {"a": object()}}, "`metadata` must be what JSON can write"),
     ],
@@ -601,7 +617,7 @@ def test_models_that_cannot_be_exported(model, tmp_path):
             return tf.math.real(tf.signal.fft3d(tf.cast(x, tf.complex64)))
 
     inputs = keras.Input((4, 4, 4))
-    with pytest.raises(ValueError, match="TensorFlow Lite cannot express `what='model'`"):
+    with pytest.raises(ValueError, match="TensorFlow Lite cannot express `part='model'`"):
         to_tflite(keras.Model(inputs, Fourier()(inputs)), path)
     assert not list(tmp_path.iterdir())
 
@@ -637,7 +653,7 @@ def test_calls_that_do_not_fit_a_file(exported, tmp_path):
     with pytest.raises(ValueError, match="was not written by this package"):
         read_tflite_metadata(foreign)
     to_tflite(model, tmp_path / "model.tflite")
-    with pytest.raises(ValueError, match="cannot sample: it holds what='model'"):
+    with pytest.raises(ValueError, match="cannot sample: it holds part='model'"):
         generate_from_tflite(tmp_path / "model.tflite", n=1)
     with pytest.raises(ValueError, match="must hold a denoiser"):
         TFLiteDenoiser(tmp_path / "model.tflite")

@@ -67,13 +67,13 @@ def made(make, policy, sparsity=0.5):
     return model, twin
 
 
-def run_file(path, what="model", **inputs):
-    return interpreter.Interpreter(str(path)).get_signature_runner(what)(**inputs)
+def run_file(path, part="model", **inputs):
+    return interpreter.Interpreter(str(path)).get_signature_runner(part)(**inputs)
 
 
-def answers_of(path, arrays, what="model"):
+def answers_of(path, arrays, part="model"):
     names = read_tflite_metadata(path)["inputs"]
-    (answer,) = run_file(path, what, **dict(zip(names, arrays, strict=True))).values()
+    (answer,) = run_file(path, part, **dict(zip(names, arrays, strict=True))).values()
     return answer
 
 
@@ -367,11 +367,11 @@ def test_averaged_weights(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["sampler", "sampler_step"])
+@pytest.mark.parametrize("part", ["sampler", "sampler_step"])
 @pytest.mark.parametrize("policy", MIXED)
-def test_samplers(policy, what, tmp_path):
+def test_samplers(policy, part, tmp_path):
     model, twin = (ksd.diffusion.DiffusionModel(m, SCHEDULE) for m in made(chirodiff, policy))
-    to_tflite(model, tmp_path / "model.tflite", length=LENGTH, what=what, steps=3)
+    to_tflite(model, tmp_path / "model.tflite", length=LENGTH, part=part, steps=3)
     samples = generate_from_tflite(tmp_path / "model.tflite", lengths=[5], seed=1)
     expected = twin.generate(lengths=[5], steps=3, seed=1)
     np.testing.assert_allclose(samples, expected, atol=1e-4 * np.abs(expected).max())
@@ -427,7 +427,7 @@ def test_latent_diffusion(policy, tmp_path):
 
     model, twin = made(make, policy)
     to_tflite(model, tmp_path / "unet.tflite")
-    to_tflite(model, tmp_path / "decoder.tflite", what="decoder")
+    to_tflite(model, tmp_path / "decoder.tflite", part="decoder")
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((1, 4, 4, 3)).astype("float32"), np.array([500], "int32")
     expected = np.asarray(twin(inputs))
@@ -465,12 +465,12 @@ def test_a_denoiser_of_one_s_own(tmp_path):
 
     model, twin = made(make, "mixed_bfloat16")
     diffusion = ksd.diffusion.DiffusionModel(model, SCHEDULE)
-    to_tflite(diffusion, tmp_path / "m.tflite", what="denoiser", shape=(4, 4, 4))
+    to_tflite(diffusion, tmp_path / "m.tflite", part="denoiser", shape=(4, 4, 4))
     answer = answers_of(tmp_path / "m.tflite", inputs, "denoiser")
     np.testing.assert_allclose(answer, twin(inputs), atol=1e-5)
 
 
-# What stays as it is
+# Models that stay as they are
 
 
 def state_of(model):
@@ -525,7 +525,7 @@ def test_float32_models_are_not_rebuilt(monkeypatch, tmp_path):
     to_tflite(model, tmp_path / "m.tflite")
 
 
-# What cannot be done
+# Errors
 
 
 def test_a_model_that_cannot_be_restored(tmp_path):

@@ -305,7 +305,7 @@ def test_training_flops_of_pruning_while_training():
 
 
 def test_the_papers_training_flops_of_kanjivg():
-    """DESIGN.md: 3 x forward FLOPs x iterations, 68 x 600 of them."""
+    """Training has 3 x forward FLOPs x 68 x 600 iterations."""
     model = ChiroDiff.from_preset("chirodiff_kanjivg")
     example = (np.zeros((1, 5, 3), "float32"), np.zeros(1, "int32"), np.array([5]))
     result = cost(model, example, method="dense", iterations=68 * 600)

@@ -240,7 +240,7 @@ def test_damaged_files_are_made_anew_with_a_warning(tmp_path, cached, damage):
         file.write_text("nothing")
     else:
         np.savez(file, features=np.zeros(3), count=1)
-    with pytest.warns(UserWarning, match="cannot be read .* anew") as caught:
+    with pytest.warns(UserWarning, match="cannot be read .* again") as caught:
         cached(make, KEY, tmp_path)
     assert [warning.filename for warning in caught] == [__file__]
     cached(make, KEY, tmp_path)

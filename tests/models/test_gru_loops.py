@@ -86,7 +86,7 @@ def assert_same(got, wanted, tolerance=1e-5):
         np.testing.assert_allclose(mine, theirs, atol=tolerance * scale, rtol=0)
 
 
-# All three loops, and the gradient of the one that has its own
+# All three loops, and the gradient of the loop with a gradient of its own
 
 
 @pytest.mark.parametrize("loop", LOOPS)

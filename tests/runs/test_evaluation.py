@@ -42,7 +42,7 @@ def test_a_run_ends_with_an_evaluation(trained):
             value, low, high = figures[kind][measure]
             assert low <= value <= high
         assert figures[kind]["frechet"][0] > 0
-    # An untrained network's scribble is no kanji.
+    # The scribble of an untrained network is not a kanji.
     assert figures["generated"]["frechet"][0] > 1.5 * figures["held out"]["frechet"][0]
     text = (trained / "evaluation.md").read_text()
     assert str(Interval(*figures["generated"]["frechet"])) in text and "| FD-kanji |" in text
@@ -65,12 +65,12 @@ def test_distances_during_training_are_those_of_the_evaluation(trained):
 
 def test_samples_that_are_not_finite_are_counted(run, tmp_path, capsys):
     model = keras.saving.load_model(run / "model.keras")
-    # Which no optimizer averages.
+    # No optimizer averages these weights.
     model.denoiser.time_frequencies.assign(np.full(4, np.nan))
     model.save(run / "model.keras")
     assert command("evaluate", run, "--samples", 10, "--verbose", 0) == 0
     assert results_of(run)["samples_not_finite"] == 10
-    assert "10 samples came out not finite" in capsys.readouterr().out
+    assert "10 samples are not finite" in capsys.readouterr().out
     picture = tmp_path / "a.png"
     assert command("sample", run, "-n", 3, "--output", picture, "--verbose", 0) == 0
     assert "3 of 3 samples are not finite" in capsys.readouterr().out
@@ -110,10 +110,10 @@ def test_an_interrupted_generation_goes_on_where_it_was(run, monkeypatch, capsys
     monkeypatch.setattr(samples, "_generate_part", generating)
     before = (run / "evaluation.json").read_bytes()
     assert command(*options) == 130
-    assert "goes on from there" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     assert len(list((run / "evaluation").glob("part-*.npz"))) == 2
     assert (run / "evaluation.json").read_bytes() == before
-    # A damaged part is made again.
+    # A damaged part is generated again.
     next((run / "evaluation").glob("part-*.npz")).write_bytes(b"half")
     assert command(*options) == 0
     assert len(calls) == 3 + 3

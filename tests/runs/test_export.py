@@ -1,4 +1,4 @@
-"""`sparse-dm export` of a small run, and `sparse-dm sample` of what it wrote."""
+"""`sparse-dm export` of a small run, and `sparse-dm sample` of the files."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def command(*argv):
 
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
-    """The run, and a folder with all formats of it, two of them twice."""
+    """Folder of the run, and a folder of its exports in all formats, two of them twice."""
     folder = tmp_path_factory.mktemp("exported") / "here"
     assert command("export", trained, "--output-dir", folder, "--rounds", 2) == 0
     options = ("--format", "sparse", "tflite", "--quantize", "float16", "--rounds", 0)
@@ -59,7 +59,7 @@ def test_the_table_tells_what_the_files_are(exported, capsys):
     assert records["model.sparse"]["difference"] == 0
     readme = (folder / "README.md").read_text()
     assert all(f"| {name} |" in readme and f"## {name}\n" in readme for name in records)
-    # As many bytes as all weights have that are not masks.
+    # The bytes of all weights except masks.
     model = keras.saving.load_model(run / "model.keras")
     weights = sum(v.numpy().size for v in model.weights if v.dtype == "float32")
     assert abs(records["model.sparse"]["dense_bytes"] - 4 * weights) < 100
@@ -81,7 +81,7 @@ def test_every_file_draws_what_the_run_draws(exported, tmp_path):
         np.testing.assert_allclose(samples["points"], of_run["points"], atol=tolerance)
 
 
-# What must not be imported where a file is used elsewhere.
+# Packages that the snippets must not import.
 ELSEWHERE = {
     "model.tflite": ("keras_sparse_dm", "keras", "tensorflow"),
     "saved_model": ("keras_sparse_dm", "keras", "tf_keras"),
@@ -147,7 +147,7 @@ def test_a_sparse_checkpoint_with_its_optimizer(exported, tmp_path):
 def test_units_without_use_are_cut_out(exported, tmp_path, capsys):
     run = shutil.copytree(exported[0], tmp_path / "copy")
     model = keras.saving.load_model(run / "model.keras")
-    # What nothing reads.
+    # Units that nothing reads.
     kernel, mask = model.denoiser.noise_projection.masks[0]
     for variable in (kernel, mask, averages_of(model)[id(kernel)]):
         variable.assign(np.where(np.arange(kernel.shape[0])[:, None] < 3, 0, variable))
@@ -203,13 +203,16 @@ def test_bad_exports_are_refused_before_any_work(exported, tmp_path, capfd):
     for argv, message in (
         (("export", tmp_path / "nowhere"), "there is no folder"),
         (("export", tmp_path), "holds no run"),
-        ((*export, "--format", "onnx"), "--format must be of sparse, tflite, saved_model"),
+        (
+            (*export, "--format", "onnx"),
+            "--format must be one or more of sparse, tflite, saved_model",
+        ),
         ((*export, "--quantize", "float16"), "--quantize must be one of none for --format saved"),
         ((*export, "--format", "sparse", "--quantize", "int8"), "one of none, float16, bfloat16"),
         ((*export, "--part", "decoder"), "--part must be one of denoiser"),
         ((*export, "--length", 0), "--length must be 1 or more"),
         ((*export, "--rounds", -1), "--rounds must be 0 or more"),
-        ((*export, "--format", "tflite", "--with-optimizer"), "--with-optimizer is for"),
+        ((*export, "--format", "tflite", "--with-optimizer"), "--with-optimizer needs"),
         ((*export, "--with-optimizer", "--remove-dead-units"), "exclude each other"),
         ((*export, "--output-dir", file), "--output-dir must be a folder"),
         (("sample", tmp_path / "nowhere", *to_picture), "there is no .*nowhere"),

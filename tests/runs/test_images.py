@@ -1,4 +1,4 @@
-"""Runs on images by the command: a folder of pictures, an autoencoder, a sparse U-Net."""
+"""Runs on images by command: a folder of pictures, an autoencoder, a sparse U-Net."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """42 pictures of squares, and one that is broken."""
+    """Folder of 42 pictures of squares and a broken one."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for i in range(42):
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def autoencoder_run(folder, tmp_path_factory):
-    """The folder of a training of the autoencoder, stopped after an epoch and resumed."""
+    """Folder of an autoencoder's run, stopped after an epoch and resumed."""
     run = tmp_path_factory.mktemp("autoencoder") / "run"
     arguments = ("train-autoencoder", *IMAGES, *SMALL_AUTOENCODER, "--epochs", "2")
     arguments = (*map(str, arguments), "--data-dir", str(folder), "--output-dir", str(run))
@@ -77,7 +77,7 @@ def train(*argv):
 
 
 def stop_after_epochs(patch, cls, epochs):
-    """Interrupts training, as Ctrl-C would, when the next epoch begins."""
+    """Interrupt training like Ctrl-C when the next epoch begins."""
 
     class Stop(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -178,7 +178,7 @@ def test_another_autoencoder_is_refused_on_resuming(unbroken, autoencoder_run, t
         assert train("--output-dir", unbroken, "--resume") == 2
     finally:
         changed.write_bytes(kept)
-    assert "begun with an autoencoder of other weights" in capfd.readouterr().err
+    assert "started with an autoencoder of other weights" in capfd.readouterr().err
     assert before == {p: p.read_bytes() for p in unbroken.rglob("*") if p.is_file()}
 
 
@@ -189,7 +189,7 @@ def test_another_autoencoder_is_refused_on_resuming(unbroken, autoencoder_run, t
         (("--dataset", "celebahq"), "--autoencoder must be given: a .keras file"),
         (("--dataset", "folder"), "--data-dir must be given for --dataset folder"),
         (("--dataset", "mnist"), "--dataset must be one of kanjivg, celebahq"),
-        (("--image-size", "60"), "--image-size must be a multiple of 8, by which autoencoder"),
+        (("--image-size", "60"), "--image-size must be a multiple of 8, the product of"),
         (("--image-size", "4"), "--image-size must be 8 or more; received 4"),
         (("--model-channels", "40"), "`model_channels` must be a multiple of 32"),
         (("--first-stage.channels", "6"), "`channels` must be a multiple of the 8 `norm_groups`"),

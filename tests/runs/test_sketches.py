@@ -1,4 +1,4 @@
-"""Runs on each data set of sketches, and what is printed and drawn of a data set."""
+"""Runs on each data set of sketches, and the report of `sparse-dm data`."""
 
 import csv
 import gzip
@@ -55,7 +55,7 @@ def quickdraw(tmp_path):
 
 @pytest.fixture
 def mnist(tmp_path):
-    """Sixty ones, each at another place."""
+    """Folder of sixty digits 1, each at another place."""
     folder = tmp_path / "mnist"
     folder.mkdir()
     images = np.zeros((60, 28, 28), np.uint8)
@@ -84,10 +84,10 @@ def test_fewer_drawings_than_a_presets_batch_train_as_one_batch(quickdraw, tmp_p
     assert (report["batch_size"], report["iterations"], report["topology_updates"]) == (51, 4, 2)
     out = capsys.readouterr().out
     assert "60 sketches read, 60 kept (cat 20, crab 20, mosquito 20)" in out
-    assert "1 batches of 51 (all there are; the preset's 128 are more)" in out
+    assert "1 batches of 51 (all; the preset's batch size is 128)" in out
     model = keras.saving.load_model(run / "model.keras")
     check_invariant(model)
-    # Averages that forget the untrained weights, and a resumed run has the same.
+    # The averages forget the untrained weights, and a resumed run has the same averages.
     inner = model.optimizer.inner_optimizer
     assert inner.ema_momentum == averaging_momentum(0.9999, 4) == 0.0
     assert (run / "samples.png").stat().st_size > 1000
@@ -111,7 +111,7 @@ def test_options_of_quickdraw(quickdraw, tmp_path, capfd):
     assert (report["training_sketches"], report["validation_sketches"]) == (13, 3)
     stored = json.loads((run / "config.json").read_text())["settings"]["data"]
     assert stored["categories"] == ["cat", "crab"] and stored["recognized"] is True
-    # A resumed run is of the same configuration, tuples read as lists and all.
+    # A resumed run has the same configuration, although JSON has lists for tuples.
     assert train("--output-dir", run, "--resume") == 0
     assert train("--output-dir", run, "--resume", "--categories", "cat") == 2
     error = capfd.readouterr().err
@@ -170,7 +170,7 @@ def test_a_data_set_in_figures_and_a_picture(quickdraw, capsys, tmp_path):
     out = capsys.readouterr().out
     assert "60 sketches read, 60 kept (cat 20, crab 20, mosquito 20)" in out
     assert "training      51 sketches, 3 batches of 16 an epoch" in out
-    assert "strokes       2.0 a sketch on average; least 2, median 2, most 2" in out
+    assert "strokes       2.0 a sketch on average; minimum 2, median 2, maximum 2" in out
     # The histogram counts every sketch once.
     bins = [line.split() for line in out.splitlines() if " to " in line and "  " in line]
     counts = [int(words[3].replace(",", "")) for words in bins if words[0].isdigit()]

@@ -39,7 +39,7 @@ LOSS_COLUMNS = ("epoch", "loss", "val_loss", "learning_rate", "sparsity")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """60 kanji spread over the set."""
+    """Folder of 60 kanji from all of KanjiVG."""
     folder = tmp_path_factory.mktemp("data") / "svg"
     folder.mkdir()
     files = select_characters(sorted(kanjivg_folder().glob("*.svg")))
@@ -53,7 +53,7 @@ def run(*argv):
 
 
 class _Stop(keras.callbacks.Callback):
-    """Calls a function at one training step, before any callback of the run sees it."""
+    """Call a function at one training step, before the callbacks of the run."""
 
     def __init__(self, step, act):
         super().__init__()
@@ -79,7 +79,7 @@ def interrupt(model):
 
 @pytest.fixture(scope="module")
 def unbroken(data, tmp_path_factory):
-    """The folder of a whole run, with a picture every second epoch."""
+    """Folder of a complete run, with a picture every second epoch."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     arguments = (*THREE_EPOCHS, "--data-dir", data, "--output-dir", folder)
     assert run(*arguments, "--samples-every", "2") == 0
@@ -88,7 +88,7 @@ def unbroken(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def interrupted(data, tmp_path_factory):
-    """The folder of the same run, stopped by Ctrl-C in the middle of its second epoch."""
+    """Folder of the same run, stopped by Ctrl-C in the middle of its second epoch."""
     folder = tmp_path_factory.mktemp("interrupted") / "run"
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, STEPS + 2, interrupt)
@@ -98,7 +98,7 @@ def interrupted(data, tmp_path_factory):
 
 @pytest.fixture
 def stopped(interrupted, tmp_path):
-    """A copy of that folder, to go on with."""
+    """Copy of the stopped run's folder, to resume."""
     return shutil.copytree(interrupted, tmp_path / "run")
 
 
@@ -107,7 +107,7 @@ def one_line(capfd):
     assert "Traceback" not in out + err
     ours = [line for line in err.splitlines() if line.startswith("train.py: error:")]
     assert len(ours) == 1, err
-    # Nothing else but what TensorFlow and Python's warnings print.
+    # Only TensorFlow and Python's warnings print anything else.
     rest = [line for line in err.splitlines() if "rror" in line and line not in ours]
     assert not [line for line in rest if not re.match(r"^[EIW]\d{4} ", line)], rest
     return ours[0]
@@ -119,7 +119,7 @@ def rows(folder):
 
 
 def losses(folder):
-    """The columns that must not depend on how fast the machine was, as text."""
+    """Return the columns that must not depend on the machine's speed, as text."""
     return [[row[name] for name in LOSS_COLUMNS] for row in rows(folder)]
 
 
@@ -129,7 +129,7 @@ def state(path):
 
 
 def assert_same_run(folder, other):
-    """Bit for bit: weights, masks, the optimizer's state, losses and all that is reported."""
+    """Assert that weights, masks, optimizer state, losses and reports are bitwise equal."""
     assert losses(folder) == losses(other)
     for file in ("model.keras", "checkpoints/last.keras"):
         mine, theirs = state(folder / file), state(other / file)
@@ -143,7 +143,7 @@ def assert_same_run(folder, other):
     assert mine == theirs
 
 
-# What a run leaves -------------------------------------------------------------------------------
+# Files of a run -------------------------------------------------------------------------------
 
 
 def test_the_folder_holds_what_was_promised_and_nothing_half_written(unbroken):
@@ -197,7 +197,7 @@ def test_the_report_says_what_the_model_is(unbroken, data):
     assert report["sparsity"] == json.loads(json.dumps(sparsity.to_dict()))
     cost, points = report["cost"], report["flops_points"]
     active = sum(int(np.asarray(k.mask).sum()) for k in masked_kernels(model))
-    # Rounding in every kernel moves the total by less than half a weight each.
+    # Rounding changes the total by less than half a weight per kernel.
     assert abs(active - WEIGHTS / 2) <= 3
     assert (cost["parameters"], cost["active_parameters"]) == (WEIGHTS + BIASES, active + BIASES)
     dense, sparse = 2 * WEIGHTS * points, 2 * active * points
@@ -211,7 +211,7 @@ def test_the_report_says_what_the_model_is(unbroken, data):
     assert points == round(report["points_per_sketch"])
     seconds = sum(float(row["seconds"]) for row in rows(unbroken))
     assert report["training_seconds"] == pytest.approx(seconds)
-    # The final weights are the averaged ones, whose loss the last row tells.
+    # The final weights are the averaged ones, and the last row has their loss.
     assert report["validation_loss_trained"] == float(rows(unbroken)[-1]["val_loss"])
     assert report["validation_loss_untrained"] != report["validation_loss_trained"]
     text = (unbroken / "report.md").read_text()
@@ -229,7 +229,7 @@ def test_every_update_exchanged_its_share_of_the_weights(unbroken):
     assert optimizer.topology_updates == 4
     for kernel in report["sparsity"]["kernels"]:
         exchanged = report["last_update_exchanged"][kernel["name"]]
-        # What was dropped may grow back at once.
+        # Dropped weights may grow back at once.
         assert 0 <= exchanged <= kernel["active"] * 0.2
     assert sum(report["last_update_exchanged"].values()) > 0
 
@@ -292,7 +292,7 @@ def test_tensorboard_has_the_curves(unbroken):
         assert exchanged[8] == pytest.approx(last, rel=1e-6)
 
 
-# Stopping and going on -------------------------------------------------------------------------
+# Stopping and resuming -------------------------------------------------------------------------
 
 
 def test_an_interrupted_run_keeps_its_finished_epochs(stopped):
@@ -313,7 +313,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_anew(data, tmp_path, m
     line = one_line(capfd)
     assert str(folder) in line and "--resume" in line
     with monkeypatch.context() as patch:
-        at_step(patch, 1, interrupt)  # reached only from the start
+        at_step(patch, 1, interrupt)  # only a run from the start reaches this step
         assert run("--output-dir", folder, "--resume", "--verbose", "0") == 130
     one_line(capfd)
 
@@ -354,7 +354,7 @@ def test_a_run_killed_while_it_saves_ends_with_the_same_bits(data, unbroken, tmp
         [sys.executable, "-c", KILLED, *arguments], capture_output=True, timeout=120
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    # The second epoch was written to the table already, and half of its checkpoint.
+    # The table already has the second epoch, but its checkpoint is incomplete.
     assert len(rows(folder)) == 2
     model = keras.saving.load_model(folder / "checkpoints" / "last.keras")
     assert int(model.optimizer.iterations) == STEPS
@@ -375,11 +375,11 @@ def test_resuming_a_finished_run_changes_nothing(unbroken, tmp_path, monkeypatch
     monkeypatch.setattr(DiffusionModel, "generate", counting)
     assert run("--output-dir", folder, "--resume", "--verbose", "0") == 0
     assert_same_run(folder, unbroken)
-    # `--samples 4` was said when the run began.
+    # The run was started with `--samples 4`.
     assert counted == [4]
 
 
-# What goes wrong -------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------
 
 
 def test_a_diverging_run_stops_and_says_so(data, tmp_path, capfd):
@@ -441,7 +441,7 @@ def test_a_disk_that_is_full_from_the_start_does_not_block_the_folder(
         assert run(*arguments) == 1
     line = one_line(capfd)
     assert "No space left" in line
-    # What the message says to do must work.
+    # The advice in the message must work.
     again = (*arguments, "--resume") if "--resume" in line else arguments
     with monkeypatch.context() as patch:
         at_step(patch, 1, interrupt)
@@ -569,7 +569,7 @@ def test_a_magran_run_with_a_cosine_prune_rate(data, tmp_path):
     for kernel in report["sparsity"]["kernels"]:
         assert report["last_update_exchanged"][kernel["name"]] <= kernel["active"] * rate
         dropped += int(kernel["active"] * rate) if kernel["density"] < 1 else 0
-    # Few of those dropped grow back where about half of all weights are candidates.
+    # Few dropped weights grow back if about half of all weights are candidates.
     assert sum(report["last_update_exchanged"].values()) > dropped / 2
     cost = report["cost"]
     assert cost["sparse_training_flops"] == 3 * cost["sparse_flops"] * STEPS

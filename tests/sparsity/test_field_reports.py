@@ -121,7 +121,7 @@ def test_hdf5_files_save_and_load(name, compiled, tmp_path):
     names = [v.path for v in model.optimizer.variables]
     assert len(set(names)) == len(names)
     if compiled:
-        # Keras never restores the optimizer from these files; it starts anew.
+        # Keras never restores the optimizer from these files; it starts from zero.
         loaded.compile("adam", loss="mse")
         loaded.fit(data(name), Y, verbose=0, callbacks=[callback])
         check_invariant(loaded)

@@ -67,7 +67,7 @@ def test_large_kernels_are_updated_from_the_last_to_the_first(optimizer):
 
 
 def test_no_step_makes_later_reads_copy_a_kernel():
-    """A gather or scatter would: TensorFlow copies such a variable whenever it is read."""
+    """Forbid gather and scatter, because TensorFlow copies their variable whenever it is read."""
     step, model = compiled_step("adamw")
     step()
     types = {op.type for op in operations(step)}
@@ -75,7 +75,7 @@ def test_no_step_makes_later_reads_copy_a_kernel():
 
 
 def test_a_step_without_gradients_changes_nothing():
-    """As in Keras."""
+    """Keras's optimizers change nothing either."""
     _, model = compiled_step("adamw", layers=1)
     before = model.get_weights()
     tf.function(lambda: model.optimizer.apply([], []))()

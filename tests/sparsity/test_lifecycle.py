@@ -85,6 +85,19 @@ def test_masks_follow_weights_restored_by_hand():
     check_invariant(model)
 
 
+def test_old_name_of_sync_masks_with_weights():
+    model = dense_model()
+    ksd.sparsify(model, 0.8, seed=0)
+    optimizer = ksd.sparse_optimizer(model, None, "magran", update_every=2, prune_rate=0.5, seed=0)
+    earlier = model.get_weights()
+    for _ in range(3):
+        model.train_on_batch(X, Y)
+    model.set_weights(earlier)
+    with pytest.warns(DeprecationWarning, match="put_back is now sync_masks_with_weights"):
+        optimizer.weights_were_put_back()
+    check_invariant(model)
+
+
 @pytest.mark.parametrize("method", ["gmp", "global"])
 def test_early_stopping_where_the_numbers_of_ones_change(method):
     model = dense_model()

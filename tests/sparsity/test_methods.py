@@ -240,7 +240,7 @@ def test_set_drops_of_each_sign_the_same_share():
         gone = mask & (numpy(k.kernel) == 0)
         for part in (mask & (weights > 0), mask & (weights < 0)):
             most = int(np.float32(part.sum()) * np.float32(0.3))
-            # A weight dropped may grow again where it was, and then keeps its value.
+            # A dropped weight may grow again in its place, and then keeps its value.
             assert 0 < (gone & part).sum() <= most
             weakest = np.sort(np.abs(weights[part]))[:most]
             assert np.isin(np.abs(weights[gone & part]), weakest).all()

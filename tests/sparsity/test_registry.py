@@ -1,4 +1,4 @@
-"""The registry of methods tells the truth about their classes, and loads no Keras."""
+"""The registry of methods agrees with their classes and loads no Keras."""
 
 import subprocess
 import sys

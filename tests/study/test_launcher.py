@@ -220,11 +220,11 @@ def test_a_folder_holds_one_scale_and_nothing_else(folder, tmp_path):
     assert launch(folder) == 0
     other = dataclasses.replace(options_for(folder), scale="reduced")
     with pytest.raises(SettingsError, match="scale smoke; received --scale reduced"):
-        study_module.prepare_folder(other)
+        study_module.claim_folder(other)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(SettingsError, match="not empty and holds no study"):
-        study_module.prepare_folder(options_for(tmp_path / "mine"))
+        study_module.claim_folder(options_for(tmp_path / "mine"))
 
 
 def test_two_cells_of_one_name_that_differ_are_refused(folder):
@@ -245,7 +245,7 @@ def test_cells_are_chosen_by_pattern(folder):
 
 
 def test_waits_for_a_cell_that_another_process_works_on(start, folder, tmp_path):
-    study_module.prepare_folder(options_for(folder))
+    study_module.claim_folder(options_for(folder))
     with FileLock(folder / "locks" / f"{FIRST}.lock"):
         launcher = start()
         wait_for(lambda: len(list(folder.glob("runs/*/result.json"))) == 5, launcher)
@@ -257,7 +257,7 @@ def test_waits_for_a_cell_that_another_process_works_on(start, folder, tmp_path)
 
 
 def test_lock_files_of_the_previous_version_lock_nothing(folder, tmp_path):
-    study_module.prepare_folder(options_for(folder))
+    study_module.claim_folder(options_for(folder))
     for name in (FIRST, "prepare"):
         (folder / "locks" / f"{name}.lock").write_text('{"token": "a", "machine": "another"}')
     assert launch(folder) == 0 and len(ran(tmp_path)) == 6

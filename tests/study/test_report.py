@@ -94,7 +94,7 @@ def test_equal_results_give_equal_reports(report, study_folder, tmp_path):
     ):
         assert line in text, line
     assert re.search(r"\| Newest result \| \d{4}-\d\d-\d\d \d\d:\d\d UTC \|", text)
-    # A difference of all runs stands once, before those of some runs, which are named.
+    # Differences of all runs come first, followed by those of some runs with their names.
     assert text.count("epochs: 2 instead of 600") == 1
     common = text.index("All runs:\n\n- epochs")
     assert common < text.index("KanjiVG:\n\n- data set: not chirodiff_kanjivg")

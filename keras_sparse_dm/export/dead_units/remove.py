@@ -56,7 +56,7 @@ class DeadUnits:
 def remove_dead_units(model, example=None):
     """Return a smaller model without the units that pruning left without use.
 
-    The outputs are equal but for the order of floating-point sums. The function removes units of
+    The outputs are equal up to the order of floating-point sums. The function removes units of
 
     - `ChiroDiff`, or a `DiffusionModel` of one: units of its GRUs and of its first linear layer.
       A GRU's unit is dead if all its weights to later layers and to live units are pruned. It is

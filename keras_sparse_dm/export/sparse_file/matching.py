@@ -2,7 +2,7 @@
 
 Matches records and layers from the root down, never by their order. Among the sublayers of one
 layer, the name decides if the user gave it and no other layer has it, ignoring numbers. Otherwise
-the location decides, because Keras numbers layers anew and may derive a name from another one. If
+the location decides, because Keras numbers layers again and may derive a name from another one. If
 neither distinguishes two layers with certainty, the file is refused.
 """
 

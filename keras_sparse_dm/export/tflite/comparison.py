@@ -17,13 +17,13 @@ HALF_TOLERANCE = 0.5
 CHECKS = 3
 
 
-def check_file(path, part, what, quantize, verify, representative, half):
+def check_file(path, part, quantize, verify, representative, half):
     """Run a file, and compare its outputs with those of Keras.
 
     Args:
         path: The `.tflite` file.
         part: The `Part` in it.
-        what, quantize, verify: As in `to_tflite`.
+        quantize, verify: As in `to_tflite`.
         representative: List of tuples of inputs, or None.
         half: The half-precision `Part` that `part` is a float32 copy of, or None.
 
@@ -36,17 +36,17 @@ def check_file(path, part, what, quantize, verify, representative, half):
     rng = np.random.default_rng(0)
     examples = representative[:CHECKS] if representative else []
     # One call of a whole sampler makes many steps.
-    count = 1 if what == "sampler" else CHECKS
+    count = 1 if part.name == "sampler" else CHECKS
     examples = (examples or [part.draw(rng) for _ in range(CHECKS)])[:count]
     try:
         interpreter = load_interpreter(path, 1)
-        run = interpreter.get_signature_runner(what)
+        run = interpreter.get_signature_runner(part.name)
         outputs = [
             run(**dict(zip(part.inputs, inputs, strict=True)))[part.output] for inputs in examples
         ]
     except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"LiteRT cannot run `what={what!r}` of {part.model.name!r} with "
+            f"LiteRT cannot run `part={part.name!r}` of {part.model.name!r} with "
             f"`quantize={quantize!r}`: {error}"
         ) from error
     if not all(np.isfinite(output).all() for output in outputs):
@@ -65,7 +65,7 @@ def check_file(path, part, what, quantize, verify, representative, half):
         measured, kind = float(np.sqrt(np.mean(difference**2))), "root mean square difference"
     if not measured <= bound:
         raise ValueError(
-            f"The outputs of the file for `what={what!r}`, `quantize={quantize!r}` are not "
+            f"The outputs of the file for `part={part.name!r}`, `quantize={quantize!r}` are not "
             f"Keras's: the {kind} is {measured:.3g}, more than {bound:.3g}. No file is left."
         )
     if half is not None:

@@ -9,12 +9,12 @@ from keras_sparse_dm.export.tflite import flatbuffer, sparse_tensors
 from keras_sparse_dm.models.chirodiff.gru_for_litert import Integers, Observed, litert_form
 
 
-def convert(part, what, quantize, sparse, representative):
+def convert(part, quantize, sparse, representative):
     """Return the bytes that TensorFlow's converter makes of a part.
 
     Args:
         part: The `Part`.
-        what, quantize, sparse: As in `to_tflite`.
+        quantize, sparse: As in `to_tflite`.
         representative: List of tuples of inputs, for `quantize="int8"`.
 
     Raises:
@@ -57,7 +57,7 @@ def convert(part, what, quantize, sparse, representative):
             (line for line in str(error).splitlines() if "error:" in line), str(error)[:500]
         )
         raise ValueError(
-            f"TensorFlow Lite cannot express `what={what!r}` of {part.model.name!r}"
+            f"TensorFlow Lite cannot express `part={part.name!r}` of {part.model.name!r}"
             f" with `quantize={quantize!r}`: {reason.strip()}"
         ) from error
 
@@ -92,16 +92,16 @@ def _extremes(part, representative):
     return result
 
 
-def finish(content, part, what, quantize, sparse, facts):
+def finish(content, part, quantize, sparse, facts):
     """Return a converted file's bytes with signature, metadata and sparse tensors.
 
     Args:
         content: Bytes from `convert`.
-        part, what, quantize, sparse: As in `convert`.
+        part, quantize, sparse: As in `convert`.
         facts: Metadata that JSON can write.
     """
     parsed = flatbuffer.parse(content)
-    flatbuffer.name_signature(parsed, list(part.inputs), [part.output], what)
+    flatbuffer.name_signature(parsed, list(part.inputs), [part.output], part.name)
     flatbuffer.strip_names(parsed)
     if sparse and quantize != "none":
         sparse_tensors.encode_sparse(parsed)

@@ -31,7 +31,7 @@ def read_tflite_metadata(path):
         path: The `.tflite` file.
 
     Returns:
-        Dictionary of `"kind"` (sketches, images or model), `"what"` (denoiser, ...), `"quantize"`,
+        Dictionary of `"kind"` (sketches, images or model), `"part"` (denoiser, ...), `"quantize"`,
         `"sparse"`, `"sparsity"` (share of zeros in the kernels), `"inputs"` (shapes by name),
         `"output"`, `"batch_size"`, facts for samplers (`"timesteps"`, `"noise_schedule"`,
         `"steps"`, `"representation"`, `"length"` or `"shape"`, `"scale_factor"`), `"package"` (the
@@ -41,7 +41,9 @@ def read_tflite_metadata(path):
         ValueError: for a damaged file, or one that `to_tflite` did not write.
         OSError: if the file cannot be read.
     """
-    return flatbuffer.read_metadata(Path(path).read_bytes(), str(path))
+    facts = flatbuffer.read_metadata(Path(path).read_bytes(), str(path))
+    # Version 0.1.0 wrote the part under "what" only.
+    return facts if "part" in facts else facts | {"part": facts["what"]}
 
 
 class TFLiteDenoiser:
@@ -51,7 +53,7 @@ class TFLiteDenoiser:
     size than the file's.
 
     Args:
-        path: A file of `to_tflite` with `what="denoiser"`.
+        path: A file of `to_tflite` with `part="denoiser"`.
         num_threads: Number of LiteRT's threads.
 
     Call arguments:
@@ -78,9 +80,9 @@ class TFLiteDenoiser:
 
     def __init__(self, path, num_threads=1):
         self.metadata = read_tflite_metadata(path)
-        if self.metadata["what"] != "denoiser":
+        if self.metadata["part"] != "denoiser":
             raise ValueError(
-                f"{path} must hold a denoiser; it holds what={self.metadata['what']!r}."
+                f"{path} must hold a denoiser; it holds part={self.metadata['part']!r}."
             )
         self._run = _Runner(path, self.metadata, num_threads)
 
@@ -101,7 +103,7 @@ def generate_from_tflite(
 ):
     """Sample from noise with a `.tflite` file, as the model's `generate` does.
 
-    Equal seeds give the samples of `model.generate` with eta 0, but for rounding and quantization.
+    Equal seeds give the samples of `model.generate` with eta 0, up to rounding and quantization.
 
     Args:
         path: A file of `to_tflite`: a denoiser, a sampler step or a sampler.
@@ -126,8 +128,8 @@ def generate_from_tflite(
     from keras_sparse_dm.diffusion.samplers import ddim
 
     facts = read_tflite_metadata(path)
-    if facts["what"] not in ("denoiser", "sampler_step", "sampler"):
-        raise ValueError(f"{path} cannot sample: it holds what={facts['what']!r}.")
+    if facts["part"] not in ("denoiser", "sampler_step", "sampler"):
+        raise ValueError(f"{path} cannot sample: it holds part={facts['part']!r}.")
     if "noise_schedule" not in facts:
         raise ValueError(
             f"{path} holds a denoiser without its noise schedule: export the DiffusionModel, or "
@@ -163,13 +165,13 @@ def generate_from_tflite(
     if seed is None:
         seed = int(keras.random.randint((), 0, 2**31 - 1))
     x = keras.ops.convert_to_numpy(keras.random.normal(shape, seed=seed))
-    if facts["what"] == "denoiser":
+    if facts["part"] == "denoiser":
         schedule = NoiseSchedule.from_config(facts["noise_schedule"])
         denoise = TFLiteDenoiser(path, num_threads)
         x = keras.ops.convert_to_numpy(ddim(denoise, schedule, x, steps, context=context))
     else:
         run = _Runner(path, facts, num_threads)
-        if facts["what"] == "sampler":
+        if facts["part"] == "sampler":
             x = run(x, *context)
         else:
             for step in range(steps):
@@ -179,8 +181,8 @@ def generate_from_tflite(
     if decoder is None:
         return x
     decoder_facts = read_tflite_metadata(decoder)
-    if decoder_facts["what"] != "decoder":
-        raise ValueError(f"{decoder} must hold a decoder; it holds what={decoder_facts['what']!r}.")
+    if decoder_facts["part"] != "decoder":
+        raise ValueError(f"{decoder} must hold a decoder; it holds part={decoder_facts['part']!r}.")
     return _Runner(decoder, decoder_facts, num_threads)(x)
 
 
@@ -193,7 +195,7 @@ class _Runner:
     def __init__(self, path, facts, num_threads):
         self._path, self._facts = path, facts
         self._interpreter = load_interpreter(path, num_threads)
-        self._call = self._interpreter.get_signature_runner(facts["what"])
+        self._call = self._interpreter.get_signature_runner(facts["part"])
 
     def __call__(self, *inputs):
         shapes, batch_size = self._facts["inputs"], self._facts["batch_size"]

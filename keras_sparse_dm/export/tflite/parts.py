@@ -26,6 +26,7 @@ class Part:
     """A part of a model to export.
 
     Attributes:
+        name: One of `PARTS`.
         function: Function of the model below and the inputs, in order, that returns the output.
         inputs: `{name: tf.TensorSpec}`, in order.
         output: Name of the output.
@@ -35,6 +36,7 @@ class Part:
         defaults: Context to trace the part in; sets Keras's default types.
     """
 
+    name: str
     function: Callable
     inputs: dict
     output: str
@@ -44,14 +46,12 @@ class Part:
     defaults: Callable = contextlib.nullcontext
 
 
-def part_of(model, what, quantize, batch_size, length, shape, steps):
-    """Return the requested part of a model, and its name.
+def part_of(model, name, quantize, batch_size, length, shape, steps):
+    """Return the requested part of a model.
 
     Args:
-        model, what, quantize, batch_size, length, shape, steps: As in `to_tflite`.
-
-    Returns:
-        `(Part, what)`, where `what` is never None.
+        name: Argument `part` of `to_tflite`.
+        model, quantize, batch_size, length, shape, steps: As in `to_tflite`.
 
     Raises:
         ValueError: for arguments that do not fit the model or each other.
@@ -65,38 +65,38 @@ def part_of(model, what, quantize, batch_size, length, shape, steps):
         )
     denoiser = getattr(model, "denoiser", model)
     is_denoiser = isinstance(model, DiffusionModel) or hasattr(denoiser, "point_features")
-    if what is None:
-        what = "decoder" if isinstance(model, VQAutoencoder) else "model"
-        what = "denoiser" if is_denoiser or isinstance(model, UNet) else what
-    check_choice("what", what, PARTS)
+    if name is None:
+        name = "decoder" if isinstance(model, VQAutoencoder) else "model"
+        name = "denoiser" if is_denoiser or isinstance(model, UNet) else name
+    check_choice("part", name, PARTS)
     _check_whole("batch_size", batch_size)
-    for name, value in (("length", length), ("steps", steps)):
+    for argument, value in (("length", length), ("steps", steps)):
         if value is not None:
-            _check_whole(name, value)
-    if what.startswith("sampler"):
+            _check_whole(argument, value)
+    if name.startswith("sampler"):
         if not isinstance(model, DiffusionModel):
             raise ValueError(
-                f"`what={what!r}` needs a DiffusionModel, which knows its noise schedule; received "
+                f"`part={name!r}` needs a DiffusionModel, which knows its noise schedule; received "
                 f"{type(model).__name__}."
             )
         if steps is None:
-            raise ValueError(f"`what={what!r}` needs `steps`, the number of DDIM steps.")
+            raise ValueError(f"`part={name!r}` needs `steps`, the number of DDIM steps.")
         ddim_factors(model.noise_schedule, steps)
     elif steps is not None:
-        raise ValueError(f"`steps` is for the samplers; received it with `what={what!r}`.")
-    if quantize == "int8" and what == "sampler":
+        raise ValueError(f"`steps` is for the samplers; received it with `part={name!r}`.")
+    if quantize == "int8" and name == "sampler":
         raise ValueError(
-            "`quantize='int8'` is for what is called once a step: the denoiser or a sampler step; "
-            "received `what='sampler'`."
+            "`quantize='int8'` needs a part that runs once a step, the denoiser or a sampler step; "
+            "received `part='sampler'`."
         )
-    if what == "decoder":
-        return _decoder(model, batch_size, shape), what
-    if what == "model":
-        return _whole_model(model, batch_size, length), what
-    return _denoising(model, denoiser, what, batch_size, length, shape, steps), what
+    if name == "decoder":
+        return _decoder(model, batch_size, shape)
+    if name == "model":
+        return _whole_model(model, batch_size, length)
+    return _denoising(model, denoiser, name, batch_size, length, shape, steps)
 
 
-def _denoising(model, denoiser, what, batch_size, length, shape, steps):
+def _denoising(model, denoiser, name, batch_size, length, shape, steps):
     """Return the part that holds the denoiser, one sampler step or the whole sampler."""
     sequences = hasattr(denoiser, "point_features")
     if sequences:
@@ -154,17 +154,17 @@ def _denoising(model, denoiser, what, batch_size, length, shape, steps):
         drawn[0] = length if rng.random() < 0.5 else drawn[0]
         return (drawn,)
 
-    if what == "denoiser":
+    if name == "denoiser":
 
         def draw(rng):
             t = rng.integers(0, timesteps or 1000, batch_size).astype("int32")
             return draw_x(rng), t, *draw_context(rng)
 
         inputs = {x_name: x, "t": whole, **lengths}
-        return Part(denoise, inputs, "epsilon", draw, denoiser, facts)
+        return Part(name, denoise, inputs, "epsilon", draw, denoiser, facts)
 
     facts["steps"] = steps
-    if what == "sampler":
+    if name == "sampler":
 
         def sample(network, x, *context):
             return ddim(functools.partial(denoise, network), schedule, x, steps, context=context)
@@ -172,7 +172,8 @@ def _denoising(model, denoiser, what, batch_size, length, shape, steps):
         def draw(rng):
             return draw_x(rng), *draw_context(rng)
 
-        return Part(sample, {"noise": x, **lengths}, x_name, draw, denoiser, facts)
+        inputs = {"noise": x, **lengths}
+        return Part(name, sample, inputs, x_name, draw, denoiser, facts)
 
     t, factors = ddim_factors(schedule, steps)
     # Sampling starts at the last timestep.
@@ -188,14 +189,14 @@ def _denoising(model, denoiser, what, batch_size, length, shape, steps):
 
     step = tf.TensorSpec((), tf.int32)
     inputs = {x_name: x, "step": step, **lengths}
-    return Part(sampler_step, inputs, f"next_{x_name}", draw, denoiser, facts)
+    return Part(name, sampler_step, inputs, f"next_{x_name}", draw, denoiser, facts)
 
 
 def _decoder(model, batch_size, shape):
     autoencoder = getattr(model, "autoencoder", model)
     if not isinstance(autoencoder, VQAutoencoder):
         raise ValueError(
-            "`what='decoder'` needs a LatentDiffusion or a VQAutoencoder; received "
+            "`part='decoder'` needs a LatentDiffusion or a VQAutoencoder; received "
             f"{type(model).__name__}."
         )
     shape = getattr(model, "latent_shape", shape)
@@ -225,13 +226,13 @@ def _decoder(model, batch_size, shape):
     size = [n * autoencoder.downsampling for n in shape[:2]]
     facts = {"kind": "images", "shape": list(shape), "image_size": size, "scale_factor": scale}
     inputs = {"latents": tf.TensorSpec((batch_size, *shape), tf.float32)}
-    return Part(decode, inputs, "images", draw, autoencoder, facts)
+    return Part("decoder", decode, inputs, "images", draw, autoencoder, facts)
 
 
 def _whole_model(model, batch_size, length):
     if isinstance(model, DiffusionModel) or not getattr(model, "inputs", None):
         raise ValueError(
-            "`what='model'` takes functional and Sequential models, whose inputs are known; "
+            "`part='model'` takes functional and Sequential models, whose inputs are known; "
             f"received {type(model).__name__}."
         )
     if len(model.outputs) != 1:
@@ -267,7 +268,7 @@ def _whole_model(model, batch_size, length):
             for spec in inputs.values()
         )
 
-    return Part(call, inputs, "output", draw, model, {"kind": "model"})
+    return Part("model", call, inputs, "output", draw, model, {"kind": "model"})
 
 
 def check_choice(name, value, choices):

@@ -7,10 +7,12 @@ from keras_sparse_dm.diffusion.model import DiffusionModel
 from keras_sparse_dm.diffusion.samplers import ddim_factors
 from keras_sparse_dm.export.tflite.parts import part_of
 from keras_sparse_dm.models.latent_diffusion import LatentDiffusion
+from keras_sparse_dm.renamed import old_argument
 
 
+@old_argument("what", "part")
 def representative_data(
-    model, data, *, what=None, n=100, batch_size=1, length=None, steps=None, seed=0
+    model, data, *, part=None, n=100, batch_size=1, length=None, steps=None, seed=0
 ):
     """Draw inputs of a part of a model, from which `to_tflite` learns the ranges of activations.
 
@@ -21,7 +23,7 @@ def representative_data(
         data: `SketchArrays` or a sequence of arrays (length, 3); images (n, image_size,
             image_size, channels) in [-1, 1]; latents (n, height, width, channels) from the
             autoencoder, not scaled; or any other data that the model trains on.
-        what, batch_size, length, steps: As in `to_tflite`; give both the same values.
+        part, batch_size, length, steps: As in `to_tflite`; give both the same values.
         n: Number of tuples.
         seed: Integer; equal seeds give equal inputs.
 
@@ -36,10 +38,10 @@ def representative_data(
             "`model` must be a DiffusionModel, which knows how to noise its data; received "
             f"{type(model).__name__}. Give your own inputs as `representative`."
         )
-    part, what = part_of(model, what, None, batch_size, length, None, steps)
+    part = part_of(model, part, None, batch_size, length, None, steps)
     rng = np.random.default_rng(seed)
     schedule = model.noise_schedule
-    if what in ("sampler", "model"):
+    if part.name in ("sampler", "model"):
         return [part.draw(rng) for _ in range(n)]
     size = part.inputs[next(iter(part.inputs))].shape[1:]
     result = []
@@ -49,17 +51,17 @@ def representative_data(
             x, lengths = _padded([np.asarray(data[int(i)]) for i in chosen], size)
         else:
             x, lengths = _clean(model, np.stack([np.asarray(data[int(i)]) for i in chosen])), ()
-        if what == "decoder":
+        if part.name == "decoder":
             result.append((x,))
             continue
-        if what == "denoiser":
+        if part.name == "denoiser":
             t = rng.integers(0, schedule.timesteps, batch_size).astype("int32")
         else:
             step = np.int32(rng.integers(0, steps))
             t = np.full(batch_size, ddim_factors(schedule, steps)[0][steps - 1 - step], "int32")
         noise = rng.standard_normal(x.shape).astype("float32")
         x = ops.convert_to_numpy(model.diffuse(x, t, noise)).astype("float32")
-        time = (t,) if what == "denoiser" else (np.array(step),)
+        time = (t,) if part.name == "denoiser" else (np.array(step),)
         result.append((x, *time, *lengths))
     return result
 

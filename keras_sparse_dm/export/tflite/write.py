@@ -19,6 +19,7 @@ from keras_sparse_dm.export.tflite.float32_copy import (
 from keras_sparse_dm.export.tflite.parts import check_choice, part_of
 from keras_sparse_dm.export.tflite.representative import checked_representative
 from keras_sparse_dm.files import whole_file
+from keras_sparse_dm.renamed import old_argument
 
 QUANTIZATIONS = ("none", "float16", "int8_dynamic", "int8")
 
@@ -43,11 +44,12 @@ class TFLiteExport:
     metadata: dict
 
 
+@old_argument("what", "part")
 def to_tflite(
     model,
     path,
     *,
-    what=None,
+    part=None,
     quantize="none",
     sparse=True,
     representative=None,
@@ -74,7 +76,7 @@ def to_tflite(
         model: `DiffusionModel`, `LatentDiffusion`, `ChiroDiff`, `UNet`, `VQAutoencoder`, or any
             built functional or Sequential model.
         path: The file to write.
-        what: One of
+        part: One of
 
             - `"denoiser"`: `denoise(points, t, lengths) -> epsilon`, or `(latents, t)`;
             - `"sampler_step"`: one step of `ddim` with eta 0, `(points, step, lengths) ->
@@ -126,7 +128,7 @@ def to_tflite(
     """
     check_choice("quantize", quantize, QUANTIZATIONS)
     flatbuffer.schema()
-    part, what = part_of(model, what, quantize, batch_size, length, shape, steps)
+    part = part_of(model, part, quantize, batch_size, length, shape, steps)
     if representative is not None:
         representative = checked_representative(representative, part.inputs)
     elif quantize == "int8":
@@ -137,7 +139,9 @@ def to_tflite(
         )
     facts = {
         "package": keras_sparse_dm.__version__,
-        "what": what,
+        "part": part.name,
+        # Old name of "part", for one more version.
+        "what": part.name,
         "quantize": quantize,
         "sparse": bool(sparse),
         "batch_size": batch_size,
@@ -157,11 +161,11 @@ def to_tflite(
         if half is not None:
             part = in_float32(half)
         facts["sparsity"] = _sparsity(part.model)
-        content = convert(part, what, quantize, sparse, representative)
-        content = finish(content, part, what, quantize, sparse, facts)
+        content = convert(part, quantize, sparse, representative)
+        content = finish(content, part, quantize, sparse, facts)
         with whole_file(path) as temporary:
             temporary.write_bytes(content)
-            difference = check_file(temporary, part, what, quantize, verify, representative, half)
+            difference = check_file(temporary, part, quantize, verify, representative, half)
     return TFLiteExport(path, len(content), len(zlib.compress(content, 9)), difference, facts)
 
 

@@ -185,7 +185,7 @@ class _Record:
                     self._observe(layer, self._attention(rule))
 
     def _observe(self, layer, hook):
-        """Call `hook` before each call of a layer of the copy, and enter the context it returns."""
+        """Make a layer of the copy run each call in the context that `hook` returns."""
         # Keras calls another method of quantized layers.
         quantized = getattr(layer, "quantization_mode", None) is not None
         name = "quantized_call" if quantized else "call"

@@ -1,6 +1,6 @@
 """ChiroDiff: the denoiser of sketches, and three loops for its GRUs.
 
-Keras's own loop serves everywhere; these replace it where it is slow, with equal numbers but for
+Keras's own loop works everywhere. These loops replace it where it is slow, with equal numbers up to
 rounding:
 
 | module | use | differs from Keras's loop in |

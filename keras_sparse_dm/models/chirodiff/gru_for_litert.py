@@ -2,7 +2,7 @@
 
 Keras's loop multiplies one point at a time by the input kernel, and after conversion each step
 copies the whole sequence. Here all points share one product before the loop, and a step copies a
-small part of the sequence. Products can be int8. In floats the numbers are equal but for rounding.
+small part of the sequence. Products can be int8. In floats the numbers are equal up to rounding.
 """
 
 import math

@@ -2,8 +2,8 @@
 
 Keras's loop multiplies one point at a time by the input kernel, and transposes the sequence before
 and after every layer. This loop multiplies `PART` points at once, while they are in the processor's
-cache, keeps time as the first axis through all layers, and skips padding. The numbers are equal but
-for rounding. Its gradient would be no faster than that of Keras's loop; `gru_for_training` has one.
+cache, keeps time as the first axis through all layers, and skips padding. The numbers are equal up
+to rounding. Its gradient would be no faster than that of Keras's loop; `gru_for_training` has one.
 """
 
 import keras
@@ -126,7 +126,7 @@ def _join(joined, used, head):
 
 
 def _sigmoid(x):
-    """Sigmoid in fewer instructions, equal but for the rounding of a float32 near 1."""
+    """Sigmoid in fewer instructions, equal up to the rounding of a float32 near 1."""
     return 0.5 + 0.5 * ops.tanh(0.5 * x)
 
 

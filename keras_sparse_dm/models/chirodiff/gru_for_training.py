@@ -3,7 +3,7 @@
 As in `gru_for_sampling`, `PART` points share one product with the input kernel. In the backward
 pass, a step computes only the two products that depend on the step after it; `PART` points share
 the derivatives of the gates and the gradients of kernels and inputs. The numbers are equal to those
-of Keras's loop but for rounding.
+of Keras's loop up to rounding.
 """
 
 import keras

@@ -1,4 +1,4 @@
-"""Models whose `.sparse` files of version 1 lie beside this script, and what is expected of them.
+"""Models of the `.sparse` files of version 1 beside this script, and their expected contents.
 
 The files were written by keras_sparse_dm at commit d63a47d, the last one to write version 1. There,
 from the root of the repository:
@@ -47,7 +47,7 @@ class Unnamed(keras.Model):
 
 
 def unnamed():
-    # So that the numbers in the names are others than where the file is loaded.
+    # The numbers in the names then differ from those of the program that loads the file.
     [layers.Dense(1) for _ in range(7)]
     model = Unnamed()
     model(X)
