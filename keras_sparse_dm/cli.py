@@ -4,7 +4,7 @@ import importlib
 import sys
 from typing import NamedTuple
 
-from keras_sparse_dm import __version__
+import keras_sparse_dm
 from keras_sparse_dm.checks import did_you_mean
 from keras_sparse_dm.commands.options import readers_may_leave
 from keras_sparse_dm.presets import PRESETS
@@ -104,7 +104,7 @@ def main(argv=None):
         print(usage(), end="")
         return 0
     if argv == ["--version"]:
-        print(f"keras_sparse_dm {__version__}")
+        print(f"keras_sparse_dm {keras_sparse_dm.__version__}")
         return 0
     received = "received nothing."
     if argv:

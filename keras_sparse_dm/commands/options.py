@@ -27,6 +27,8 @@ def parse_options(kind, argv, prog, default=tyro.MISSING_NONPROP):
         UsageError: for options that do not parse.
         SystemExit: after `--help`.
     """
+    # A method `package.module:Class` may lie in the working folder.
+    sys.path.append("")
     # tyro tells what is wrong in a box of many lines; a terminal's user needs the first.
     errors = io.StringIO()
     try:

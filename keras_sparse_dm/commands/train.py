@@ -1,7 +1,6 @@
 """`sparse-dm train`, which is `python train.py` too, and `sparse-dm train-autoencoder`."""
 
 import dataclasses
-import sys
 import typing
 from pathlib import Path
 
@@ -88,8 +87,6 @@ def parse_settings(argv, prog, kind, preset):
     def parse(default):
         return parse_options(type(default), argv, prog, default)
 
-    # `--method package.module:Class` may lie in the working folder.
-    sys.path.append("")
     # The preset, which may stand anywhere, decides which options there are and their defaults.
     named = named_preset(argv) or _preset_to_resume(argv) or preset
     settings = parse(kind.from_preset(named))

@@ -3,7 +3,8 @@
 import functools
 import math
 
-from keras_sparse_dm.checks import SettingsError, at_least, in_range, one_of
+from keras_sparse_dm.checks import SettingsError, at_least, did_you_mean, in_range, one_of
+from keras_sparse_dm.sparsity.registry import METHODS, facts_of
 
 SKETCH_DATASETS = ("kanjivg", "quickdraw", "vmnist", "files")
 IMAGE_DATASETS = ("kanjivg", "celebahq", "lsun_bedrooms", "imagenette", "folder")
@@ -12,6 +13,18 @@ CHARACTERS = ("kanji", "kanji+variants", "all")
 _one_of = functools.partial(one_of, error=SettingsError)
 _at_least = functools.partial(at_least, error=SettingsError)
 _number = functools.partial(in_range, error=SettingsError)
+
+
+def checked_method(option, name):
+    """Return the `MethodFacts` of a method.
+
+    Raises:
+        SettingsError: naming the option, what was received and what would be right.
+    """
+    try:
+        return facts_of(name)
+    except ValueError as error:
+        raise SettingsError(f"{option} {error}{did_you_mean(name, METHODS)}") from None
 
 
 def check_sketch_settings(data, data_dir):

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from keras_sparse_dm.checks import SettingsError, at_least, did_you_mean, in_range, one_of
+from keras_sparse_dm.checks import SettingsError, at_least, in_range, one_of
 from keras_sparse_dm.diffusion.noise_schedule import KINDS as NOISE_SCHEDULES
 from keras_sparse_dm.masks.distributions import DISTRIBUTIONS
 from keras_sparse_dm.masks.structure_text import parse_structure
@@ -36,8 +36,8 @@ from keras_sparse_dm.runs.setting_checks import (
     check_autoencoder_settings,
     check_image_settings,
     check_sketch_settings,
+    checked_method,
 )
-from keras_sparse_dm.sparsity.registry import METHODS, facts_of
 
 AUTOENCODER_SUFFIXES = (".keras", ".ckpt", ".pt", ".pth", ".safetensors")
 
@@ -174,7 +174,7 @@ class RunSettings:
             SettingsError: naming the option, what was received and what would be right.
         """
         t, n, s = self.training, self.noise, self.sampling
-        facts = self._method_facts()
+        facts = checked_method("--method", t.method)
         _one_of("--distribution", t.distribution, DISTRIBUTIONS)
         _one_of("--characters", self.data.characters, CHARACTERS)
         _one_of("--prune-schedule", t.prune_schedule, ("constant", "cosine"))
@@ -224,14 +224,6 @@ class RunSettings:
         if self.verbose not in (-1, 0, 1, 2):
             raise SettingsError(f"--verbose must be -1, 0, 1 or 2; received {self.verbose}.")
 
-    def _method_facts(self):
-        method = self.training.method
-        try:
-            return facts_of(method)
-        except ValueError as error:
-            meant = did_you_mean(method, METHODS)
-            raise SettingsError(f"--method {error}{meant}") from None
-
     def _check_growth(self, facts):
         t = self.training
         _one_of("--competition", t.competition, ("kernel", "global"))
@@ -266,8 +258,8 @@ class RunSettings:
             wanted = 1 - n / m if m else 0.0
             if t.distribution != "uniform" or not math.isclose(t.sparsity, wanted):
                 raise SettingsError(
-                    f"--structure {t.structure} needs --distribution uniform and --sparsity "
-                    f"{wanted:g}; received {t.distribution} and {t.sparsity:g}."
+                    f"--structure nm:{n}:{m} needs --distribution uniform and --sparsity "
+                    f"{wanted:g}; received {t.structure}, {t.distribution} and {t.sparsity:g}."
                 )
 
 

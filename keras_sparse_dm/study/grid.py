@@ -9,11 +9,9 @@ import itertools
 from dataclasses import dataclass
 
 from keras_sparse_dm.checks import SettingsError, one_of
-from keras_sparse_dm.runs.settings import METHODS
+from keras_sparse_dm.runs.setting_checks import checked_method
 from keras_sparse_dm.study.wording import counted
 
-# Methods that drop and grow weights while they train, and so have a prune rate.
-DYNAMIC = ("rigl", "magran", "set", "snfs")
 LATENT_DIFFUSION = ("ldm_celebahq", "ldm_lsun_bedrooms", "ldm_imagenette")
 CHIRODIFF = ("chirodiff_quickdraw", "chirodiff_kanjivg", "chirodiff_vmnist")
 # Paper, sections 3.3.2 and B.3.
@@ -27,9 +25,9 @@ class Cell:
 
     Attributes:
         preset: Name of the paper's preset: `ldm_celebahq` ... `chirodiff_vmnist`.
-        method: One of `METHODS`.
+        method: Name of a method, or `package.module:Class` of your own.
         sparsity: S in [0, 1); 0 for dense.
-        prune_rate: p in (0, 1] of dynamic methods; None for the others.
+        prune_rate: p in (0, 1] of methods that exchange weights; None for the others.
         seed: Seed of everything random in the run.
         category: Category of QuickDraw; None for other data sets.
         full: True to train on all of CelebA-HQ (Table 3), False to train on half of it.
@@ -50,7 +48,7 @@ class Cell:
 
     def __post_init__(self):
         one_of("preset", self.preset, (*LATENT_DIFFUSION, *CHIRODIFF), error=SettingsError)
-        one_of("method", self.method, METHODS, error=SettingsError)
+        exchanges = checked_method("method", self.method).exchanges
         if (self.method == "dense") != (self.sparsity == 0):
             raise SettingsError(
                 "sparsity must be 0 for method dense and above 0 for all others; received "
@@ -58,12 +56,12 @@ class Cell:
             )
         if not 0 <= self.sparsity < 1:
             raise SettingsError(f"sparsity must be in [0, 1); received {self.sparsity!r}.")
-        if self.method in DYNAMIC and not (self.prune_rate and 0 < self.prune_rate <= 1):
+        if exchanges and not (self.prune_rate and 0 < self.prune_rate <= 1):
             raise SettingsError(
                 f"prune_rate must be in (0, 1] for method {self.method}; received "
                 f"{self.prune_rate!r}."
             )
-        if self.method not in DYNAMIC and self.prune_rate is not None:
+        if not exchanges and self.prune_rate is not None:
             raise SettingsError(
                 f"prune_rate must be None for method {self.method}, which drops and grows no "
                 f"weights; received {self.prune_rate!r}."
@@ -88,7 +86,8 @@ class Cell:
         parts = [self.preset]
         parts += [self.category.replace(" ", "_")] if self.category else []
         parts += ["full"] if self.full else []
-        parts += [self.method]
+        # A user's method is `package.module:Class`, and not all file systems allow a colon.
+        parts += [self.method.replace(":", ".")]
         parts += [f"s{self.sparsity:g}"] if self.method != "dense" else []
         parts += [f"p{self.prune_rate:g}"] if self.prune_rate is not None else []
         parts += [f"u{self.update_every}"] if self.update_every is not None else []
@@ -158,11 +157,11 @@ def grid(
     cells = []
     for preset, whole, method in itertools.product(presets, full, methods):
         groups = categories if preset == "chirodiff_quickdraw" else (None,)
-        updates = method in DYNAMIC or method == "gmp"
+        facts = checked_method("method", method)
         product = itertools.product(
             (0.0,) if method == "dense" else sparsities,
-            prune_rates if method in DYNAMIC else (None,),
-            update_every if updates else (None,),
+            prune_rates if facts.exchanges else (None,),
+            update_every if facts.changes_masks else (None,),
             groups,
             seeds,
         )

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_sparse_dm.checks import SettingsError
-from keras_sparse_dm.study.paper import DATASET_TITLES, METHOD_TITLES, PAPER_SETTINGS
+from keras_sparse_dm.sparsity.registry import facts_of
+from keras_sparse_dm.study.paper import DATASET_TITLES, PAPER_SETTINGS
 from keras_sparse_dm.study.paper_fids import PAPER_FIDS
 
 # Distance by the embedded feature network, which every evaluation has.
@@ -39,7 +40,7 @@ class Approach:
         Args:
             prune_rate, update_every: True to name this setting too, to tell approaches apart.
         """
-        parts = [method_title(self.method)]
+        parts = [facts_of(self.method).title]
         parts += [f"S = {self.sparsity:g}"] if self.method != "dense" else []
         parts += [f"p = {self.prune_rate:g}"] if prune_rate and self.prune_rate else []
         parts += [f"ΔT = {self.update_every}"] if update_every and self.update_every else []
@@ -49,11 +50,6 @@ class Approach:
 def dataset_title(preset):
     """Return the paper's title of a preset's data set."""
     return DATASET_TITLES.get(preset, preset)
-
-
-def method_title(method):
-    """Return the paper's title of a method, or one in its style."""
-    return METHOD_TITLES.get(method, "GMP" if method == "gmp" else f"{method.upper()}-DM")
 
 
 @dataclass(frozen=True)

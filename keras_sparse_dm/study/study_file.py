@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from keras_sparse_dm.checks import SettingsError, did_you_mean
-from keras_sparse_dm.runs.settings import METHODS
-from keras_sparse_dm.study.grid import DYNAMIC, Study, grid
+from keras_sparse_dm.runs.setting_checks import checked_method
+from keras_sparse_dm.study.grid import Study, grid
 
 # The keys of the file, with the types of their values.
 _KEYS = {
@@ -90,9 +90,12 @@ def read_study(path):
 
 def _check_lists(path, values):
     """Check that every list that a method or preset needs is given and holds a value."""
-    needed = {"sparsities": set(METHODS) - {"dense"}, "prune_rates": set(DYNAMIC)}
-    for key, methods in needed.items():
-        those = [method for method in values["methods"] if method in methods]
+    facts = {name: checked_method(f"{path}: method", name) for name in values["methods"]}
+    needed = {
+        "sparsities": [name for name in facts if name != "dense"],
+        "prune_rates": [name for name in facts if facts[name].exchanges],
+    }
+    for key, those in needed.items():
         if those and not values[key]:
             raise SettingsError(f"{path}: {key} must be given for method {those[0]}.")
     for key, value in values.items():

@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from keras_sparse_dm.sparsity.registry import facts_of
 from keras_sparse_dm.study.cost_at_paper_setting import columns_as_in_paper, cost_at_paper_setting
 from keras_sparse_dm.study.paper import PAPER_COSTS, PAPER_SETTINGS
 from keras_sparse_dm.study.report_table import Column, Entry, Table
-from keras_sparse_dm.study.scores import method_title, number_text
+from keras_sparse_dm.study.scores import number_text
 
 PAPER = "Paper"
 _COSTS = {"parameters": "Params", "training": "Train FLOPs", "sampling": "Test FLOPs"}
@@ -147,9 +148,9 @@ def by_prune_rate(scores, sparsity):
         Column("Dataset", numbers=False),
         Column("Source", numbers=False),
         *(
-            Column(method_title(method))
+            Column(facts_of(method).title)
             if rate is None
-            else Column(f"p = {rate:g}", method_title(method))
+            else Column(f"p = {rate:g}", facts_of(method).title)
             for method, rate in keys
         ),
     ]

@@ -185,7 +185,7 @@ class _Record:
                     self._observe(layer, self._attention(rule))
 
     def _observe(self, layer, hook):
-        """Make a layer of the copy call `hook` before each call; the call runs in what it returns."""
+        """Make a layer of the copy call `hook` first; the layer's call runs in what it returns."""
         # Keras calls another method of quantized layers.
         quantized = getattr(layer, "quantization_mode", None) is not None
         name = "quantized_call" if quantized else "call"
