@@ -5,8 +5,9 @@ from pathlib import Path
 
 import tyro
 
-from keras_sparse_dm.checks import SettingsError, UsageError
+from keras_sparse_dm.checks import SettingsError, UsageError, one_of
 from keras_sparse_dm.commands.options import fail, parse_options, quiet_start
+from keras_sparse_dm.diffusion.registry import SAMPLERS
 from keras_sparse_dm.files import os_error_text
 
 SAMPLE_ENDINGS = (".png", ".svg", ".pdf", ".gif", ".npz", ".json")
@@ -120,8 +121,8 @@ def _check_sampling(settings, count, option, least):
         raise SettingsError(f"{option} must be {least} or more; received {count}.")
     if settings.steps is not None and settings.steps < 1:
         raise SettingsError(f"--steps must be 1 or more; received {settings.steps}.")
-    if settings.sampler not in (None, "ddim", "ddpm"):
-        raise SettingsError(f"--sampler must be ddim or ddpm; received {settings.sampler}.")
+    if settings.sampler is not None:
+        one_of("--sampler", settings.sampler, SAMPLERS, error=SettingsError)
     if settings.eta is not None and not 0 <= settings.eta <= 1:
         raise SettingsError(f"--eta must be a number in [0, 1]; received {settings.eta:g}.")
     if not 0 <= settings.seed < 2**31:

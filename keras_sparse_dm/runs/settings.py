@@ -15,6 +15,7 @@ import tyro
 
 from keras_sparse_dm.checks import SettingsError, at_least, in_range, one_of
 from keras_sparse_dm.diffusion.noise_schedule import KINDS as NOISE_SCHEDULES
+from keras_sparse_dm.diffusion.registry import SAMPLERS
 from keras_sparse_dm.masks.distributions import DISTRIBUTIONS
 from keras_sparse_dm.masks.structure_text import parse_structure
 from keras_sparse_dm.presets import (
@@ -180,7 +181,7 @@ class RunSettings:
         _one_of("--prune-schedule", t.prune_schedule, ("constant", "cosine"))
         _one_of("--learning-rate-schedule", t.learning_rate_schedule, ("constant", "cosine"))
         _one_of("--noise.schedule", n.schedule, NOISE_SCHEDULES)
-        _one_of("--sampling.sampler", s.sampler, ("ddim", "ddpm"))
+        _one_of("--sampling.sampler", s.sampler, SAMPLERS)
         _number("--sparsity", t.sparsity, 0, 1, closed_high=False)
         if t.sparsity == 0 and t.method != "dense":
             raise SettingsError(
