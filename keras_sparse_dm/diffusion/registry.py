@@ -3,8 +3,9 @@
 Another sampler is a function, as in `samplers.py`, and a line here.
 """
 
-import importlib
 from typing import NamedTuple
+
+from keras_sparse_dm.places import load_place
 
 
 class SamplerFacts(NamedTuple):
@@ -52,5 +53,4 @@ SAMPLERS = {
 
 def load_sampler(name):
     """Return the function of a sampler."""
-    module, _, function = SAMPLERS[name].place.partition(":")
-    return getattr(importlib.import_module(module), function)
+    return load_place(SAMPLERS[name].place)

@@ -4,10 +4,9 @@ import functools
 import math
 
 from keras_sparse_dm.checks import SettingsError, at_least, did_you_mean, in_range, one_of
+from keras_sparse_dm.datasets import IMAGE_DATASETS, SKETCH_DATASETS
 from keras_sparse_dm.sparsity.registry import METHODS, facts_of
 
-SKETCH_DATASETS = ("kanjivg", "quickdraw", "vmnist", "files")
-IMAGE_DATASETS = ("kanjivg", "celebahq", "lsun_bedrooms", "imagenette", "folder")
 DIGITS = ("test", "train", "all")
 CHARACTERS = ("kanji", "kanji+variants", "all")
 _one_of = functools.partial(one_of, error=SettingsError)
@@ -48,9 +47,10 @@ def check_sketch_settings(data, data_dir):
     )
     if not data.categories:
         raise SettingsError("--categories must name at least one, such as cat; received ().")
-    if data.dataset == "files" and data_dir is None:
+    if SKETCH_DATASETS[data.dataset].own and data_dir is None:
         raise SettingsError(
-            "--data-dir must be given for --dataset files: a folder of sketches, or one file."
+            f"--data-dir must be given for --dataset {data.dataset}: a folder of sketches, or one "
+            "file."
         )
 
 
@@ -67,8 +67,10 @@ def check_image_settings(data, data_dir):
         ("--training-images", data.training_images, 0),
         ("--validation-images", data.validation_images, 0),
     )
-    if data.dataset == "folder" and data_dir is None:
-        raise SettingsError("--data-dir must be given for --dataset folder: a folder of images.")
+    if IMAGE_DATASETS[data.dataset].own and data_dir is None:
+        raise SettingsError(
+            f"--data-dir must be given for --dataset {data.dataset}: a folder of images."
+        )
 
 
 def check_autoencoder_settings(autoencoder, prefix):

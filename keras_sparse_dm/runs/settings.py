@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from keras_sparse_dm.checks import SettingsError, at_least, in_range, one_of
+from keras_sparse_dm.datasets import IMAGE_DATASETS
 from keras_sparse_dm.diffusion.noise_schedule import KINDS as NOISE_SCHEDULES
 from keras_sparse_dm.diffusion.registry import SAMPLERS
 from keras_sparse_dm.masks.distributions import DISTRIBUTIONS
@@ -320,7 +321,7 @@ class ImageRunSettings(RunSettings):
             ("--head-channels", m.head_channels, 1),
             ("--channel-mult", min(m.channel_mult, default=0), 1),
         )
-        if self.autoencoder is None and self.data.dataset != "kanjivg":
+        if self.autoencoder is None and not IMAGE_DATASETS[self.data.dataset].packaged:
             raise SettingsError(
                 "--autoencoder must be given: a .keras file (sparse-dm train-autoencoder makes one "
                 "from your images), or the published first stage, model.ckpt in "

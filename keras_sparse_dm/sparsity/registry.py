@@ -3,11 +3,11 @@
 Another method is a class, as in `methods.py`, and a line here.
 """
 
-import importlib
 import re
 from typing import NamedTuple
 
 from keras_sparse_dm.checks import SettingsError
+from keras_sparse_dm.places import load_place
 
 # A user's own method: `package.module:Class`.
 _PLACE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -76,8 +76,7 @@ def load_method(name):
         ValueError: for a name that is not known.
         SettingsError: for a class that cannot be imported.
     """
-    module, _, cls = facts_of(name).place.partition(":")
     try:
-        return getattr(importlib.import_module(module), cls)
+        return load_place(facts_of(name).place)
     except (ImportError, AttributeError) as error:
         raise SettingsError(f"{name!r} cannot be imported: {error}.") from error

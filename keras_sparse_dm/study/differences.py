@@ -3,6 +3,7 @@
 Loads no Keras, so that the command line answers at once.
 """
 
+from keras_sparse_dm.datasets import SKETCH_DATASETS
 from keras_sparse_dm.runs.folder import option_differences
 from keras_sparse_dm.runs.settings import RunSettings
 from keras_sparse_dm.sparsity.registry import facts_of
@@ -58,8 +59,7 @@ def _stand_in(settings):
     if data.dataset == "kanjivg" and settings.preset in LATENT_DIFFUSION:
         return "rendered kanji"
     where = "" if settings.data_dir is not None else " that come with a package"
-    kinds = {"kanjivg": "kanji", "vmnist": "digits", "quickdraw": "drawings"}
-    return f"{data.max_sketches} {kinds[data.dataset]}{where}"
+    return f"{data.max_sketches} {SKETCH_DATASETS[data.dataset].unit}{where}"
 
 
 def _text(value):
