@@ -32,6 +32,10 @@ class Dataset(NamedTuple):
     downloads: bool = False
 
 
+# Choices of settings: KanjiVG's drawings, and MNIST's digits.
+CHARACTERS = ("kanji", "kanji+variants", "all")
+DIGITS = ("test", "train", "all")
+
 _SKETCHES = "keras_sparse_dm.data.sketches"
 SKETCH_DATASETS = {
     "kanjivg": Dataset(

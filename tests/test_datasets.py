@@ -41,7 +41,6 @@ def test_a_data_set_of_sketches_is_one_line(module, tmp_path, monkeypatch):
     monkeypatch.setitem(datasets.SKETCH_DATASETS, "mine", place)
     settings = RunSettings.from_preset("chirodiff_vmnist")
     settings = replace(settings, data=replace(settings.data, dataset="mine", digits="train"))
-    settings.check()
     monkeypatch.setattr(RunSettings, "from_preset", lambda name: settings)
     cell = Cell("chirodiff_vmnist", "dense", 0.0, None, 0)
     with pytest.raises(SettingsError, match=r"in which mine\* holds the data set.*Put them there"):
@@ -64,11 +63,6 @@ def test_a_data_set_of_images_is_one_line(module, tmp_path, monkeypatch):
     folder.mkdir()
     for i in range(6):
         Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(folder / f"{i}.png")
-    settings = RunSettings.from_preset("ldm_kanjivg")
-    model = tmp_path / "autoencoder.keras"
-    model.touch()
-    data = replace(settings.data, dataset="mine")
-    replace(settings, data=data, autoencoder=model).check()
     train, validation = load_images(
         "mine", folder, tmp_path / "cache", 8, workers=1, progress=False, train_images=3
     )

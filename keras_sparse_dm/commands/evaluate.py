@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
-from keras_sparse_dm.checks import SettingsError, UsageError, one_of
+from keras_sparse_dm.checks import SettingsError, UsageError, check_choices
 from keras_sparse_dm.commands.options import fail, parse_options, quiet_start
 from keras_sparse_dm.diffusion.registry import SAMPLERS
 from keras_sparse_dm.files import os_error_text
@@ -23,13 +24,13 @@ class EvaluateSettings:
     """Samples to generate; the paper takes 10,000."""
     steps: int | None = None
     """Steps of ddim, from 1 to T; the run's own by default."""
-    sampler: str | None = None
-    """Sampler, ddim or ddpm; the run's own by default."""
+    sampler: Literal[tuple(SAMPLERS)] | None = None
+    """Sampler; the run's own by default."""
     eta: float | None = None
     """Noise of ddim; the run's own by default."""
-    real: str = "train"
-    """What is compared with: train, the sketches or images that were trained on, as in the paper,
-    or validation."""
+    real: Literal["train", "validation"] = "train"
+    """Real data to compare with: those that were trained on, as in the paper, or those for
+    validation."""
     real_samples: int = 20_000
     """At most so many real ones."""
     weights: tuple[Path, ...] = ()
@@ -51,9 +52,8 @@ class EvaluateSettings:
             SettingsError: naming the option, what was received and what would be right.
         """
         check_folder_of_run(self.run)
+        check_choices(self)
         _check_sampling(self, self.samples, "--samples", 8)
-        if self.real not in ("train", "validation"):
-            raise SettingsError(f"--real must be train or validation; received {self.real}.")
         if self.real_samples < 8:
             raise SettingsError(f"--real-samples must be 8 or more; received {self.real_samples}.")
         for path in self.weights:
@@ -78,8 +78,8 @@ class SampleSettings:
     """Number of samples (-n)."""
     steps: int | None = None
     """Steps of ddim, from 1 to T; the run's own by default."""
-    sampler: str | None = None
-    """Sampler, ddim or ddpm; the run's own by default."""
+    sampler: Literal[tuple(SAMPLERS)] | None = None
+    """Sampler; the run's own by default."""
     eta: float | None = None
     """Noise of ddim; the run's own by default."""
     seed: int = 0
@@ -101,6 +101,7 @@ class SampleSettings:
             raise SettingsError(
                 f"there is no {self.run}; give the folder of a run, or an exported model."
             )
+        check_choices(self)
         _check_sampling(self, self.n, "-n", 1)
         if self.output.suffix.lower() not in SAMPLE_ENDINGS:
             raise SettingsError(
@@ -121,8 +122,6 @@ def _check_sampling(settings, count, option, least):
         raise SettingsError(f"{option} must be {least} or more; received {count}.")
     if settings.steps is not None and settings.steps < 1:
         raise SettingsError(f"--steps must be 1 or more; received {settings.steps}.")
-    if settings.sampler is not None:
-        one_of("--sampler", settings.sampler, SAMPLERS, error=SettingsError)
     if settings.eta is not None and not 0 <= settings.eta <= 1:
         raise SettingsError(f"--eta must be a number in [0, 1]; received {settings.eta:g}.")
     if not 0 <= settings.seed < 2**31:

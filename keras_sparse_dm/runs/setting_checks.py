@@ -3,13 +3,10 @@
 import functools
 import math
 
-from keras_sparse_dm.checks import SettingsError, at_least, did_you_mean, in_range, one_of
+from keras_sparse_dm.checks import SettingsError, at_least, check_choices, did_you_mean, in_range
 from keras_sparse_dm.datasets import IMAGE_DATASETS, SKETCH_DATASETS
 from keras_sparse_dm.sparsity.registry import METHODS, facts_of
 
-DIGITS = ("test", "train", "all")
-CHARACTERS = ("kanji", "kanji+variants", "all")
-_one_of = functools.partial(one_of, error=SettingsError)
 _at_least = functools.partial(at_least, error=SettingsError)
 _number = functools.partial(in_range, error=SettingsError)
 
@@ -32,10 +29,7 @@ def check_sketch_settings(data, data_dir):
     Raises:
         SettingsError: naming the option, what was received and what would be right.
     """
-    _one_of("--dataset", data.dataset, SKETCH_DATASETS)
-    _one_of("--characters", data.characters, CHARACTERS)
-    _one_of("--digits", data.digits, DIGITS)
-    _one_of("--representation", data.representation, ("absolute", "delta"))
+    check_choices(data)
     _number("--spacing", data.spacing, 0, 1, closed_low=False)
     _number("--scale", data.scale, 0, math.inf, closed_low=False)
     _number("--simplify", data.simplify, 0, 1)
@@ -60,8 +54,7 @@ def check_image_settings(data, data_dir):
     Raises:
         SettingsError: naming the option, what was received and what would be right.
     """
-    _one_of("--dataset", data.dataset, IMAGE_DATASETS)
-    _one_of("--characters", data.characters, CHARACTERS)
+    check_choices(data)
     _at_least(
         ("--image-size", data.image_size, 8),
         ("--training-images", data.training_images, 0),
@@ -80,7 +73,7 @@ def check_autoencoder_settings(autoencoder, prefix):
         SettingsError: naming the option, what was received and what would be right.
     """
     a = autoencoder
-    _one_of(f"{prefix}reconstruction", a.reconstruction, ("l1", "l2"))
+    check_choices(a, prefix.removeprefix("--"))
     _number(f"{prefix}learning-rate", a.learning_rate, 0, math.inf, closed_low=False)
     _at_least(
         (f"{prefix}channels", a.channels, 1),

@@ -13,11 +13,8 @@ from typing import Annotated
 
 import tyro
 
-from keras_sparse_dm.checks import SettingsError, at_least, in_range, one_of
+from keras_sparse_dm.checks import SettingsError, at_least, check_choices, in_range
 from keras_sparse_dm.datasets import IMAGE_DATASETS
-from keras_sparse_dm.diffusion.noise_schedule import KINDS as NOISE_SCHEDULES
-from keras_sparse_dm.diffusion.registry import SAMPLERS
-from keras_sparse_dm.masks.distributions import DISTRIBUTIONS
 from keras_sparse_dm.masks.structure_text import parse_structure
 from keras_sparse_dm.presets import (
     AutoencoderSettings,
@@ -34,7 +31,6 @@ from keras_sparse_dm.presets import (
 from keras_sparse_dm.runs.folder import CONFIG_FILE
 from keras_sparse_dm.runs.kinds import kind_named, kind_of_model
 from keras_sparse_dm.runs.setting_checks import (
-    CHARACTERS,
     check_autoencoder_settings,
     check_image_settings,
     check_sketch_settings,
@@ -44,7 +40,6 @@ from keras_sparse_dm.runs.setting_checks import (
 AUTOENCODER_SUFFIXES = (".keras", ".ckpt", ".pt", ".pth", ".safetensors")
 
 _Flat = tyro.conf.OmitArgPrefixes
-_one_of = functools.partial(one_of, error=SettingsError)
 _at_least = functools.partial(at_least, error=SettingsError)
 _number = functools.partial(in_range, error=SettingsError)
 
@@ -177,12 +172,8 @@ class RunSettings:
         """
         t, n, s = self.training, self.noise, self.sampling
         facts = checked_method("--method", t.method)
-        _one_of("--distribution", t.distribution, DISTRIBUTIONS)
-        _one_of("--characters", self.data.characters, CHARACTERS)
-        _one_of("--prune-schedule", t.prune_schedule, ("constant", "cosine"))
-        _one_of("--learning-rate-schedule", t.learning_rate_schedule, ("constant", "cosine"))
-        _one_of("--noise.schedule", n.schedule, NOISE_SCHEDULES)
-        _one_of("--sampling.sampler", s.sampler, SAMPLERS)
+        for part, prefix in ((t, ""), (n, "noise."), (s, "sampling."), (self.model, "")):
+            check_choices(part, prefix)
         _number("--sparsity", t.sparsity, 0, 1, closed_high=False)
         if t.sparsity == 0 and t.method != "dense":
             raise SettingsError(
@@ -228,8 +219,6 @@ class RunSettings:
 
     def _check_growth(self, facts):
         t = self.training
-        _one_of("--competition", t.competition, ("kernel", "global"))
-        _one_of("--grow-init", t.grow_init, ("zeros", "normal"))
         _at_least(
             ("--gradient-steps", t.gradient_steps, 1),
             ("--start-step", t.start_step, 0),
@@ -275,7 +264,6 @@ class SketchRunSettings(RunSettings):
     def check(self):
         super().check()
         m, d = self.model, self.data
-        _one_of("--kind", m.kind, ("chirodiff",))
         check_sketch_settings(d, self.data_dir)
         _number("--time-scale", m.time_scale, 0, math.inf, closed_low=False)
         _at_least(
@@ -313,7 +301,6 @@ class ImageRunSettings(RunSettings):
         check_image_settings(self.data, self.data_dir)
         check_autoencoder_settings(self.first_stage, "--first-stage.")
         m = self.model
-        _one_of("--kind", m.kind, ("unet",))
         _number("--dropout", m.dropout, 0, 1, closed_high=False)
         _at_least(
             ("--model-channels", m.model_channels, 1),

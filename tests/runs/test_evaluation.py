@@ -160,7 +160,7 @@ def test_bad_evaluations_are_refused_before_any_work(run, tmp_path, capfd):
         (("evaluate", run, "--steps", 51), "--steps must be at most the run's 50 timesteps"),
         (("evaluate", run, "--eta", 2), "--eta"),
         (("evaluate", run, "--sampler", "euler"), "--sampler must be one of ddim, ddpm"),
-        (("evaluate", run, "--real", "test"), "--real must be train or validation"),
+        (("evaluate", run, "--real", "test"), "--real must be one of train, validation"),
         (("evaluate", run, "--weights", "nowhere.pth"), "--weights: there is no file nowhere.pth"),
         (("evaluate", run, "--weights", weights), "--weights .*weights.pth"),
         (("evaluate", run, "--data-dir", empty), "--data-dir"),
