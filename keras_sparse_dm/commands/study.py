@@ -34,7 +34,7 @@ class StudyRunSettings:
 
     name: tyro.conf.Positional[str]
     """table1 to table6, figure2 to figure7, sketches, or a .yaml file of your own with lists of
-    presets, methods, sparsities, prune_rates, seeds, update_intervals, sampling_steps."""
+    presets, methods, sparsities, prune_rates, seeds and so on (docs/study.md)."""
     scale: Literal[SCALES] = "smoke"
     """Scale of the runs: smoke takes seconds per run, to check that everything works, and reduced
     minutes."""

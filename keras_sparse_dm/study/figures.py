@@ -172,7 +172,7 @@ def _panels(scores, titles, panel, caption):
 
 
 def _lines(approaches):
-    """Return `{title: sparse approaches}` for each line, a method at an update interval."""
+    """Return `{title: sparse approaches}` for each line: a method, its update interval, options."""
     approaches = [a for a in approaches if a.method != "dense" and not a.full]
     several = len({a.update_every for a in approaches if a.prune_rate is not None}) > 1
     lines = {}
@@ -180,6 +180,7 @@ def _lines(approaches):
         title = facts_of(approach.method).title
         if several and approach.update_every is not None:
             title += f", ΔT = {approach.update_every}"
+        title = ", ".join([title, *approach.option_texts])
         lines.setdefault(title, []).append(approach)
     return lines
 
@@ -218,14 +219,15 @@ def _level(axis, score, method, title):
 
 
 def _dense_line(axis, scores, preset):
-    """Draw the dense network's score, and the paper's if it uses the same feature network."""
+    """Draw the dense networks' scores, and the paper's if it uses the same feature network."""
     found = scores.approaches(preset=preset, method="dense", full=False)
     if not found:
         return False
     fid = scores.paper_fid(found[0])
     if fid is not None and scores.is_papers(preset):
         axis.axhline(fid.mean, color="#999999", linestyle=":", linewidth=1, label="Dense, paper")
-    return _level(axis, scores.score(found[0]), "dense", facts_of("dense").title)
+    levels = [_level(axis, scores.score(a), "dense", a.title()) for a in found]
+    return any(levels)
 
 
 def _one_sparsity_each(scores):

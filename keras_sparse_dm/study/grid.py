@@ -9,11 +9,31 @@ import itertools
 from dataclasses import dataclass
 
 from keras_sparse_dm.checks import SettingsError, one_of
+from keras_sparse_dm.presets import ImageSettings, TrainingSettings
 from keras_sparse_dm.runs.setting_checks import checked_method
 from keras_sparse_dm.study.wording import counted
 
 LATENT_DIFFUSION = ("ldm_celebahq", "ldm_lsun_bedrooms", "ldm_imagenette")
 CHIRODIFF = ("chirodiff_quickdraw", "chirodiff_kanjivg", "chirodiff_vmnist")
+# Options of `train` that a study may compare: the part of the settings that each belongs to, and
+# the methods that have it.
+OPTIONS = {
+    "structure": ("training", lambda facts: facts.place),
+    "distribution": ("training", lambda facts: facts.place),
+    "competition": ("training", lambda facts: facts.exchanges),
+    "grow_init": ("training", lambda facts: facts.exchanges),
+    "grow_warmup": ("training", lambda facts: facts.exchanges),
+    "gradient_steps": ("training", lambda facts: facts.exchanges),
+    "start_step": ("training", lambda facts: facts.exchanges),
+    "stop_step": ("training", lambda facts: facts.exchanges),
+    "training_images": ("data", lambda facts: True),
+    "validation_images": ("data", lambda facts: True),
+}
+DEFAULTS = {
+    field.name: field.default
+    for cls in (TrainingSettings, ImageSettings)
+    for field in dataclasses.fields(cls)
+}
 # Paper, sections 3.3.2 and B.3.
 CATEGORIES = ("cat", "crab", "mosquito")
 SEEDS = (0, 1, 2)
@@ -32,6 +52,7 @@ class Cell:
         category: Category of QuickDraw; None for other data sets.
         full: True to train on all of CelebA-HQ (Table 3), False to train on half of it.
         update_every: Training steps between topology updates; None for the scale's default.
+        options: `((name, value), ...)` of other `OPTIONS`, in their order, without defaults.
 
     Raises:
         SettingsError: for values that contradict each other.
@@ -45,6 +66,7 @@ class Cell:
     category: str | None = None
     full: bool = False
     update_every: int | None = None
+    options: tuple = ()
 
     def __post_init__(self):
         one_of("preset", self.preset, (*LATENT_DIFFUSION, *CHIRODIFF), error=SettingsError)
@@ -79,6 +101,17 @@ class Cell:
             )
         if self.update_every is not None and self.update_every < 1:
             raise SettingsError(f"update_every must be 1 or more; received {self.update_every!r}.")
+        for name, _ in self.options:
+            one_of("options", name, OPTIONS, error=SettingsError)
+            if OPTIONS[name][0] == "data" and self.preset not in LATENT_DIFFUSION:
+                raise SettingsError(
+                    f"{name} must be left out for {self.preset}, which trains on sketches."
+                )
+
+    def to_dict(self):
+        """Return plain values, as results store them; without options, as before there were any."""
+        values = dataclasses.asdict(self)
+        return values if self.options else {k: v for k, v in values.items() if k != "options"}
 
     @property
     def name(self):
@@ -91,7 +124,15 @@ class Cell:
         parts += [f"s{self.sparsity:g}"] if self.method != "dense" else []
         parts += [f"p{self.prune_rate:g}"] if self.prune_rate is not None else []
         parts += [f"u{self.update_every}"] if self.update_every is not None else []
+        parts += [
+            option_text(*option).replace(" = ", "_").replace(":", ".") for option in self.options
+        ]
         return "-".join([*parts, f"seed{self.seed}"])
+
+
+def option_text(name, value):
+    """Return an option as text, such as `"grow_init = normal"`; a flag is its name alone."""
+    return name if value is True else f"{name} = {value}"
 
 
 @dataclass(frozen=True)
@@ -147,13 +188,17 @@ def grid(
     update_every=(None,),
     categories=CATEGORIES,
     full=(False,),
+    **options,
 ):
     """Return all combinations of the given settings, a list of `Cell`s.
 
     Settings that a run does not have are left out: dense runs have no sparsity, prune rate or
     topology updates, static runs have no prune rate or topology updates, and only QuickDraw has
-    categories.
+    categories. `options` are tuples of values of `OPTIONS`, by name; the default is one of each.
     """
+    unknown = [name for name in options if name not in OPTIONS]
+    if unknown:
+        one_of("options", unknown[0], OPTIONS, error=SettingsError)
     cells = []
     for preset, whole, method in itertools.product(presets, full, methods):
         groups = categories if preset == "chirodiff_quickdraw" else (None,)
@@ -163,7 +208,19 @@ def grid(
             prune_rates if facts.exchanges else (None,),
             update_every if facts.changes_masks else (None,),
             groups,
+            itertools.product(*(_choices(facts, name, options.get(name)) for name in OPTIONS)),
             seeds,
         )
-        cells += [Cell(preset, method, s, p, seed, c, whole, u) for s, p, u, c, seed in product]
+        cells += [
+            Cell(preset, method, s, p, seed, c, whole, u, tuple(o for o in chosen if o))
+            for s, p, u, c, chosen, seed in product
+        ]
     return cells
+
+
+def _choices(facts, name, values):
+    """Return `(name, value)` of an option for each of its values, None for the default."""
+    if values is None or not OPTIONS[name][1](facts):
+        return (None,)
+    default = DEFAULTS[name]
+    return [None if value == default else (name, value) for value in values]

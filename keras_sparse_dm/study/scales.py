@@ -11,7 +11,7 @@ from keras_sparse_dm.datasets import IMAGE_DATASETS, SKETCH_DATASETS
 from keras_sparse_dm.presets import AutoencoderSettings, get_preset
 from keras_sparse_dm.runs.autoencoder_settings import AutoencoderRunSettings
 from keras_sparse_dm.runs.settings import RunSettings
-from keras_sparse_dm.study.grid import LATENT_DIFFUSION
+from keras_sparse_dm.study.grid import LATENT_DIFFUSION, OPTIONS
 
 SCALES = ("smoke", "reduced", "paper")
 PAPER_SAMPLES = 10_000
@@ -70,9 +70,12 @@ def settings_of(
         place = place if settings.data.dataset == get_preset(cell.preset).data.dataset else None
     if cell.update_every is not None:
         training["update_every"] = cell.update_every
+    parts = {"training": training, "data": {}}
+    for name, value in cell.options:
+        parts[OPTIONS[name][0]][name] = value
     if epochs and cell.preset in epochs:
         training["epochs"] = epochs[cell.preset]
-    settings = with_parts(settings, training=training)
+    settings = with_parts(settings, **parts)
     if samples is not None:
         settings = with_parts(settings, sampling={"evaluation": samples})
     folder = None if folder is None else Path(folder)

@@ -54,7 +54,10 @@ def with_costs(scores):
         papers = _paper_scores(scores, approaches)
         for approach in approaches:
             relative = approach.method != "dense"
-            cost = cost_at_paper_setting(approach.preset, approach.method, approach.sparsity)
+            distribution = dict(approach.options).get("distribution", "erk")
+            cost = cost_at_paper_setting(
+                approach.preset, approach.method, approach.sparsity, distribution
+            )
             row = [
                 Entry("" if block else _dataset(approach)),
                 Entry(approach.title(**several)),
@@ -274,7 +277,8 @@ def _paper_cost(approach):
     wanted = (approach.preset, approach.method, approach.sparsity)
     found = [row for row in PAPER_COSTS if (row.preset, row.method, row.sparsity) == wanted]
     own = approach.update_every in (None, PAPER_SETTINGS[approach.preset].update_every)
-    return found[0] if found and own and not approach.full else None
+    extra = approach.full or approach.options
+    return found[0] if found and own and not extra else None
 
 
 def _paper_costs(approach, table):
@@ -328,8 +332,10 @@ def _tells_apart(scores):
 def _has_prune_rates(scores, sparsity):
     """Return True if a sparsity has static runs, and dynamic runs with several prune rates."""
     approaches = scores.approaches(sparsity=sparsity)
-    # The layout has no place for several update intervals.
+    # The layout has no place for several update intervals or options.
     if len({a.update_every for a in approaches if a.prune_rate is not None}) > 1:
+        return False
+    if any(a.options for a in scores.cells):
         return False
     rates = {a.prune_rate for a in approaches if a.prune_rate is not None}
     return len(rates) > 1 and any(a.method == "static" for a in approaches)
