@@ -15,6 +15,7 @@ import pytest
 import keras_sparse_dm as ksd
 from keras_sparse_dm import cli
 from keras_sparse_dm.commands.options import parse_options
+from keras_sparse_dm.study.grid import SEEDS
 from keras_sparse_dm.study.studies import find_study
 from keras_sparse_dm.study.tasks import Options, tasks_of
 
@@ -143,7 +144,7 @@ def test_study_of_your_own(tmp_path):
         # Settings that contradict each other are refused here.
         tasks_of(studies[-1], Options("smoke", tmp_path))
     study, structures = studies
-    assert len(structures.cells) == 1 + 3 + 3
+    assert len(structures.cells) == (1 + 3 + 3) * len(SEEDS)
     # Dense, static and RigL at two sparsities; two seeds, two presets.
     assert len(study.cells) == (1 + 2 + 2) * 2 * 2
     assert study.sampling_steps == (25, 50)
