@@ -3,6 +3,8 @@
 import difflib
 import math
 import operator
+import types
+import typing
 
 
 class UsageError(ValueError):
@@ -18,6 +20,26 @@ def one_of(name, value, choices, error=ValueError):
     if value not in choices:
         meant = did_you_mean(value, choices)
         raise error(f"{name} must be one of {', '.join(choices)}; received {value!r}.{meant}")
+
+
+def check_choices(settings, prefix="", error=SettingsError):
+    """Raise an error for a value of a dataclass that is not among the choices of its `Literal`.
+
+    Args:
+        settings: The dataclass. A field that takes any other text too is left out.
+        prefix: Text before the names of the options.
+        error: Class of the error.
+    """
+    for name, hint in typing.get_type_hints(type(settings)).items():
+        inner = typing.get_args(hint)
+        literals = [h for h in (hint, *inner) if typing.get_origin(h) is typing.Literal]
+        if not literals or str in inner:
+            continue
+        value = getattr(settings, name)
+        optional = types.NoneType in inner and value is None
+        for choice in () if optional else value if isinstance(value, tuple) else (value,):
+            option = f"--{prefix}{name.replace('_', '-')}"
+            one_of(option, choice, typing.get_args(literals[0]), error)
 
 
 def did_you_mean(value, choices, most=1):

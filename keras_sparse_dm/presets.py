@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from keras_sparse_dm.checks import did_you_mean
+from keras_sparse_dm.datasets import CHARACTERS, DIGITS, IMAGE_DATASETS, SKETCH_DATASETS
+from keras_sparse_dm.diffusion.noise_schedule import KINDS as NOISE_SCHEDULES
 from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule
+from keras_sparse_dm.diffusion.registry import SAMPLERS
+from keras_sparse_dm.masks.distributions import DISTRIBUTIONS
+from keras_sparse_dm.sparsity.registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,8 @@ class AutoencoderSettings:
     """Channels of a code."""
     norm_groups: int = 32
     """Groups of the group norms."""
-    reconstruction: str = "l1"
-    """Loss of the reconstruction: l1 or l2."""
+    reconstruction: Literal["l1", "l2"] = "l1"
+    """Loss of the reconstruction."""
     epochs: int = 100
     """Epochs to train the autoencoder for."""
     batch_size: int = 12
@@ -88,8 +93,8 @@ class AutoencoderSettings:
 class NoiseSettings:
     """The forward process."""
 
-    schedule: str = "linear"
-    """Noise schedule: linear, scaled_linear or cosine."""
+    schedule: Literal[NOISE_SCHEDULES] = "linear"
+    """Noise schedule."""
     timesteps: int = 1000
     """Number T of timesteps."""
     beta_start: float = 1e-4
@@ -107,17 +112,16 @@ class NoiseSettings:
 class SketchSettings:
     """The training data."""
 
-    dataset: str
-    """Data set: kanjivg, quickdraw, vmnist, or files (sketches of your own, of any known
-    format)."""
-    characters: str = "kanji"
-    """KanjiVG's drawings: kanji (one of each), kanji+variants, or all."""
+    dataset: Literal[tuple(SKETCH_DATASETS)]
+    """Data set; files are sketches of your own, of any known format."""
+    characters: Literal[CHARACTERS] = "kanji"
+    """KanjiVG's drawings; kanji is one of each."""
     categories: tuple[str, ...] = ("cat", "crab", "mosquito")
     """QuickDraw's categories, for one model of all; the paper trains a model for each."""
     recognized: bool = False
     """Only QuickDraw's drawings that the game recognized."""
-    digits: str = "test"
-    """MNIST's digits: test (10,000), train, or all."""
+    digits: Literal[DIGITS] = "test"
+    """MNIST's digits; test has 10,000."""
     max_sketches: int = 0
     """Number of sketches to read, the first ones; for QuickDraw, per category. 0 for all."""
     max_strokes: int = 0
@@ -125,7 +129,7 @@ class SketchSettings:
     simplify: float = 0.0
     """Largest distance of a simplified stroke from the original, for a sketch in the unit circle; 0
     for no simplification."""
-    representation: str = "absolute"
+    representation: Literal["absolute", "delta"] = "absolute"
     """Points as positions (absolute) or as differences (delta)."""
     spacing: float = 0.05
     """Distance between neighbouring points of a stroke, for a sketch in the unit circle."""
@@ -142,13 +146,12 @@ class SketchSettings:
 class ImageSettings:
     """The training data."""
 
-    dataset: str
-    """Data set: kanjivg (rendered), celebahq, lsun_bedrooms, imagenette, or folder (any folder
-    of images)."""
+    dataset: Literal[tuple(IMAGE_DATASETS)]
+    """Data set; kanjivg is rendered, and folder is any folder of images."""
     image_size: int = 256
     """Height and width of the images in pixels."""
-    characters: str = "kanji"
-    """KanjiVG's drawings: kanji (one of each), kanji+variants, or all."""
+    characters: Literal[CHARACTERS] = "kanji"
+    """KanjiVG's drawings; kanji is one of each."""
     training_images: int = 0
     """Images to train on; 0 for the paper's number."""
     validation_images: int = 0
@@ -163,25 +166,25 @@ class TrainingSettings:
 
     epochs: int
     """Epochs to train for."""
-    method: str = "rigl"
-    """Sparse training method: rigl, magran, set, snfs, static; gmp, which prunes from dense
-    over the first three quarters of training; or dense."""
+    method: Literal[tuple(METHODS)] | str = "rigl"
+    """Sparse training method, or package.module:Class of your own; gmp prunes from dense over the
+    first three quarters of training."""
     sparsity: float = 0.5
     """Share of the weights in kernels that is pruned, in [0, 1)."""
-    distribution: str = "erk"
-    """Distribution of the sparsity over the kernels: erk, er or uniform."""
+    distribution: Literal[tuple(DISTRIBUTIONS)] = "erk"
+    """Distribution of the sparsity over the kernels."""
     update_every: int = 800
     """Training steps between topology updates (exploration frequency)."""
     prune_rate: float = 0.05
     """Share of the active weights that an update exchanges, in (0, 1]."""
-    prune_schedule: str = "constant"
-    """Prune rate over time: constant, or cosine (falls to zero at the end of training)."""
+    prune_schedule: Literal["constant", "cosine"] = "constant"
+    """Prune rate over time; cosine falls to zero at the end of training."""
     batch_size: int = 128
     """Examples per training step."""
     learning_rate: float = 1e-3
     """Learning rate of AdamW; the highest one with cosine."""
-    learning_rate_schedule: str = "constant"
-    """Learning rate over time: constant or cosine (falls to zero at the end of training)."""
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate over time; cosine falls to zero at the end of training."""
     weight_decay: float = 1e-2
     """Decoupled weight decay of AdamW."""
     global_clipnorm: float = 0.1
@@ -192,10 +195,10 @@ class TrainingSettings:
     structure: str = "none"
     """Structure of the masks: none for single weights, blocks:4 for blocks of 4 inputs, nm:2:4 for
     2 active weights of every 4 inputs."""
-    competition: str = "kernel"
+    competition: Literal["kernel", "global"] = "kernel"
     """Competition for growth: kernel (each kernel keeps its density) or global (among all)."""
-    grow_init: str = "zeros"
-    """Initial value of grown weights: zeros, or normal (with the active weights' deviation)."""
+    grow_init: Literal["zeros", "normal"] = "zeros"
+    """Initial value of grown weights; normal has the active weights' deviation."""
     gradient_steps: int = 1
     """Training steps over which rigl averages the gradient before an update."""
     start_step: int = 0
@@ -210,8 +213,8 @@ class TrainingSettings:
 class SamplingSettings:
     """Sampling."""
 
-    sampler: str = "ddim"
-    """Sampler: ddim or ddpm."""
+    sampler: Literal[tuple(SAMPLERS)] = "ddim"
+    """Sampler."""
     steps: int = 50
     """Steps of ddim, from 1 to T."""
     eta: float = 0.0

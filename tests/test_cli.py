@@ -282,6 +282,13 @@ def test_help_tells_every_option_and_the_defaults_of_the_preset(capsys):
         train_command(["--help"])
     text = capsys.readouterr().out
     assert exit.value.code == 0
+    # The choices of an option are in the help, and the errors above are the settings' own.
+    for choices in (
+        "{rigl,magran,set,snfs,gmp,static,dense}|STR",
+        "{kernel,global}",
+        "{ddim,ddpm}",
+    ):
+        assert choices in text
     for option in (
         *("--method", "--sparsity", "--prune-rate", "--update-every", "--epochs", "--batch-size"),
         *("--seed", "--output-dir", "--resume", "--noise.timesteps", "--sampling.steps"),

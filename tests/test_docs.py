@@ -15,7 +15,9 @@ import pytest
 import keras_sparse_dm as ksd
 from keras_sparse_dm import cli
 from keras_sparse_dm.commands.options import parse_options
+from keras_sparse_dm.study.grid import SEEDS
 from keras_sparse_dm.study.studies import find_study
+from keras_sparse_dm.study.tasks import Options, tasks_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -127,9 +129,15 @@ def test_every_python_block_has_an_identifier_and_a_test():
 
 
 def test_study_of_your_own(tmp_path):
-    (example,) = re.findall(r"```yaml\n(.*?)```", read(ROOT / "docs/study.md"), re.DOTALL)
-    (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
-    study = find_study(str(tmp_path / "mine.yaml"))
+    examples = re.findall(r"```yaml\n(.*?)```", read(ROOT / "docs/study.md"), re.DOTALL)
+    studies = []
+    for example in examples:
+        (tmp_path / "mine.yaml").write_text(example, encoding="utf-8")
+        studies.append(find_study(str(tmp_path / "mine.yaml")))
+        # Settings that contradict each other are refused here.
+        tasks_of(studies[-1], Options("smoke", tmp_path))
+    study, structures = studies
+    assert len(structures.cells) == (1 + 3 + 3) * len(SEEDS)
     # Dense, static and RigL at two sparsities; two seeds, two presets.
     assert len(study.cells) == (1 + 2 + 2) * 2 * 2
     assert study.sampling_steps == (25, 50)

@@ -8,8 +8,8 @@ import pytest
 import keras_sparse_dm
 
 ROOT = Path(keras_sparse_dm.__file__).parent
-# Files that import nothing of the package, and then its folders in order.
-FIRST = {"_keras", "checks", "files", "renamed", "seeds"}
+# Files that need nothing of the package, and then its folders in order.
+FIRST = {"_keras", "checks", "datasets", "files", "places", "renamed", "seeds"}
 ORDER = ["masks", "layers", "sparsity", "diffusion", "presets", "models", "data", "convert"]
 ORDER += ["metrics", "export", "runs", "study", "commands", "cli"]
 # The package itself, which names all folders, and its old names.

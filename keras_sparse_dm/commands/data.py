@@ -9,9 +9,10 @@ import tyro
 
 from keras_sparse_dm.checks import SettingsError, UsageError
 from keras_sparse_dm.commands.options import fail, parse_options, quiet_start
+from keras_sparse_dm.datasets import SKETCH_DATASETS
 from keras_sparse_dm.files import os_error_text
 from keras_sparse_dm.presets import SketchSettings
-from keras_sparse_dm.runs.setting_checks import SKETCH_DATASETS, check_sketch_settings
+from keras_sparse_dm.runs.setting_checks import check_sketch_settings
 
 PICTURES = 12
 BINS = 12

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
-from keras_sparse_dm.checks import SettingsError, UsageError
+from keras_sparse_dm.checks import SettingsError, UsageError, check_choices
 from keras_sparse_dm.commands.options import fail, parse_options, quiet_start
+from keras_sparse_dm.diffusion.registry import SAMPLERS
 from keras_sparse_dm.files import os_error_text
 
 SAMPLE_ENDINGS = (".png", ".svg", ".pdf", ".gif", ".npz", ".json")
@@ -22,12 +24,12 @@ class EvaluateSettings:
     """Number of samples to generate; the paper's is 10,000."""
     steps: int | None = None
     """Steps of ddim, from 1 to T; the run's by default."""
-    sampler: str | None = None
-    """Sampler, ddim or ddpm; the run's by default."""
+    sampler: Literal[tuple(SAMPLERS)] | None = None
+    """Sampler; the run's by default."""
     eta: float | None = None
     """Noise of ddim, from 0 to 1; the run's by default."""
-    real: str = "train"
-    """Real data to compare the samples with: train (the training data, as in the paper) or
+    real: Literal["train", "validation"] = "train"
+    """Real data to compare the samples with: the training data, as in the paper, or those for
     validation."""
     real_samples: int = 20_000
     """Largest number of real sketches or images to compare with."""
@@ -50,9 +52,8 @@ class EvaluateSettings:
             SettingsError: naming the option, what was received and what would be right.
         """
         check_folder_of_run(self.run)
+        check_choices(self)
         _check_sampling(self, self.samples, "--samples", 8)
-        if self.real not in ("train", "validation"):
-            raise SettingsError(f"--real must be train or validation; received {self.real}.")
         if self.real_samples < 8:
             raise SettingsError(f"--real-samples must be 8 or more; received {self.real_samples}.")
         for path in self.weights:
@@ -77,8 +78,8 @@ class SampleSettings:
     """Number of samples (-n)."""
     steps: int | None = None
     """Steps of ddim, from 1 to T; the run's by default."""
-    sampler: str | None = None
-    """Sampler, ddim or ddpm; the run's by default."""
+    sampler: Literal[tuple(SAMPLERS)] | None = None
+    """Sampler; the run's by default."""
     eta: float | None = None
     """Noise of ddim, from 0 to 1; the run's by default."""
     seed: int = 0
@@ -100,6 +101,7 @@ class SampleSettings:
             raise SettingsError(
                 f"there is no {self.run}; give the folder of a run, or an exported model."
             )
+        check_choices(self)
         _check_sampling(self, self.n, "-n", 1)
         if self.output.suffix.lower() not in SAMPLE_ENDINGS:
             raise SettingsError(
@@ -120,8 +122,6 @@ def _check_sampling(settings, count, option, least):
         raise SettingsError(f"{option} must be {least} or more; received {count}.")
     if settings.steps is not None and settings.steps < 1:
         raise SettingsError(f"--steps must be 1 or more; received {settings.steps}.")
-    if settings.sampler not in (None, "ddim", "ddpm"):
-        raise SettingsError(f"--sampler must be ddim or ddpm; received {settings.sampler}.")
     if settings.eta is not None and not 0 <= settings.eta <= 1:
         raise SettingsError(f"--eta must be a number in [0, 1]; received {settings.eta:g}.")
     if not 0 <= settings.seed < 2**31:

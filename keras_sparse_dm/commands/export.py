@@ -2,23 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
-from keras_sparse_dm.checks import SettingsError
+from keras_sparse_dm.checks import SettingsError, check_choices
 from keras_sparse_dm.commands.evaluate import (
     check_folder_of_run,
     load_for,
     run_command,
 )
+from keras_sparse_dm.runs.formats import FORMATS
 
-# Types of weights that each format supports.
-QUANTIZATIONS = {
-    "sparse": ("none", "float16", "bfloat16"),
-    "tflite": ("none", "float16", "int8_dynamic", "int8"),
-    "saved_model": ("none",),
-}
-PARTS = ("denoiser", "sampler_step", "sampler")
+QUANTIZATIONS = tuple(dict.fromkeys(q for facts in FORMATS.values() for q in facts.quantizations))
 
 
 @dataclass(frozen=True)
@@ -27,17 +23,16 @@ class ExportSettings:
 
     run: tyro.conf.Positional[Path]
     """Folder of the run; of an unfinished run, the last checkpoint is used."""
-    format: tuple[str, ...] = ("sparse", "tflite", "saved_model")
-    """One or more of sparse (a checkpoint of the weights that are not pruned), tflite (for LiteRT)
-    and saved_model (for TensorFlow)."""
-    quantize: str = "none"
+    format: tuple[Literal[tuple(FORMATS)], ...] = tuple(FORMATS)
+    """One or more formats: sparse is a checkpoint of the weights that are not pruned, tflite is for
+    LiteRT, and saved_model for TensorFlow."""
+    quantize: Literal[QUANTIZATIONS] = "none"
     """Type of the weights: none (float32), float16 (sparse, tflite), bfloat16 (sparse),
     int8_dynamic or int8 (tflite; int8 also has integer activations)."""
     output_dir: Path | None = None
     """Folder to write to; by default `export` in the run's folder."""
-    part: str = "denoiser"
-    """Part of the model in a .tflite file: denoiser, sampler_step (one step of ddim), or sampler
-    (all steps)."""
+    part: Literal["denoiser", "sampler_step", "sampler"] = "denoiser"
+    """Part of the model in a .tflite file; sampler_step is one step of ddim, sampler all steps."""
     length: int | None = None
     """Number of points of the longest sketch that a .tflite file accepts; by default, of the
     longest training sketch."""
@@ -63,22 +58,17 @@ class ExportSettings:
             SettingsError: naming the option, what was received and what would be right.
         """
         check_folder_of_run(self.run)
+        check_choices(self)
         for name in self.format:
-            if name not in QUANTIZATIONS:
+            if self.quantize not in FORMATS[name].quantizations:
                 raise SettingsError(
-                    f"--format must be one or more of {', '.join(QUANTIZATIONS)}; received {name}."
-                )
-            if self.quantize not in QUANTIZATIONS[name]:
-                raise SettingsError(
-                    f"--quantize must be one of {', '.join(QUANTIZATIONS[name])} for --format "
-                    f"{name}; received {self.quantize}."
+                    f"--quantize must be one of {', '.join(FORMATS[name].quantizations)} for "
+                    f"--format {name}; received {self.quantize}."
                 )
         if not self.format:
             raise SettingsError(
-                f"--format must be one or more of {', '.join(QUANTIZATIONS)}; received none."
+                f"--format must be one or more of {', '.join(FORMATS)}; received none."
             )
-        if self.part not in PARTS:
-            raise SettingsError(f"--part must be one of {', '.join(PARTS)}; received {self.part}.")
         if self.with_optimizer and (self.quantize != "none" or "sparse" not in self.format):
             raise SettingsError(
                 "--with-optimizer needs --format sparse and --quantize none; received "

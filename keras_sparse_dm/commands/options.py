@@ -5,10 +5,28 @@ import io
 import itertools
 import os
 import sys
+import typing
 
 import tyro
 
-from keras_sparse_dm.checks import UsageError
+from keras_sparse_dm.checks import UsageError, check_choices
+
+_RULES = tyro.constructors.ConstructorRegistry()
+
+
+@_RULES.primitive_rule
+def _any_text(info):
+    """Show the choices of a `Literal` in the help, and leave their check to `check_choices`."""
+    choices = typing.get_args(info.type)
+    if typing.get_origin(info.type) is not typing.Literal or not isinstance(choices[0], str):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{{{','.join(choices)}}}",
+        instance_from_str=lambda texts: texts[0],
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    )
 
 
 def parse_options(kind, argv, prog, default=tyro.MISSING_NONPROP):
@@ -27,11 +45,14 @@ def parse_options(kind, argv, prog, default=tyro.MISSING_NONPROP):
         UsageError: for options that do not parse.
         SystemExit: after `--help`.
     """
+    # The module of `--method package.module:Class` may lie in the working folder.
+    sys.path.append("")
     # tyro prints errors in a box of many lines, of which the first ones are enough.
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(kind, default=default, args=argv, prog=prog)
+            with _RULES:
+                settings = tyro.cli(kind, default=default, args=argv, prog=prog)
     except SystemExit as exit_:
         if not exit_.code:
             raise
@@ -45,6 +66,8 @@ def parse_options(kind, argv, prog, default=tyro.MISSING_NONPROP):
             meant = next(line for line in lines if line.startswith("--"))
             advice = f"did you mean {meant.split()[0]}? See"
         raise UsageError(f"{message}; {advice} {prog} --help.") from None
+    check_choices(settings)
+    return settings
 
 
 @contextlib.contextmanager

@@ -3,10 +3,11 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
-from keras_sparse_dm.checks import SettingsError, UsageError, did_you_mean, one_of
+from keras_sparse_dm.checks import SettingsError, UsageError, check_choices, did_you_mean
 from keras_sparse_dm.commands.options import fail, parse_options
 from keras_sparse_dm.commands.study_report import study_report_command
 from keras_sparse_dm.files import os_error_text
@@ -33,10 +34,10 @@ class StudyRunSettings:
 
     name: tyro.conf.Positional[str]
     """table1 to table6, figure2 to figure7, sketches, or a .yaml file of your own with lists of
-    presets, methods, sparsities, prune_rates, seeds, update_intervals, sampling_steps."""
-    scale: str = "smoke"
-    """smoke (seconds per run, to check that everything works), reduced (minutes per run) or
-    paper."""
+    presets, methods, sparsities, prune_rates, seeds and so on (docs/study.md)."""
+    scale: Literal[SCALES] = "smoke"
+    """Scale of the runs: smoke takes seconds per run, to check that everything works, and reduced
+    minutes."""
     output_dir: Path | None = None
     """Folder of the study, studies/SCALE by default. Studies of the same scale can share it."""
     data_dir: Path | None = None
@@ -70,7 +71,7 @@ class StudyRunSettings:
         Raises:
             SettingsError: for an invalid option; the message says what would be right.
         """
-        one_of("--scale", self.scale, SCALES, error=SettingsError)
+        check_choices(self)
         for option, value, low in (
             ("--jobs", self.jobs, 1),
             ("--seeds", self.seeds, 1),

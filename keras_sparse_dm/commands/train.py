@@ -1,7 +1,6 @@
 """The commands `sparse-dm train` (also `python train.py`) and `sparse-dm train-autoencoder`."""
 
 import dataclasses
-import sys
 import typing
 from pathlib import Path
 
@@ -93,8 +92,6 @@ def parse_settings(argv, prog, kind, preset):
     def parse(default):
         return parse_options(type(default), argv, prog, default)
 
-    # The module of `--method package.module:Class` may lie in the working folder.
-    sys.path.append("")
     # The preset determines the options and their defaults; it can stand anywhere in the line.
     named = named_preset(argv) or _preset_to_resume(argv) or preset
     settings = parse(kind.from_preset(named))

@@ -12,9 +12,9 @@ from keras import ops
 from loky import cpu_count
 from tqdm import tqdm
 
-from keras_sparse_dm.diffusion.samplers import ddim, ddpm
+from keras_sparse_dm.checks import one_of
+from keras_sparse_dm.diffusion.registry import SAMPLERS, load_sampler
 
-SAMPLERS = ("ddim", "ddpm")
 # Floating-point operations of a sampling from which XLA saves more time than it takes to compile.
 WORTH_COMPILING = 1e12
 # Sketches in a thread's batch. Smaller batches hardly repay the overhead of each step; larger ones
@@ -26,8 +26,8 @@ LENGTH_STEP = 32
 
 def generate(model, shape, lengths, steps, sampler, eta, seed, batch_size, progress, jit_compile):
     """Sample from noise with a `DiffusionModel`; `DiffusionModel.generate` has the arguments."""
-    if sampler not in SAMPLERS:
-        raise ValueError(f"`sampler` must be one of {SAMPLERS}; received {sampler!r}.")
+    one_of("`sampler`", sampler, SAMPLERS)
+    facts = SAMPLERS[sampler]
     if (shape is None) == (lengths is None):
         raise ValueError("Give one of `shape` and `lengths`, not both and not neither.")
     if lengths is not None:
@@ -41,7 +41,7 @@ def generate(model, shape, lengths, steps, sampler, eta, seed, batch_size, progr
     if seed is None:
         seed = int(keras.random.randint((), 0, 2**31 - 1))
     batch_size = int(batch_size)
-    noiseless = sampler == "ddim" and eta == 0
+    noiseless = facts.is_noiseless(eta)
     if jit_compile == "auto":
         jit_compile = noiseless and _worth_compiling(model.denoiser, lengths, steps)
     # Threads cannot share the random generator of a sampler that adds noise.
@@ -52,10 +52,10 @@ def generate(model, shape, lengths, steps, sampler, eta, seed, batch_size, progr
     noise = ops.convert_to_numpy(keras.random.normal(shape, seed=seed))
     samples = np.zeros(shape, "float32")
     denoise = _denoise_function(model.denoiser)
-    sample = functools.partial(ddim, steps=steps, eta=eta) if sampler == "ddim" else ddpm
+    sample = functools.partial(load_sampler(sampler), **facts.arguments(steps, eta))
     # Sketches of similar length share a batch, which is as long as its longest sketch.
     order = np.arange(shape[0]) if lengths is None else np.argsort(lengths, kind="stable")
-    sampler_steps = steps if sampler == "ddim" else model.noise_schedule.timesteps
+    sampler_steps = facts.steps(steps, model.noise_schedule.timesteps)
     bar = tqdm(total=shape[0] * sampler_steps, desc="Sampling", unit=" steps", disable=not progress)
     stopped = threading.Event()
 

@@ -178,7 +178,6 @@ def load_image_data(settings):
         SettingsError: if the images are missing or cannot be used.
     """
     d = settings.data
-    options = {"characters": d.characters} if d.dataset == "kanjivg" else {}
     try:
         with cache_errors():
             return load_images(
@@ -188,7 +187,7 @@ def load_image_data(settings):
                 size=d.image_size,
                 train_images=d.training_images or None,
                 validation_images=d.validation_images or None,
-                **options,
+                characters=d.characters,
             )
     except SettingsError:
         raise

@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.data.cache import fingerprint_of
+from keras_sparse_dm.diffusion.registry import SAMPLERS
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.metrics.costs.cost import cost
 from keras_sparse_dm.metrics.features.cache import cached_features
@@ -202,7 +203,9 @@ def _cost(run, sampling):
     return cost(
         run.model.denoiser,
         run.example,
-        sampling_steps=_evaluations(run, sampling),
+        sampling_steps=SAMPLERS[sampling["sampler"]].evaluations(
+            sampling["steps"], run.settings.noise.timesteps
+        ),
         iterations=int(run.model.optimizer.iterations),
         # The cost of pruning from dense depends on the schedule; the report of the run has it.
         method="static" if facts_of(t.method).prunes else t.method,
@@ -212,15 +215,12 @@ def _cost(run, sampling):
     )
 
 
-def _evaluations(run, sampling):
-    """Return the number of network evaluations per sample."""
-    return sampling["steps"] if sampling["sampler"] == "ddim" else run.settings.noise.timesteps
-
-
 def _markdown(run, r, networks, costs):
     sampling = r["sampling"]
-    how = f"{_evaluations(run, sampling)} {sampling['sampler']} steps"
-    if sampling["sampler"] == "ddim":
+    facts = SAMPLERS[sampling["sampler"]]
+    steps = facts.steps(sampling["steps"], run.settings.noise.timesteps)
+    how = f"{steps} {sampling['sampler']} steps"
+    if facts.takes_eta:
         how += f", eta {sampling['eta']:g}"
     kind_of_data = run.kind.unit
     lines = [

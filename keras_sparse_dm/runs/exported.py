@@ -2,17 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.presets import SamplingSettings, from_plain
+from keras_sparse_dm.runs.formats import FORMATS, format_of
 from keras_sparse_dm.runs.kinds import Kind, kind_named
-
-SAVED_MODEL = "saved_model.pb"
-DECODER = "decoder"
 
 
 def run_metadata(run):
@@ -82,16 +79,15 @@ class Exported:
 
 
 def is_exported(path):
-    """Return True if a path is an exported model, False if it is the folder of a run."""
-    path = Path(path)
-    return path.is_file() or (path / SAVED_MODEL).exists()
+    """Return True for the path of an exported model, False for the folder of a run."""
+    return format_of(path) is not None
 
 
 def load_exported(path):
     """Load a model that `sparse-dm export` wrote.
 
     Args:
-        path: A `.tflite` file, the directory of a SavedModel, or a sparse checkpoint.
+        path: A file or folder of a format in `FORMATS`.
 
     Returns:
         An `Exported`.
@@ -99,20 +95,26 @@ def load_exported(path):
     Raises:
         SettingsError: if it is none of these, damaged, or not from a run.
     """
-    path = Path(path)
+    if not is_exported(path):
+        raise SettingsError(f"{path} must be of a format of `sparse-dm export`.")
     try:
-        if path.is_dir():
-            exported = _saved_model(path)
-        elif path.suffix.lower() == ".tflite":
-            exported = _tflite(path)
-        else:
-            exported = _container(path)
+        return FORMATS[format_of(path)].function("load")(Path(path))
     except (ValueError, ImportError) as error:
         raise SettingsError(str(error)) from None
-    return exported
 
 
-def _exported(path, metadata, kind, timesteps, draw, **how):
+def make_exported(path, metadata, kind, timesteps, draw, **how):
+    """Return an `Exported` of what a file tells of its run.
+
+    Args:
+        path: The file or folder.
+        metadata: What `run_metadata` gave.
+        kind: Name of the kind of data.
+        timesteps, draw, how: Attributes of `Exported`.
+
+    Raises:
+        ValueError: if the file does not tell enough of its run.
+    """
     kind = kind_named(kind)
     missing = {"sampling", *kind.metadata_keys} - set(metadata)
     if missing:
@@ -122,68 +124,3 @@ def _exported(path, metadata, kind, timesteps, draw, **how):
         )
     sampling = from_plain(SamplingSettings, metadata["sampling"])
     return Exported(kind, metadata, sampling, timesteps, draw, **how)
-
-
-def _saved_model(path):
-    import tensorflow as tf
-
-    from keras_sparse_dm.export import read_metadata
-
-    metadata = read_metadata(path)
-    if "generate" not in metadata["signatures"]:
-        raise ValueError(f"{path} holds a denoiser alone, and no sampler: export the whole model.")
-    try:
-        model = tf.saved_model.load(str(path))
-    except Exception as error:  # a damaged one fails in any way
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-
-    def draw(n, lengths, steps, sampler, eta, seed):
-        number = tf.constant(n, "int32") if lengths is None else tf.constant(lengths, "int32")
-        return model.generate(
-            tf.constant(seed, "int64"), number, tf.constant(steps, "int32"), tf.constant(eta)
-        )["samples"]
-
-    return _exported(path, metadata, metadata["kind"], metadata["timesteps"], draw)
-
-
-def _tflite(path):
-    from keras_sparse_dm.export import generate_from_tflite, read_tflite_metadata
-
-    metadata = read_tflite_metadata(path)
-    if metadata["part"] == DECODER:
-        raise ValueError(f"{path} is the decoder; give the denoiser's file beside it.")
-    decoder = None
-    if metadata["kind"] == "images":
-        decoder = path.with_name(path.name.replace("model", DECODER, 1))
-        if decoder == path or not decoder.exists():
-            raise ValueError(f"{path} gives latents, and there is no {decoder.name} beside it.")
-
-    def draw(n, lengths, steps, sampler, eta, seed):
-        return generate_from_tflite(
-            path, None if lengths is not None else n, lengths, steps, seed, decoder
-        )
-
-    return _exported(
-        path,
-        metadata["user"],
-        metadata["kind"],
-        metadata["timesteps"],
-        draw,
-        steps=metadata.get("steps"),
-        deterministic=True,
-    )
-
-
-def _container(path):
-    from keras_sparse_dm.diffusion import DiffusionModel
-    from keras_sparse_dm.export import load_sparse, read_header
-
-    metadata = read_header(path)["metadata"]
-    model = load_sparse(path)
-    if not isinstance(model, DiffusionModel):
-        raise ValueError(f"{path} holds a {type(model).__name__}, no diffusion model.")
-
-    kind = "images" if hasattr(model, "autoencoder") else "sketches"
-    timesteps = model.noise_schedule.timesteps
-    draw = partial(kind_named(kind).draw_samples, model)
-    return _exported(path, metadata, kind, timesteps, draw, only_ddim=False)

@@ -4,27 +4,26 @@ All that runs on sketches and runs on images differ in is answered by one object
 Another kind is a module with such an object and a line in `KINDS`.
 """
 
-import importlib
 from typing import NamedTuple
+
+from keras_sparse_dm.places import load_place
 
 
 class Entry(NamedTuple):
     """Location of the class of a kind.
 
     Attributes:
-        module: Module of `keras_sparse_dm.runs`, loaded when it is needed.
-        name: The `Kind` in it.
+        place: The `Kind`, `"module:class"`, loaded when it is needed.
         model: Kind of model that trains on it, as presets name it.
     """
 
-    module: str
-    name: str
+    place: str
     model: str
 
 
 KINDS = {
-    "sketches": Entry("sketches", "Sketches", "chirodiff"),
-    "images": Entry("images", "Images", "unet"),
+    "sketches": Entry("keras_sparse_dm.runs.sketches:Sketches", "chirodiff"),
+    "images": Entry("keras_sparse_dm.runs.images:Images", "unet"),
 }
 
 
@@ -140,8 +139,7 @@ class Kind:
 
 def kind_named(name):
     """Return the `Kind` of a name in `KINDS`."""
-    entry = KINDS[name]
-    return getattr(importlib.import_module(f"keras_sparse_dm.runs.{entry.module}"), entry.name)()
+    return load_place(KINDS[name].place)()
 
 
 def kind_of_model(model):

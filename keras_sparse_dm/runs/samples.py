@@ -16,6 +16,7 @@ from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.runs.callbacks import CHECKPOINT
 from keras_sparse_dm.runs.folder import read_config
 from keras_sparse_dm.runs.settings import RunSettings
+from keras_sparse_dm.sparsity.registry import facts_of, load_method
 
 MODEL = "model.keras"
 
@@ -101,6 +102,9 @@ def load_run(folder, data_dir=None, cache_dir=None, verbose=1):
     settings = replace(settings, output_dir=folder, cache_dir=cache_dir)
     if data_dir is not None:
         settings = replace(settings, data_dir=Path(data_dir))
+    if facts_of(settings.training.method).place:
+        # Keras finds a user's method in a file only if its module is imported.
+        load_method(settings.training.method)
     try:
         model = keras.saving.load_model(file)
     except Exception as error:  # a damaged file can raise anything

@@ -3,15 +3,24 @@
 import functools
 import math
 
-from keras_sparse_dm.checks import SettingsError, at_least, in_range, one_of
+from keras_sparse_dm.checks import SettingsError, at_least, check_choices, did_you_mean, in_range
+from keras_sparse_dm.datasets import IMAGE_DATASETS, SKETCH_DATASETS
+from keras_sparse_dm.sparsity.registry import METHODS, facts_of
 
-SKETCH_DATASETS = ("kanjivg", "quickdraw", "vmnist", "files")
-IMAGE_DATASETS = ("kanjivg", "celebahq", "lsun_bedrooms", "imagenette", "folder")
-DIGITS = ("test", "train", "all")
-CHARACTERS = ("kanji", "kanji+variants", "all")
-_one_of = functools.partial(one_of, error=SettingsError)
 _at_least = functools.partial(at_least, error=SettingsError)
 _number = functools.partial(in_range, error=SettingsError)
+
+
+def checked_method(option, name):
+    """Return the `MethodFacts` of a method.
+
+    Raises:
+        SettingsError: naming the option, what was received and what would be right.
+    """
+    try:
+        return facts_of(name)
+    except ValueError as error:
+        raise SettingsError(f"{option} {error}{did_you_mean(name, METHODS)}") from None
 
 
 def check_sketch_settings(data, data_dir):
@@ -20,10 +29,7 @@ def check_sketch_settings(data, data_dir):
     Raises:
         SettingsError: naming the option, what was received and what would be right.
     """
-    _one_of("--dataset", data.dataset, SKETCH_DATASETS)
-    _one_of("--characters", data.characters, CHARACTERS)
-    _one_of("--digits", data.digits, DIGITS)
-    _one_of("--representation", data.representation, ("absolute", "delta"))
+    check_choices(data)
     _number("--spacing", data.spacing, 0, 1, closed_low=False)
     _number("--scale", data.scale, 0, math.inf, closed_low=False)
     _number("--simplify", data.simplify, 0, 1)
@@ -35,9 +41,10 @@ def check_sketch_settings(data, data_dir):
     )
     if not data.categories:
         raise SettingsError("--categories must name at least one, such as cat; received ().")
-    if data.dataset == "files" and data_dir is None:
+    if SKETCH_DATASETS[data.dataset].own and data_dir is None:
         raise SettingsError(
-            "--data-dir must be given for --dataset files: a folder of sketches, or one file."
+            f"--data-dir must be given for --dataset {data.dataset}: a folder of sketches, or one "
+            "file."
         )
 
 
@@ -47,15 +54,16 @@ def check_image_settings(data, data_dir):
     Raises:
         SettingsError: naming the option, what was received and what would be right.
     """
-    _one_of("--dataset", data.dataset, IMAGE_DATASETS)
-    _one_of("--characters", data.characters, CHARACTERS)
+    check_choices(data)
     _at_least(
         ("--image-size", data.image_size, 8),
         ("--training-images", data.training_images, 0),
         ("--validation-images", data.validation_images, 0),
     )
-    if data.dataset == "folder" and data_dir is None:
-        raise SettingsError("--data-dir must be given for --dataset folder: a folder of images.")
+    if IMAGE_DATASETS[data.dataset].own and data_dir is None:
+        raise SettingsError(
+            f"--data-dir must be given for --dataset {data.dataset}: a folder of images."
+        )
 
 
 def check_autoencoder_settings(autoencoder, prefix):
@@ -65,7 +73,7 @@ def check_autoencoder_settings(autoencoder, prefix):
         SettingsError: naming the option, what was received and what would be right.
     """
     a = autoencoder
-    _one_of(f"{prefix}reconstruction", a.reconstruction, ("l1", "l2"))
+    check_choices(a, prefix.removeprefix("--"))
     _number(f"{prefix}learning-rate", a.learning_rate, 0, math.inf, closed_low=False)
     _at_least(
         (f"{prefix}channels", a.channels, 1),

@@ -13,9 +13,8 @@ from typing import Annotated
 
 import tyro
 
-from keras_sparse_dm.checks import SettingsError, at_least, did_you_mean, in_range, one_of
-from keras_sparse_dm.diffusion.noise_schedule import KINDS as NOISE_SCHEDULES
-from keras_sparse_dm.masks.distributions import DISTRIBUTIONS
+from keras_sparse_dm.checks import SettingsError, at_least, check_choices, in_range
+from keras_sparse_dm.datasets import IMAGE_DATASETS
 from keras_sparse_dm.masks.structure_text import parse_structure
 from keras_sparse_dm.presets import (
     AutoencoderSettings,
@@ -32,17 +31,15 @@ from keras_sparse_dm.presets import (
 from keras_sparse_dm.runs.folder import CONFIG_FILE
 from keras_sparse_dm.runs.kinds import kind_named, kind_of_model
 from keras_sparse_dm.runs.setting_checks import (
-    CHARACTERS,
     check_autoencoder_settings,
     check_image_settings,
     check_sketch_settings,
+    checked_method,
 )
-from keras_sparse_dm.sparsity.registry import METHODS, facts_of
 
 AUTOENCODER_SUFFIXES = (".keras", ".ckpt", ".pt", ".pth", ".safetensors")
 
 _Flat = tyro.conf.OmitArgPrefixes
-_one_of = functools.partial(one_of, error=SettingsError)
 _at_least = functools.partial(at_least, error=SettingsError)
 _number = functools.partial(in_range, error=SettingsError)
 
@@ -174,13 +171,9 @@ class RunSettings:
             SettingsError: naming the option, what was received and what would be right.
         """
         t, n, s = self.training, self.noise, self.sampling
-        facts = self._method_facts()
-        _one_of("--distribution", t.distribution, DISTRIBUTIONS)
-        _one_of("--characters", self.data.characters, CHARACTERS)
-        _one_of("--prune-schedule", t.prune_schedule, ("constant", "cosine"))
-        _one_of("--learning-rate-schedule", t.learning_rate_schedule, ("constant", "cosine"))
-        _one_of("--noise.schedule", n.schedule, NOISE_SCHEDULES)
-        _one_of("--sampling.sampler", s.sampler, ("ddim", "ddpm"))
+        facts = checked_method("--method", t.method)
+        for part, prefix in ((t, ""), (n, "noise."), (s, "sampling."), (self.model, "")):
+            check_choices(part, prefix)
         _number("--sparsity", t.sparsity, 0, 1, closed_high=False)
         if t.sparsity == 0 and t.method != "dense":
             raise SettingsError(
@@ -224,18 +217,8 @@ class RunSettings:
         if self.verbose not in (-1, 0, 1, 2):
             raise SettingsError(f"--verbose must be -1, 0, 1 or 2; received {self.verbose}.")
 
-    def _method_facts(self):
-        method = self.training.method
-        try:
-            return facts_of(method)
-        except ValueError as error:
-            meant = did_you_mean(method, METHODS)
-            raise SettingsError(f"--method {error}{meant}") from None
-
     def _check_growth(self, facts):
         t = self.training
-        _one_of("--competition", t.competition, ("kernel", "global"))
-        _one_of("--grow-init", t.grow_init, ("zeros", "normal"))
         _at_least(
             ("--gradient-steps", t.gradient_steps, 1),
             ("--start-step", t.start_step, 0),
@@ -266,8 +249,8 @@ class RunSettings:
             wanted = 1 - n / m if m else 0.0
             if t.distribution != "uniform" or not math.isclose(t.sparsity, wanted):
                 raise SettingsError(
-                    f"--structure {t.structure} needs --distribution uniform and --sparsity "
-                    f"{wanted:g}; received {t.distribution} and {t.sparsity:g}."
+                    f"--structure nm:{n}:{m} needs --distribution uniform and --sparsity "
+                    f"{wanted:g}; received {t.structure}, {t.distribution} and {t.sparsity:g}."
                 )
 
 
@@ -281,7 +264,6 @@ class SketchRunSettings(RunSettings):
     def check(self):
         super().check()
         m, d = self.model, self.data
-        _one_of("--kind", m.kind, ("chirodiff",))
         check_sketch_settings(d, self.data_dir)
         _number("--time-scale", m.time_scale, 0, math.inf, closed_low=False)
         _at_least(
@@ -319,7 +301,6 @@ class ImageRunSettings(RunSettings):
         check_image_settings(self.data, self.data_dir)
         check_autoencoder_settings(self.first_stage, "--first-stage.")
         m = self.model
-        _one_of("--kind", m.kind, ("unet",))
         _number("--dropout", m.dropout, 0, 1, closed_high=False)
         _at_least(
             ("--model-channels", m.model_channels, 1),
@@ -327,7 +308,7 @@ class ImageRunSettings(RunSettings):
             ("--head-channels", m.head_channels, 1),
             ("--channel-mult", min(m.channel_mult, default=0), 1),
         )
-        if self.autoencoder is None and self.data.dataset != "kanjivg":
+        if self.autoencoder is None and not IMAGE_DATASETS[self.data.dataset].packaged:
             raise SettingsError(
                 "--autoencoder must be given: a .keras file (sparse-dm train-autoencoder makes one "
                 "from your images), or the published first stage, model.ckpt in "

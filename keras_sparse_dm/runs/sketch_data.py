@@ -1,7 +1,8 @@
 """Loading of the sketches that a run's settings name. Loads no Keras."""
 
 from keras_sparse_dm.checks import SettingsError
-from keras_sparse_dm.data import load_kanjivg, load_quickdraw, load_sketches, load_vmnist
+from keras_sparse_dm.datasets import SKETCH_DATASETS
+from keras_sparse_dm.places import load_place
 
 
 def load_sketch_data(data, data_dir=None, cache_dir=None, progress=True):
@@ -19,6 +20,8 @@ def load_sketch_data(data, data_dir=None, cache_dir=None, progress=True):
     Raises:
         SettingsError: for data that are missing, broken or too few.
     """
+    dataset = SKETCH_DATASETS[data.dataset]
+    options = {name: getattr(data, setting) for name, setting in dataset.options.items()}
     preparation = {
         "cache_dir": cache_dir,
         "representation": data.representation,
@@ -31,13 +34,7 @@ def load_sketch_data(data, data_dir=None, cache_dir=None, progress=True):
         "progress": progress,
     }
     try:
-        if data.dataset == "kanjivg":
-            return load_kanjivg(data_dir, characters=data.characters, **preparation)
-        if data.dataset == "quickdraw":
-            return load_quickdraw(data_dir, data.categories, data.recognized, **preparation)
-        if data.dataset == "vmnist":
-            return load_vmnist(data_dir, data.digits, **preparation)
-        return load_sketches(data_dir, **preparation)
+        return load_place(dataset.place)(data_dir, **options, **preparation)
     except (ValueError, FileNotFoundError) as error:
         options = ("--categories", "--max-points")
         named = (o for o in options if str(error).startswith(o[2:].replace("-", "_")))

@@ -11,6 +11,7 @@ import numpy as np
 
 import keras_sparse_dm
 from keras_sparse_dm.checks import SettingsError
+from keras_sparse_dm.diffusion.registry import SAMPLERS
 from keras_sparse_dm.metrics.costs.cost import cost
 from keras_sparse_dm.runs.callbacks import (
     CHECKPOINT,
@@ -216,11 +217,11 @@ def _check_disk_space(folder, model):
 def _results(as_trained, run, sparsity):
     model, settings = as_trained.model, as_trained.settings
     t, sampling = settings.training, settings.sampling
-    sampler_steps = sampling.steps if sampling.sampler == "ddim" else settings.noise.timesteps
+    sampler, asked = SAMPLERS[sampling.sampler], (sampling.steps, settings.noise.timesteps)
     costs = cost(
         model.denoiser,
         settings.kind.example(as_trained),
-        sampling_steps=sampler_steps,
+        sampling_steps=sampler.evaluations(*asked),
         iterations=run.steps * t.epochs,
         method=t.method,
         update_every=t.update_every,
@@ -243,7 +244,7 @@ def _results(as_trained, run, sparsity):
         "flops_example": run.example_name,
         "samples": settings.samples,
         "sampler": sampling.sampler,
-        "sampling_steps": sampler_steps,
+        "sampling_steps": sampler.steps(*asked),
         "training_seconds": seconds,
         "topology_updates": optimizer.topology_updates if optimizer is not None else 0,
         "last_update_exchanged": optimizer.exchanged() if optimizer is not None else {},

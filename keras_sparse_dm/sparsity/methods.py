@@ -22,7 +22,7 @@ among all of them where growth competes globally.
 import keras
 from keras import ops
 
-from keras_sparse_dm.sparsity.registry import load_method
+from keras_sparse_dm.sparsity import registry
 
 
 class SparsityMethod:
@@ -166,7 +166,15 @@ class GMP(SparsityMethod):
     dense_to_sparse = True
 
 
-METHODS = {method.name: method for method in (RigL, MagRan, SET, SNFS, GMP, Static)}
+def _known():
+    return [name for name, facts in registry.METHODS.items() if facts.place]
+
+
+def __getattr__(name):
+    # Made late: a registered class may be in a module that imports this one.
+    if name == "METHODS":
+        return {name: registry.load_method(name) for name in _known()}
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def get_method(method):
@@ -175,15 +183,13 @@ def get_method(method):
     Raises:
         ValueError: for anything else; the message lists the known names.
     """
-    if isinstance(method, str) and ":" in method:
-        method = load_method(method)
+    if isinstance(method, str) and (method in _known() or ":" in method):
+        method = registry.load_method(method)
     if isinstance(method, SparsityMethod):
         return method
     if isinstance(method, type) and issubclass(method, SparsityMethod):
         return method()
-    if isinstance(method, str) and method in METHODS:
-        return METHODS[method]()
     raise ValueError(
-        f"`method` must be one of {', '.join(map(repr, METHODS))} or a SparsityMethod; "
+        f"`method` must be one of {', '.join(map(repr, _known()))} or a SparsityMethod; "
         f"received {method!r}."
     )

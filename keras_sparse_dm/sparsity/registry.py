@@ -3,9 +3,11 @@
 Another method is a class, as in `methods.py`, and a line here.
 """
 
-import importlib
 import re
 from typing import NamedTuple
+
+from keras_sparse_dm.checks import SettingsError
+from keras_sparse_dm.places import load_place
 
 # A user's own method: `package.module:Class`.
 _PLACE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -37,6 +39,7 @@ class MethodFacts(NamedTuple):
 
 
 _OURS = "keras_sparse_dm.sparsity.methods"
+# Colours of Okabe and Ito, which colour-blind readers can tell apart.
 METHODS = {
     "rigl": MethodFacts(f"{_OURS}:RigL", "RigL-DM", "#D55E00", "s"),
     "magran": MethodFacts(f"{_OURS}:MagRan", "MagRan-DM", "#009E73", "^"),
@@ -70,10 +73,10 @@ def load_method(name):
         name: As in `facts_of`, not `"dense"`.
 
     Raises:
-        ValueError: for a name that is not known, or a class that cannot be imported.
+        ValueError: for a name that is not known.
+        SettingsError: for a class that cannot be imported.
     """
-    module, _, cls = facts_of(name).place.partition(":")
     try:
-        return getattr(importlib.import_module(module), cls)
+        return load_place(facts_of(name).place)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{name!r} cannot be imported: {error}.") from error
+        raise SettingsError(f"{name!r} cannot be imported: {error}.") from error

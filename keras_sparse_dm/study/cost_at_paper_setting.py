@@ -37,13 +37,14 @@ class CostAtPaperSetting:
     sampling_share: float
 
 
-def cost_at_paper_setting(preset, method, sparsity):
+def cost_at_paper_setting(preset, method, sparsity, distribution="erk"):
     """Count the cost as the paper's Tables 1 and 2 do, without creating the network's weights.
 
     Args:
         preset: Name of one of the paper's presets, a key of `PAPER_SETTINGS`.
         method: Name of a method, or `"dense"`.
-        sparsity: S, in [0, 1), distributed over the kernels by ERK.
+        sparsity: S, in [0, 1).
+        distribution: Name of its distribution over the kernels.
 
     Returns:
         A `CostAtPaperSetting`.
@@ -59,7 +60,7 @@ def cost_at_paper_setting(preset, method, sparsity):
     size = sum(map(math.prod, shapes.values()))
     left, sparse = size, dense
     if method != "dense":
-        density = densities(shapes, sparsity, "erk")
+        density = densities(shapes, sparsity, distribution)
         # The number of ones in a mask.
         ones = {name: round(density[name] * math.prod(shape)) for name, shape in shapes.items()}
         left = sum(ones.values())

@@ -3,9 +3,11 @@
 Loads no Keras, so that the command line answers at once.
 """
 
+from keras_sparse_dm.datasets import SKETCH_DATASETS
 from keras_sparse_dm.runs.folder import option_differences
 from keras_sparse_dm.runs.settings import RunSettings
-from keras_sparse_dm.study.grid import DYNAMIC, LATENT_DIFFUSION
+from keras_sparse_dm.sparsity.registry import facts_of
+from keras_sparse_dm.study.grid import LATENT_DIFFUSION
 from keras_sparse_dm.study.scales import PAPER_SAMPLES, as_in_paper
 
 # Settings that a cell chooses, and settings that have lines of their own.
@@ -38,7 +40,7 @@ def differences_from_paper(cell, scale, settings, weights=()):
         for name, value in ours.get(part, {}).items():
             if name in _NOT_COMPARED or value == theirs[part].get(name):
                 continue
-            if name == "update_every" and cell.method not in (*DYNAMIC, "gmp"):
+            if name == "update_every" and not facts_of(cell.method).changes_masks:
                 continue
             what = name.replace("_", " ")
             what = f"autoencoder's {what}" if part == "first_stage" else what
@@ -57,8 +59,7 @@ def _stand_in(settings):
     if data.dataset == "kanjivg" and settings.preset in LATENT_DIFFUSION:
         return "rendered kanji"
     where = "" if settings.data_dir is not None else " that come with a package"
-    kinds = {"kanjivg": "kanji", "vmnist": "digits", "quickdraw": "drawings"}
-    return f"{data.max_sketches} {kinds[data.dataset]}{where}"
+    return f"{data.max_sketches} {SKETCH_DATASETS[data.dataset].unit}{where}"
 
 
 def _text(value):

@@ -9,18 +9,9 @@ from matplotlib.figure import Figure
 from keras_sparse_dm.data import SketchArrays, draw, draw_images
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.runs.sketches import sketches_of
-from keras_sparse_dm.study.scores import dataset_title, method_title
+from keras_sparse_dm.sparsity.registry import facts_of
+from keras_sparse_dm.study.scores import dataset_title
 
-# Colours of Okabe and Ito, which colour-blind readers can tell apart, and markers.
-STYLES = {
-    "dense": ("#000000", "D"),
-    "static": ("#0072B2", "o"),
-    "rigl": ("#D55E00", "s"),
-    "magran": ("#009E73", "^"),
-    "set": ("#CC79A7", "v"),
-    "snfs": ("#E69F00", "P"),
-    "gmp": ("#56B4E9", "X"),
-}
 # Points at the same place are drawn side by side, this share of the axis apart.
 _DODGE = 0.012
 # Width and height in inches. Two panels are as wide as a page's text, one as wide as a column.
@@ -181,14 +172,15 @@ def _panels(scores, titles, panel, caption):
 
 
 def _lines(approaches):
-    """Return `{title: sparse approaches}` for each line, a method at an update interval."""
+    """Return `{title: sparse approaches}` for each line: a method, its update interval, options."""
     approaches = [a for a in approaches if a.method != "dense" and not a.full]
     several = len({a.update_every for a in approaches if a.prune_rate is not None}) > 1
     lines = {}
-    for approach in sorted(approaches, key=lambda a: list(STYLES).index(a.method)):
-        title = method_title(approach.method)
+    for approach in approaches:
+        title = facts_of(approach.method).title
         if several and approach.update_every is not None:
             title += f", ΔT = {approach.update_every}"
+        title = ", ".join([title, *approach.option_texts])
         lines.setdefault(title, []).append(approach)
     return lines
 
@@ -198,14 +190,14 @@ def _line(axis, points, approach, title):
     points = sorted(((x, score) for x, score in points if score.values), key=lambda pair: pair[0])
     if not points:
         return False
-    color, marker = STYLES[approach.method]
+    facts = facts_of(approach.method)
     axis.errorbar(
         [x for x, _ in points],
         [score.mean for _, score in points],
         # A single run has no standard deviation.
         yerr=[math.nan if score.sd is None else score.sd for _, score in points],
-        color=color,
-        marker=marker,
+        color=facts.colour,
+        marker=facts.marker,
         linestyle="--" if approach.method == "dense" else "-",
         capsize=2,
         elinewidth=0.8,
@@ -218,7 +210,7 @@ def _level(axis, score, method, title):
     """Draw a score as a horizontal line with a band, and return True if there is one."""
     if not score.values:
         return False
-    color, _ = STYLES[method]
+    color = facts_of(method).colour
     axis.axhline(score.mean, color=color, linestyle="--", linewidth=1, label=title)
     if score.sd:
         low, high = score.mean - score.sd, score.mean + score.sd
@@ -227,14 +219,15 @@ def _level(axis, score, method, title):
 
 
 def _dense_line(axis, scores, preset):
-    """Draw the dense network's score, and the paper's if it uses the same feature network."""
+    """Draw the dense networks' scores, and the paper's if it uses the same feature network."""
     found = scores.approaches(preset=preset, method="dense", full=False)
     if not found:
         return False
     fid = scores.paper_fid(found[0])
     if fid is not None and scores.is_papers(preset):
         axis.axhline(fid.mean, color="#999999", linestyle=":", linewidth=1, label="Dense, paper")
-    return _level(axis, scores.score(found[0]), "dense", method_title("dense"))
+    levels = [_level(axis, scores.score(a), "dense", a.title()) for a in found]
+    return any(levels)
 
 
 def _one_sparsity_each(scores):

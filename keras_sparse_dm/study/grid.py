@@ -9,13 +9,31 @@ import itertools
 from dataclasses import dataclass
 
 from keras_sparse_dm.checks import SettingsError, one_of
-from keras_sparse_dm.runs.settings import METHODS
+from keras_sparse_dm.presets import ImageSettings, TrainingSettings
+from keras_sparse_dm.runs.setting_checks import checked_method
 from keras_sparse_dm.study.wording import counted
 
-# Methods that drop and grow weights while they train, and so have a prune rate.
-DYNAMIC = ("rigl", "magran", "set", "snfs")
 LATENT_DIFFUSION = ("ldm_celebahq", "ldm_lsun_bedrooms", "ldm_imagenette")
 CHIRODIFF = ("chirodiff_quickdraw", "chirodiff_kanjivg", "chirodiff_vmnist")
+# Options of `train` that a study may compare: the part of the settings that each belongs to, and
+# the methods that have it.
+OPTIONS = {
+    "structure": ("training", lambda facts: facts.place),
+    "distribution": ("training", lambda facts: facts.place),
+    "competition": ("training", lambda facts: facts.exchanges),
+    "grow_init": ("training", lambda facts: facts.exchanges),
+    "grow_warmup": ("training", lambda facts: facts.exchanges),
+    "gradient_steps": ("training", lambda facts: facts.exchanges),
+    "start_step": ("training", lambda facts: facts.exchanges),
+    "stop_step": ("training", lambda facts: facts.exchanges),
+    "training_images": ("data", lambda facts: True),
+    "validation_images": ("data", lambda facts: True),
+}
+DEFAULTS = {
+    field.name: field.default
+    for cls in (TrainingSettings, ImageSettings)
+    for field in dataclasses.fields(cls)
+}
 # Paper, sections 3.3.2 and B.3.
 CATEGORIES = ("cat", "crab", "mosquito")
 SEEDS = (0, 1, 2)
@@ -27,13 +45,14 @@ class Cell:
 
     Attributes:
         preset: Name of the paper's preset: `ldm_celebahq` ... `chirodiff_vmnist`.
-        method: One of `METHODS`.
+        method: Name of a method, or `package.module:Class` of your own.
         sparsity: S in [0, 1); 0 for dense.
-        prune_rate: p in (0, 1] of dynamic methods; None for the others.
+        prune_rate: p in (0, 1] of methods that exchange weights; None for the others.
         seed: Seed of everything random in the run.
         category: Category of QuickDraw; None for other data sets.
         full: True to train on all of CelebA-HQ (Table 3), False to train on half of it.
         update_every: Training steps between topology updates; None for the scale's default.
+        options: `((name, value), ...)` of other `OPTIONS`, in their order, without defaults.
 
     Raises:
         SettingsError: for values that contradict each other.
@@ -47,10 +66,11 @@ class Cell:
     category: str | None = None
     full: bool = False
     update_every: int | None = None
+    options: tuple = ()
 
     def __post_init__(self):
         one_of("preset", self.preset, (*LATENT_DIFFUSION, *CHIRODIFF), error=SettingsError)
-        one_of("method", self.method, METHODS, error=SettingsError)
+        exchanges = checked_method("method", self.method).exchanges
         if (self.method == "dense") != (self.sparsity == 0):
             raise SettingsError(
                 "sparsity must be 0 for method dense and above 0 for all others; received "
@@ -58,12 +78,12 @@ class Cell:
             )
         if not 0 <= self.sparsity < 1:
             raise SettingsError(f"sparsity must be in [0, 1); received {self.sparsity!r}.")
-        if self.method in DYNAMIC and not (self.prune_rate and 0 < self.prune_rate <= 1):
+        if exchanges and not (self.prune_rate and 0 < self.prune_rate <= 1):
             raise SettingsError(
                 f"prune_rate must be in (0, 1] for method {self.method}; received "
                 f"{self.prune_rate!r}."
             )
-        if self.method not in DYNAMIC and self.prune_rate is not None:
+        if not exchanges and self.prune_rate is not None:
             raise SettingsError(
                 f"prune_rate must be None for method {self.method}, which drops and grows no "
                 f"weights; received {self.prune_rate!r}."
@@ -81,6 +101,17 @@ class Cell:
             )
         if self.update_every is not None and self.update_every < 1:
             raise SettingsError(f"update_every must be 1 or more; received {self.update_every!r}.")
+        for name, _ in self.options:
+            one_of("options", name, OPTIONS, error=SettingsError)
+            if OPTIONS[name][0] == "data" and self.preset not in LATENT_DIFFUSION:
+                raise SettingsError(
+                    f"{name} must be left out for {self.preset}, which trains on sketches."
+                )
+
+    def to_dict(self):
+        """Return plain values, as results store them; without options, as before there were any."""
+        values = dataclasses.asdict(self)
+        return values if self.options else {k: v for k, v in values.items() if k != "options"}
 
     @property
     def name(self):
@@ -88,11 +119,20 @@ class Cell:
         parts = [self.preset]
         parts += [self.category.replace(" ", "_")] if self.category else []
         parts += ["full"] if self.full else []
-        parts += [self.method]
+        # A user's method is `package.module:Class`, and not all file systems allow a colon.
+        parts += [self.method.replace(":", ".")]
         parts += [f"s{self.sparsity:g}"] if self.method != "dense" else []
         parts += [f"p{self.prune_rate:g}"] if self.prune_rate is not None else []
         parts += [f"u{self.update_every}"] if self.update_every is not None else []
+        parts += [
+            option_text(*option).replace(" = ", "_").replace(":", ".") for option in self.options
+        ]
         return "-".join([*parts, f"seed{self.seed}"])
+
+
+def option_text(name, value):
+    """Return an option as text, such as `"grow_init = normal"`; a flag is its name alone."""
+    return name if value is True else f"{name} = {value}"
 
 
 @dataclass(frozen=True)
@@ -148,23 +188,39 @@ def grid(
     update_every=(None,),
     categories=CATEGORIES,
     full=(False,),
+    **options,
 ):
     """Return all combinations of the given settings, a list of `Cell`s.
 
     Settings that a run does not have are left out: dense runs have no sparsity, prune rate or
     topology updates, static runs have no prune rate or topology updates, and only QuickDraw has
-    categories.
+    categories. `options` are tuples of values of `OPTIONS`, by name; the default is one of each.
     """
+    unknown = [name for name in options if name not in OPTIONS]
+    if unknown:
+        one_of("options", unknown[0], OPTIONS, error=SettingsError)
     cells = []
     for preset, whole, method in itertools.product(presets, full, methods):
         groups = categories if preset == "chirodiff_quickdraw" else (None,)
-        updates = method in DYNAMIC or method == "gmp"
+        facts = checked_method("method", method)
         product = itertools.product(
             (0.0,) if method == "dense" else sparsities,
-            prune_rates if method in DYNAMIC else (None,),
-            update_every if updates else (None,),
+            prune_rates if facts.exchanges else (None,),
+            update_every if facts.changes_masks else (None,),
             groups,
+            itertools.product(*(_choices(facts, name, options.get(name)) for name in OPTIONS)),
             seeds,
         )
-        cells += [Cell(preset, method, s, p, seed, c, whole, u) for s, p, u, c, seed in product]
+        cells += [
+            Cell(preset, method, s, p, seed, c, whole, u, tuple(o for o in chosen if o))
+            for s, p, u, c, chosen, seed in product
+        ]
     return cells
+
+
+def _choices(facts, name, values):
+    """Return `(name, value)` of an option for each of its values, None for the default."""
+    if values is None or not OPTIONS[name][1](facts):
+        return (None,)
+    default = DEFAULTS[name]
+    return [None if value == default else (name, value) for value in values]

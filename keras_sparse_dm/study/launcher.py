@@ -6,7 +6,6 @@ any number of launchers may share a study's folder. Loads no Keras.
 
 import collections
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
@@ -254,7 +253,7 @@ class Launcher:
         return _job_of_settings(task.settings) | {
             "lock": str(self._lock_path(task.name)),
             "name": task.name,
-            "cell": dataclasses.asdict(task.cell),
+            "cell": task.cell.to_dict(),
             "scale": scale,
             "sampling_steps": task.sampling_steps,
             "weights": [str(Path(path).absolute()) for path in task.weights],

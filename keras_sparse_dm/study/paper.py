@@ -33,12 +33,6 @@ DATASET_TITLES = {
     "chirodiff_kanjivg": "KanjiVG",
     "chirodiff_vmnist": "VMNIST",
 }
-METHOD_TITLES = {
-    "dense": "Dense",
-    "static": "Static-DM",
-    "rigl": "RigL-DM",
-    "magran": "MagRan-DM",
-}
 
 
 @dataclass(frozen=True)

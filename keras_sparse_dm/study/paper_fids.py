@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from keras_sparse_dm.study.paper import DATASET_TITLES, METHOD_TITLES, PAPER_SETTINGS
+from keras_sparse_dm.sparsity.registry import facts_of
+from keras_sparse_dm.study.paper import DATASET_TITLES, PAPER_SETTINGS
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class PaperFID:
     @property
     def source(self):
         """Place in the paper: table, row and column."""
-        approach = METHOD_TITLES[self.method]
+        approach = facts_of(self.method).title
         dataset = DATASET_TITLES[self.preset]
         if self.table in (5, 6):
             rate = "" if self.prune_rate is None else f", p = {self.prune_rate:g}"

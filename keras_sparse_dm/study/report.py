@@ -5,9 +5,10 @@ from pathlib import Path
 
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.files import whole_file
+from keras_sparse_dm.sparsity.registry import facts_of
 from keras_sparse_dm.study.figures import figures_of, sample_sheet, save_figure
 from keras_sparse_dm.study.results import RESULT_FILE, read_results
-from keras_sparse_dm.study.scores import Scores, dataset_title, method_title
+from keras_sparse_dm.study.scores import Scores, dataset_title
 from keras_sparse_dm.study.tables import costs_of_the_runs, tables_of
 
 REPORT = "report.md"
@@ -249,7 +250,7 @@ def _whose(names, runs):
             groups.setdefault(tuple(getattr(run, a) for a in attributes), set()).add(name)
         covered = [key for key, members in groups.items() if members <= names]
         if set().union(*(groups[key] for key in covered)) == names:
-            titles = {"preset": dataset_title, "method": method_title}
+            titles = {"preset": dataset_title, "method": lambda method: facts_of(method).title}
             return "; ".join(
                 " ".join(titles[a](value) for a, value in zip(attributes, key, strict=True))
                 for key in covered

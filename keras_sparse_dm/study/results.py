@@ -27,7 +27,8 @@ class RunResult:
     Attributes:
         cell: Name of the cell.
         scale: `"smoke"`, `"reduced"` or `"paper"`.
-        preset, method, sparsity, prune_rate, seed, category, full, update_every: The `Cell`.
+        preset, method, sparsity, prune_rate, seed, category, full, update_every, options: The
+            `Cell`.
         status: `"finished"` or `"failed"`.
         settings: `RunSettings.to_dict()`.
         version: Version of the package that ran it.
@@ -56,6 +57,7 @@ class RunResult:
     error: str | None
     report: dict
     folder: str
+    options: tuple = ()
 
 
 @dataclass(frozen=True)
@@ -143,10 +145,12 @@ def _failed(path):
 
 def _run_result(stored, **others):
     """Return the `RunResult` of what is stored of a run, with the fields in `others`."""
+    # JSON has no tuples.
+    options = tuple(map(tuple, stored["cell"].get("options", ())))
     return RunResult(
         cell=stored["name"],
         scale=stored["scale"],
-        **stored["cell"],
+        **stored["cell"] | {"options": options},
         settings=stored["settings"],
         version=stored["version"],
         differences=stored["differences"],

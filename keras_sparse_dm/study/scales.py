@@ -7,33 +7,16 @@ import dataclasses
 from pathlib import Path
 
 from keras_sparse_dm.checks import SettingsError, one_of
+from keras_sparse_dm.datasets import IMAGE_DATASETS, SKETCH_DATASETS
 from keras_sparse_dm.presets import AutoencoderSettings, get_preset
 from keras_sparse_dm.runs.autoencoder_settings import AutoencoderRunSettings
 from keras_sparse_dm.runs.settings import RunSettings
-from keras_sparse_dm.study.grid import LATENT_DIFFUSION
+from keras_sparse_dm.study.grid import LATENT_DIFFUSION, OPTIONS
 
 SCALES = ("smoke", "reduced", "paper")
 PAPER_SAMPLES = 10_000
 # The paper trains on 12,500 images, half of CelebA-HQ (appendix C).
 FULL_CELEBAHQ = 25_000
-# Names of a data set's folder in --data-dir, in the order in which they are tried.
-FOLDERS = {
-    "quickdraw": ("quickdraw",),
-    "kanjivg": ("kanjivg", "kanji*.npz"),
-    "vmnist": ("mnist", "vmnist"),
-    "celebahq": ("celebahq",),
-    "lsun_bedrooms": ("lsun_bedrooms",),
-    "imagenette": ("imagenette",),
-}
-WHERE_TO_GET = {
-    "quickdraw": "cat.ndjson, crab.ndjson and mosquito.ndjson of "
-    "https://storage.googleapis.com/quickdraw_dataset/full/raw/",
-    "vmnist": "t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz of "
-    "https://storage.googleapis.com/cvdf-datasets/mnist/",
-    "celebahq": "the 30,000 images of https://github.com/tkarras/progressive_growing_of_gans",
-    "lsun_bedrooms": "13,098 or more of the bedrooms of https://github.com/fyu/lsun",
-    "imagenette": "train and val of https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz",
-}
 
 
 def settings_of(
@@ -53,7 +36,7 @@ def settings_of(
         cell: The `Cell`.
         scale: `"smoke"` (seconds per run, on data that come with the packages), `"reduced"`
             (minutes per run), or `"paper"`.
-        data_dir: Folder that holds one folder per data set, named as in `FOLDERS`.
+        data_dir: Folder that holds one folder per data set, named as in `datasets`.
         folder: The study's folder; the run's folder is `runs/NAME` in it.
         cache_dir: Folder for prepared data.
         epochs: `{preset: epochs}` in place of the scale's epochs.
@@ -70,15 +53,16 @@ def settings_of(
     one_of("--scale", scale, SCALES, error=SettingsError)
     settings = RunSettings.from_preset(cell.preset)
     of_images = cell.preset in LATENT_DIFFUSION
-    place = _data_place(settings.data.dataset, data_dir)
+    dataset = (IMAGE_DATASETS if of_images else SKETCH_DATASETS)[settings.data.dataset]
+    place = _data_place(dataset, data_dir)
     training = {"method": cell.method, "sparsity": cell.sparsity}
     if cell.prune_rate is not None:
         training["prune_rate"] = cell.prune_rate
     if cell.category is not None:
         settings = with_parts(settings, data={"categories": (cell.category,)})
     settings = as_in_paper(settings, cell)
-    if scale != "smoke" and place is None and settings.data.dataset != "kanjivg":
-        raise SettingsError(_missing(settings.data.dataset, data_dir))
+    if scale != "smoke" and place is None and dataset.packaged != "whole":
+        raise SettingsError(_missing(dataset, data_dir))
     if scale == "reduced":
         settings = _reduced_images(settings, cell) if of_images else _reduced_sketches(settings)
     elif scale == "smoke":
@@ -86,9 +70,12 @@ def settings_of(
         place = place if settings.data.dataset == get_preset(cell.preset).data.dataset else None
     if cell.update_every is not None:
         training["update_every"] = cell.update_every
+    parts = {"training": training, "data": {}}
+    for name, value in cell.options:
+        parts[OPTIONS[name][0]][name] = value
     if epochs and cell.preset in epochs:
         training["epochs"] = epochs[cell.preset]
-    settings = with_parts(settings, training=training)
+    settings = with_parts(settings, **parts)
     if samples is not None:
         settings = with_parts(settings, sampling={"evaluation": samples})
     folder = None if folder is None else Path(folder)
@@ -127,7 +114,7 @@ def _data_place(dataset, data_dir):
     """Return the absolute path of a data set in `data_dir`, or None."""
     if data_dir is None:
         return None
-    for pattern in FOLDERS[dataset]:
+    for pattern in dataset.folders:
         found = sorted(Path(data_dir).glob(pattern))
         if found:
             return found[0].absolute()
@@ -135,11 +122,11 @@ def _data_place(dataset, data_dir):
 
 
 def _missing(dataset, data_dir):
-    name = FOLDERS[dataset][0]
+    name = dataset.folders[0]
     found = f"{Path(data_dir) / name} does not exist" if data_dir else "the option is not given"
     return (
         f"--data-dir must be a folder in which {name} holds the data set; {found}. Put "
-        f"{WHERE_TO_GET[dataset]} there."
+        f"{dataset.source} there."
     )
 
 
@@ -177,11 +164,11 @@ def _reduced_images(settings, cell):
 
 
 def _smoke_sketches(settings, place):
-    """Return settings with the paper's network on 64 sketches, of KanjiVG if QuickDraw is missing.
+    """Return settings with the paper's network on 64 sketches, of KanjiVG if need be.
 
     The sketches of KanjiVG and the digits for VMNIST come with Python packages.
     """
-    if place is None and settings.data.dataset == "quickdraw":
+    if place is None and not SKETCH_DATASETS[settings.data.dataset].packaged:
         settings = with_parts(settings, data={"dataset": "kanjivg"})
     settings = with_parts(
         settings,

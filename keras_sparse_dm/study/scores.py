@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_sparse_dm.checks import SettingsError
-from keras_sparse_dm.study.paper import DATASET_TITLES, METHOD_TITLES, PAPER_SETTINGS
+from keras_sparse_dm.sparsity.registry import facts_of
+from keras_sparse_dm.study.grid import option_text
+from keras_sparse_dm.study.paper import DATASET_TITLES, PAPER_SETTINGS
 from keras_sparse_dm.study.paper_fids import PAPER_FIDS
 
 # Distance by the embedded feature network, which every evaluation has.
@@ -22,6 +24,7 @@ class Approach:
     sparsity: float
     prune_rate: float | None
     update_every: int | None
+    options: tuple = ()
 
     @classmethod
     def of(cls, cell):
@@ -39,21 +42,21 @@ class Approach:
         Args:
             prune_rate, update_every: True to name this setting too, to tell approaches apart.
         """
-        parts = [method_title(self.method)]
+        parts = [facts_of(self.method).title]
         parts += [f"S = {self.sparsity:g}"] if self.method != "dense" else []
         parts += [f"p = {self.prune_rate:g}"] if prune_rate and self.prune_rate else []
         parts += [f"ΔT = {self.update_every}"] if update_every and self.update_every else []
-        return ", ".join(parts)
+        return ", ".join([*parts, *self.option_texts])
+
+    @property
+    def option_texts(self):
+        """List of its options as text, such as `"grow init = normal"`."""
+        return [option_text(*option).replace("_", " ") for option in self.options]
 
 
 def dataset_title(preset):
     """Return the paper's title of a preset's data set."""
     return DATASET_TITLES.get(preset, preset)
-
-
-def method_title(method):
-    """Return the paper's title of a method, or one in its style."""
-    return METHOD_TITLES.get(method, "GMP" if method == "gmp" else f"{method.upper()}-DM")
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,9 @@ class Scores:
     def dense(self, approach):
         """Return the dense approach to compare an approach with, or None."""
         found = self.approaches(preset=approach.preset, full=approach.full, method="dense")
-        return found[0] if found else None
+        # Options of the data are those that a dense approach has too.
+        found = [dense for dense in found if set(dense.options) <= set(approach.options)]
+        return max(found, key=lambda dense: len(dense.options), default=None)
 
     def score(self, approach, steps=None):
         """Return the `Score` of an approach, by default with each run's own sampling steps."""
@@ -211,7 +216,8 @@ class Scores:
     def paper_fid(self, approach, steps=None):
         """Return the paper's `PaperFID` of an approach or None, preferably of the study's table."""
         setting = PAPER_SETTINGS.get(approach.preset)
-        if setting is None or approach.update_every not in (None, setting.update_every):
+        own = approach.update_every in (None, setting and setting.update_every)
+        if setting is None or not own or approach.options:
             return None
         wanted = (approach.preset, approach.full, approach.method, approach.sparsity)
         found = [

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from keras_sparse_dm.checks import SettingsError, did_you_mean
-from keras_sparse_dm.runs.settings import METHODS
-from keras_sparse_dm.study.grid import DYNAMIC, Study, grid
+from keras_sparse_dm.runs.setting_checks import checked_method
+from keras_sparse_dm.study.grid import DEFAULTS, OPTIONS, Study, grid
 
 # The keys of the file, with the types of their values.
 _KEYS = {
@@ -18,7 +18,7 @@ _KEYS = {
     "seeds": list,
     "full": list,
     "sampling_steps": list,
-}
+} | dict.fromkeys(OPTIONS, list)
 
 
 def read_study(path):
@@ -33,7 +33,9 @@ def read_study(path):
         seeds: [0, 1]
 
     Optional keys: `title`, `update_intervals` (training steps), `categories` (of QuickDraw),
-    `full` (true for all of CelebA-HQ), `sampling_steps`. The study takes the file's name.
+    `full` (true for all of CelebA-HQ), `sampling_steps`, and options of `train`: `structure`,
+    `distribution`, `competition`, `grow_init`, `grow_warmup`, `gradient_steps`, `start_step`,
+    `stop_step`, `training_images`, `validation_images`. The study takes the file's name.
 
     Args:
         path: Path of the file.
@@ -80,6 +82,8 @@ def read_study(path):
     for key in ("seeds", "update_every"):
         if key in values:
             values[key] = _whole_numbers(path, key, values[key])
+    for key in OPTIONS:
+        _check_types(path, key, values.get(key, ()))
     _check_lists(path, values)
     try:
         cells = grid(**values)
@@ -90,14 +94,26 @@ def read_study(path):
 
 def _check_lists(path, values):
     """Check that every list that a method or preset needs is given and holds a value."""
-    needed = {"sparsities": set(METHODS) - {"dense"}, "prune_rates": set(DYNAMIC)}
-    for key, methods in needed.items():
-        those = [method for method in values["methods"] if method in methods]
+    facts = {name: checked_method(f"{path}: method", name) for name in values["methods"]}
+    needed = {
+        "sparsities": [name for name in facts if name != "dense"],
+        "prune_rates": [name for name in facts if facts[name].exchanges],
+    }
+    for key, those in needed.items():
         if those and not values[key]:
             raise SettingsError(f"{path}: {key} must be given for method {those[0]}.")
     for key, value in values.items():
         if not value and key not in needed:
             raise SettingsError(f"{path}: {key} must hold at least one value; received [].")
+
+
+def _check_types(path, key, values):
+    """Check that values of an option have the type of its default."""
+    kind = type(DEFAULTS[key])
+    for value in values:
+        if type(value) is not kind:
+            wanted = {int: "whole numbers", str: "texts", bool: "true or false"}[kind]
+            raise SettingsError(f"{path}: {key} must hold {wanted}; received {value!r}.")
 
 
 def _numbers(path, key, values):

@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from keras_sparse_dm.sparsity.registry import facts_of
 from keras_sparse_dm.study.cost_at_paper_setting import columns_as_in_paper, cost_at_paper_setting
 from keras_sparse_dm.study.paper import PAPER_COSTS, PAPER_SETTINGS
 from keras_sparse_dm.study.report_table import Column, Entry, Table
-from keras_sparse_dm.study.scores import method_title, number_text
+from keras_sparse_dm.study.scores import number_text
 
 PAPER = "Paper"
 _COSTS = {"parameters": "Params", "training": "Train FLOPs", "sampling": "Test FLOPs"}
@@ -53,7 +54,10 @@ def with_costs(scores):
         papers = _paper_scores(scores, approaches)
         for approach in approaches:
             relative = approach.method != "dense"
-            cost = cost_at_paper_setting(approach.preset, approach.method, approach.sparsity)
+            distribution = dict(approach.options).get("distribution", "erk")
+            cost = cost_at_paper_setting(
+                approach.preset, approach.method, approach.sparsity, distribution
+            )
             row = [
                 Entry("" if block else _dataset(approach)),
                 Entry(approach.title(**several)),
@@ -147,9 +151,9 @@ def by_prune_rate(scores, sparsity):
         Column("Dataset", numbers=False),
         Column("Source", numbers=False),
         *(
-            Column(method_title(method))
+            Column(facts_of(method).title)
             if rate is None
-            else Column(f"p = {rate:g}", method_title(method))
+            else Column(f"p = {rate:g}", facts_of(method).title)
             for method, rate in keys
         ),
     ]
@@ -273,7 +277,8 @@ def _paper_cost(approach):
     wanted = (approach.preset, approach.method, approach.sparsity)
     found = [row for row in PAPER_COSTS if (row.preset, row.method, row.sparsity) == wanted]
     own = approach.update_every in (None, PAPER_SETTINGS[approach.preset].update_every)
-    return found[0] if found and own and not approach.full else None
+    extra = approach.full or approach.options
+    return found[0] if found and own and not extra else None
 
 
 def _paper_costs(approach, table):
@@ -327,8 +332,10 @@ def _tells_apart(scores):
 def _has_prune_rates(scores, sparsity):
     """Return True if a sparsity has static runs, and dynamic runs with several prune rates."""
     approaches = scores.approaches(sparsity=sparsity)
-    # The layout has no place for several update intervals.
+    # The layout has no place for several update intervals or options.
     if len({a.update_every for a in approaches if a.prune_rate is not None}) > 1:
+        return False
+    if any(a.options for a in scores.cells):
         return False
     rates = {a.prune_rate for a in approaches if a.prune_rate is not None}
     return len(rates) > 1 and any(a.method == "static" for a in approaches)

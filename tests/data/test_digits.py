@@ -68,7 +68,7 @@ def test_digits_that_do_not_fit_are_refused(changes, message):
 
 
 def test_unknown_parts_are_refused():
-    with pytest.raises(ValueError, match="part='valid' is unknown; .* 'train', 'test', 'all'"):
+    with pytest.raises(ValueError, match="part='valid' is unknown; .* 'test', 'train', 'all'"):
         load_digits(part="valid")
 
 

@@ -281,7 +281,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_that_says_so(load, tmp_path,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset": "cifar"}, "dataset='cifar' is unknown; it must be one of 'celebahq'"),
+        ({"dataset": "cifar"}, "dataset='cifar' is unknown; it must be one of 'kanjivg'"),
         ({"size": 7}, "size=7 must be from 8"),
         ({"size": 64.0}, "size=64.0 must be a whole number"),
         ({"workers": 0}, "workers=0"),

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_sparse_dm import DynamicSparsity, sparsify
-from keras_sparse_dm.diffusion import DiffusionModel, NoiseSchedule, generation
+from keras_sparse_dm.diffusion import DiffusionModel, NoiseSchedule, generation, samplers
 from keras_sparse_dm.layers import SparseDense
 from keras_sparse_dm.models import ChiroDiff
 from keras_sparse_dm.sparsity import check_invariant, masked_kernels
@@ -403,13 +403,13 @@ def test_few_compilations_serve_all_batches_and_calls(sketch_model, monkeypatch)
     monkeypatch.setattr(generation, "cpu_count", lambda: 2)
     monkeypatch.setattr(generation, "LEAST_SKETCHES_A_THREAD", 3)
     shapes = []
-    sampler = generation.ddim
+    sampler = samplers.ddim
 
     def spy(denoise, schedule, x, *args, **kwargs):
         shapes.append((x.shape, kwargs["jit_compile"]))
         return sampler(denoise, schedule, x, *args, **kwargs)
 
-    monkeypatch.setattr(generation, "ddim", spy)
+    monkeypatch.setattr(samplers, "ddim", spy)
     options = {"steps": 2, "seed": 0, "jit_compile": True, "batch_size": 6}
     for lengths in ([3, 9, 4, 4, 8, 2, 5], [20, 7, 2, 2, 30, 1, 4, 4]):
         sketch_model.generate(lengths=lengths, **options)
@@ -429,7 +429,7 @@ def test_a_failing_thread_stops_the_others_and_is_heard(sketch_model, monkeypatc
             time.sleep(0.01)
             on_progress(0)
 
-    monkeypatch.setattr(generation, "ddim", fail)
+    monkeypatch.setattr(samplers, "ddim", fail)
     started = time.monotonic()
     with pytest.raises(MemoryError, match="no room"):
         sketch_model.generate(lengths=[3] * 40, steps=2, batch_size=2, jit_compile=True)
@@ -443,8 +443,8 @@ def test_large_samplings_are_compiled_where_that_pays(sketch_model, monkeypatch)
         compiled.append(jit_compile)
         return x
 
-    monkeypatch.setattr(generation, "ddim", spy)
-    monkeypatch.setattr(generation, "ddpm", spy)
+    monkeypatch.setattr(samplers, "ddim", spy)
+    monkeypatch.setattr(samplers, "ddpm", spy)
 
     def choice(model, **options):
         compiled.clear()

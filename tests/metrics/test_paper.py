@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
+from keras_sparse_dm.sparsity.registry import METHODS
 from keras_sparse_dm.study.paper import (
     DATASET_TITLES,
-    METHOD_TITLES,
     PAPER_COSTS,
     PAPER_SETTINGS,
 )
@@ -61,7 +61,7 @@ def test_rows_are_named_as_in_the_paper(number, paper_text):
     """Data set, method and sparsity of each row agree with the text."""
     titles = {title: preset for preset, title in DATASET_TITLES.items()}
     titles["LSUN-Bedrooms"] = titles["Bedrooms"]
-    methods = {title: method for method, title in METHOD_TITLES.items()}
+    methods = {facts.title: method for method, facts in METHODS.items()}
     rows = iter(of_table(number))
     preset = "ldm_celebahq"
     for cells in printed_rows(paper_text, number):

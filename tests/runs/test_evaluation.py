@@ -12,7 +12,6 @@ import pytest
 from keras_sparse_dm.cli import main
 from keras_sparse_dm.data import read_sketches
 from keras_sparse_dm.metrics.intervals import Interval
-from keras_sparse_dm.runs import evaluate as evaluation
 from keras_sparse_dm.runs import samples
 from keras_sparse_dm.runs.sketches import Sketches
 
@@ -159,8 +158,8 @@ def test_bad_evaluations_are_refused_before_any_work(run, tmp_path, capfd):
         (("evaluate", run, "--steps", 0), "--steps must be 1 or more"),
         (("evaluate", run, "--steps", 51), "--steps must be at most the run's 50 timesteps"),
         (("evaluate", run, "--eta", 2), "--eta"),
-        (("evaluate", run, "--sampler", "euler"), "--sampler must be ddim or ddpm"),
-        (("evaluate", run, "--real", "test"), "--real must be train or validation"),
+        (("evaluate", run, "--sampler", "euler"), "--sampler must be one of ddim, ddpm"),
+        (("evaluate", run, "--real", "test"), "--real must be one of train, validation"),
         (("evaluate", run, "--weights", "nowhere.pth"), "--weights: there is no file nowhere.pth"),
         (("evaluate", run, "--weights", weights), "--weights .*weights.pth"),
         (("evaluate", run, "--data-dir", empty), "--data-dir"),
@@ -180,12 +179,12 @@ def test_bad_evaluations_are_refused_before_any_work(run, tmp_path, capfd):
 def test_features_of_real_data_are_computed_once(run, monkeypatch):
     assert command("evaluate", run, "--samples", 9, "--seed", 9, "--verbose", 0) == 0
     drawn = []
-    pictures = evaluation._pictures
+    pictures = Sketches.pictures
 
-    def counting(run, data, progress):
-        drawn.append(len(data))
-        return pictures(run, data, progress)
+    def counting(kind, examples, progress):
+        drawn.append(len(examples))
+        return pictures(kind, examples, progress)
 
-    monkeypatch.setattr(evaluation, "_pictures", counting)
+    monkeypatch.setattr(Sketches, "pictures", counting)
     assert command("evaluate", run, "--samples", 9, "--seed", 9, "--verbose", 0) == 0
     assert drawn == [9]

@@ -13,7 +13,9 @@ import pytest
 import keras_sparse_dm as ksd
 from keras_sparse_dm.cli import main
 from keras_sparse_dm.export.averages import averages_of
-from keras_sparse_dm.runs import export as exporting
+from keras_sparse_dm.runs import formats
+from keras_sparse_dm.runs.exported import load_exported
+from keras_sparse_dm.runs.formats import tflite
 from keras_sparse_dm.runs.samples import load_run
 
 pytestmark = pytest.mark.slow
@@ -177,7 +179,7 @@ def test_a_failure_keeps_what_was_written(exported, tmp_path, monkeypatch, capsy
     def failing(*args, **kwargs):
         raise ValueError("no such thing")
 
-    monkeypatch.setattr(exporting, "to_tflite", failing)
+    monkeypatch.setattr(tflite, "to_tflite", failing)
     assert command("export", run, "--format", "tflite", "--output-dir", copy) == 2
     assert "no such thing" in capsys.readouterr().err
     assert before == {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
@@ -198,15 +200,12 @@ def test_bad_exports_are_refused_before_any_work(exported, tmp_path, capfd):
     ksd.export.save_sparse(load_run(run, verbose=0).model, bare)
     file = tmp_path / "file"
     file.write_text("")
-    tflite, export = folder / "model.tflite", ("export", run)
+    file_of_tflite, export = folder / "model.tflite", ("export", run)
     to_picture = ("--output", picture)
     for argv, message in (
         (("export", tmp_path / "nowhere"), "there is no folder"),
         (("export", tmp_path), "holds no run"),
-        (
-            (*export, "--format", "onnx"),
-            "--format must be one or more of sparse, tflite, saved_model",
-        ),
+        ((*export, "--format", "onnx"), "--format must be one of sparse, tflite, saved_model"),
         ((*export, "--quantize", "float16"), "--quantize must be one of none for --format saved"),
         ((*export, "--format", "sparse", "--quantize", "int8"), "one of none, float16, bfloat16"),
         ((*export, "--part", "decoder"), "--part must be one of denoiser"),
@@ -221,12 +220,46 @@ def test_bad_exports_are_refused_before_any_work(exported, tmp_path, capfd):
         (("sample", plain, *to_picture), "holds a Sequential, no diffusion model"),
         (("sample", bare, *to_picture), "does not tell how the run sampled"),
         (("sample", file, *to_picture), "file"),
-        (("sample", tflite, "--eta", 1, *to_picture), "--eta must be 0 for"),
-        (("sample", tflite, "--sampler", "ddpm", *to_picture), "--sampler must be ddim, the only"),
-        (("sample", tflite, "--steps", 51, *to_picture), "--steps must be at most the run's 50"),
+        (("sample", file_of_tflite, "--eta", 1, *to_picture), "--eta must be 0 for"),
+        (
+            ("sample", file_of_tflite, "--sampler", "ddpm", *to_picture),
+            "--sampler must be ddim, the only",
+        ),
+        (
+            ("sample", file_of_tflite, "--steps", 51, *to_picture),
+            "--steps must be at most the run's 50",
+        ),
     ):
         assert command(*argv) == 2, argv
         err = capfd.readouterr().err
         assert re.search(message, err), (argv, err)
         assert "Traceback" not in err
     assert not picture.exists()
+
+
+COUNT = """
+from keras_sparse_dm.runs.formats.measures import ExportedFile
+
+def write(run, folder, name, *, quantize, metadata, **others):
+    path = folder / f"{name}.count"
+    path.write_text(str(run.model.count_params()))
+    yield ExportedFile(path.name, "count", quantize, 8, 4, 4, None)
+
+def load(path):
+    return int(path.read_text())
+
+def snippet(folder, run, file):
+    return [f'print(open("{file.name}").read())']
+"""
+
+
+def test_a_format_is_a_module_and_one_line(trained, tmp_path, monkeypatch):
+    (tmp_path / "count_format.py").write_text(COUNT)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(
+        formats.FORMATS, "count", formats.Format("count_format", ".count", ("none",))
+    )
+    assert command("export", trained, "--format", "count", "--output-dir", tmp_path / "out") == 0
+    model = load_run(trained, verbose=0).model
+    assert load_exported(tmp_path / "out" / "model.count") == model.count_params()
+    assert 'print(open("model.count").read())' in (tmp_path / "out" / "README.md").read_text()

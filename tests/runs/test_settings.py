@@ -1,14 +1,26 @@
 import dataclasses
 import json
 import math
+import typing
 from pathlib import Path
 
 import pytest
 
 from keras_sparse_dm.checks import SettingsError
-from keras_sparse_dm.presets import PRESETS, get_preset
+from keras_sparse_dm.datasets import IMAGE_DATASETS, SKETCH_DATASETS
+from keras_sparse_dm.diffusion.registry import SAMPLERS
+from keras_sparse_dm.masks.distributions import DISTRIBUTIONS
+from keras_sparse_dm.presets import (
+    PRESETS,
+    ImageSettings,
+    SamplingSettings,
+    SketchSettings,
+    TrainingSettings,
+    get_preset,
+)
 from keras_sparse_dm.runs.folder import CONFIG_FILE, read_config, write_json
 from keras_sparse_dm.runs.settings import RunSettings
+from keras_sparse_dm.sparsity.registry import METHODS
 
 
 def changed(part=None, **values):
@@ -25,6 +37,18 @@ def test_presets_pass_the_check(name):
     settings = RunSettings.from_preset(name)
     settings.check()
     assert settings.to_preset() == get_preset(name)
+
+
+def test_the_registries_are_the_choices():
+    for cls, name, registry in (
+        (SketchSettings, "dataset", SKETCH_DATASETS),
+        (ImageSettings, "dataset", IMAGE_DATASETS),
+        (SamplingSettings, "sampler", SAMPLERS),
+        (TrainingSettings, "distribution", DISTRIBUTIONS),
+    ):
+        assert typing.get_args(typing.get_type_hints(cls)[name]) == tuple(registry)
+    methods, other = typing.get_args(typing.get_type_hints(TrainingSettings)["method"])
+    assert typing.get_args(methods) == tuple(METHODS) and other is str
 
 
 def test_files_of_ones_own_need_a_folder(tmp_path):

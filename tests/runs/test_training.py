@@ -18,6 +18,7 @@ from keras_sparse_dm.commands.train import train_command
 from keras_sparse_dm.data import kanjivg_folder, select_characters
 from keras_sparse_dm.diffusion import DiffusionModel, NoiseSchedule
 from keras_sparse_dm.models import ChiroDiff
+from keras_sparse_dm.runs.samples import load_run
 from keras_sparse_dm.sparsity import check_invariant, masked_kernels
 from keras_sparse_dm.sparsity.install import innermost_sparse_optimizer
 
@@ -573,3 +574,33 @@ def test_a_magran_run_with_a_cosine_prune_rate(data, tmp_path):
     assert sum(report["last_update_exchanged"].values()) > dropped / 2
     cost = report["cost"]
     assert cost["sparse_training_flops"] == 3 * cost["sparse_flops"] * STEPS
+
+
+MINE = """
+import keras
+from keras_sparse_dm.sparsity import SparsityMethod
+
+@keras.saving.register_keras_serializable(package="mine")
+class Mine(SparsityMethod):
+    name = "mine"
+    gradient = None
+
+    def growth_score(self, weights, gradient, seed):
+        return keras.ops.ones_like(weights)
+"""
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own_trains_and_is_found_again(data, tmp_path, monkeypatch):
+    (tmp_path / "my_method.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "run"
+    arguments = (*TINY, "--epochs", "1", "--method", "my_method:Mine", "--data-dir", data)
+    assert run(*arguments, "--output-dir", folder) == 0
+    report, model = finished(folder)
+    check_invariant(model)
+    assert report["topology_updates"] == 1
+    # Another process has not imported it.
+    del sys.modules["my_method"], keras.saving.get_custom_objects()["mine>Mine"]
+    again = innermost_sparse_optimizer(load_run(folder, verbose=0).model)
+    assert type(again.method).__module__ == "my_method"

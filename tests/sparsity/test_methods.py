@@ -540,7 +540,7 @@ def test_methods_and_options_that_do_not_go_together_are_refused():
     refused("`schedule` must give the sparsity at each step for method 'gmp'.*'constant'", "gmp")
     refused("'gmp' has nothing to prune.*dense_start=True", "gmp", schedule=decay)
     refused(
-        "ends at sparsity 0.5, and `sparsify` was asked for 0.8",
+        "ends at sparsity 0.5, but `sparsify` was asked for 0.8",
         "gmp",
         dense | {"sparsity": 0.8},
         schedule=decay,
@@ -552,7 +552,7 @@ def test_methods_and_options_that_do_not_go_together_are_refused():
         schedule=PolynomialDecay(0.0, 0.5, 0, 10, frequency=4),
     )
     refused("ends at sparsity 0.9", "gmp", dense, schedule=ConstantSparsity(0.9, 0))
-    refused("'gmp' grows nothing", "gmp", dense, schedule=decay, competition="global")
+    refused("method 'gmp', which grows nothing", "gmp", dense, schedule=decay, competition="global")
     refused(
         "'set' scores single weights and cannot keep the blocks of 4",
         "set",

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-from made_up_results import scores_of
+from made_up_results import SKETCHES, scores_of
 from PIL import Image
 
 from keras_sparse_dm.study.figures import figures_of, sample_sheet
+from keras_sparse_dm.study.grid import Study, grid
 from keras_sparse_dm.study.studies import STUDIES
+from keras_sparse_dm.study.tables import tables_of
 
 
 def lines_of(axis):
@@ -49,6 +51,20 @@ def test_the_papers_fid_is_drawn_only_beside_the_same_score():
         assert ("Dense, paper" in lines_of(figure.axes[0])) == drawn
         if drawn:
             assert lines_of(figure.axes[0])["Dense, paper"][1] == [29.78, 29.78]
+
+
+def test_options_have_lines_and_rows_of_their_own(no_paper_costs):
+    options = {"grow_init": ("zeros", "normal")}
+    cells = grid(SKETCHES[:1], ("dense", "rigl"), (0.5, 0.9), (0.1,), (0,), **options)
+    study = Study("mine", "Mine", tuple(cells))
+    scores = scores_of(study, lambda cell, steps: 10.0 + len(cell.options))
+    ((_, figure),) = figures_of(scores).values()
+    lines = lines_of(figure.axes[0])
+    assert lines["RigL-DM"][1] == [10, 10] and lines["RigL-DM, grow init = normal"][1] == [11, 11]
+    (table,) = tables_of(scores)
+    rows = {row[1].text: row[2].text for block in table.blocks for row in block}
+    assert rows["RigL-DM, S = 0.9"] == "10.00"
+    assert rows["RigL-DM, S = 0.9, grow init = normal"] == "11.00"
 
 
 def test_score_against_prune_rate_and_sampling_steps():

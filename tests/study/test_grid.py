@@ -226,10 +226,82 @@ def test_a_study_of_ones_own(tmp_path):
     )
 
 
+OPTIONS = """
+presets: [chirodiff_kanjivg]
+methods: [dense, static, gmp, rigl]
+sparsities: [0.5]
+prune_rates: [0.1]
+seeds: [0]
+distribution: [uniform]
+structure: [none, 'blocks:4', 'nm:2:4']
+grow_init: [zeros, normal]
+grow_warmup: [false, true]
+"""
+
+
+def test_a_study_of_options_of_train(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(OPTIONS)
+    study = find_study(str(path))
+    # Dense runs have none of these options, and nothing grows in static runs and GMP's.
+    assert len(study.cells) == 1 + 3 + 3 + 3 * 2 * 2 and len(names(study.cells)) == 19
+    safe = set(string.ascii_letters + string.digits + "._-")
+    assert all(set(name) <= safe for name in names(study.cells))
+    by_name = {cell.name: cell for cell in study.cells}
+    assert "chirodiff_kanjivg-dense-seed0" in by_name
+    start = "chirodiff_kanjivg-rigl-s0.5-p0.1-"
+    # Defaults are not in the name.
+    assert f"{start}distribution_uniform-seed0" in by_name
+    cell = by_name[
+        f"{start}structure_nm.2.4-distribution_uniform-grow_init_normal-grow_warmup-seed0"
+    ]
+    settings = settings_of(cell, "smoke")
+    settings.check()
+    training = settings.training
+    assert (training.structure, training.distribution) == ("nm:2:4", "uniform")
+    assert training.grow_init == "normal" and training.grow_warmup is True
+    told = differences_from_paper(cell, "smoke", settings)
+    assert "structure: nm:2:4 instead of none" in told
+    plain = dataclasses.replace(cell, options=())
+    assert "options" not in plain.to_dict() and set(plain.to_dict()) < set(cell.to_dict())
+    assert settings_of(plain, "smoke").training.structure == "none"
+
+
+def test_default_options_give_the_same_cells_as_none():
+    arguments = (("ldm_celebahq",), ("rigl",), (0.5,), (0.5,), (0,))
+    plain = grid(*arguments)
+    assert grid(*arguments, structure=("none",), training_images=(0,), stop_step=(-1,)) == plain
+    (cell,) = grid(*arguments, training_images=(1000,), gradient_steps=(4,))
+    assert cell.name.endswith("-gradient_steps_4-training_images_1000-seed0")
+    with pytest.raises(SettingsError, match="received 'grow_initt'. Did you mean 'grow_init'"):
+        grid(*arguments, grow_initt=("normal",))
+
+
+def test_images_of_a_study_can_be_fewer(tmp_path):
+    (tmp_path / "celebahq").mkdir()
+    (cell,) = grid(("ldm_celebahq",), ("dense",), seeds=(0,), training_images=(1000,))
+    settings = settings_of(cell, "paper", tmp_path)
+    assert settings.data.training_images == 1000 and settings.data.validation_images == 0
+    assert settings_of(cell, "smoke").data.training_images == 1000
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
         ("presets: [chirodiff_kanjivg", "cannot be read"),
+        (
+            "presets: [chirodiff_kanjivg]\nmethods: [dense]\ntraining_images: [9]",
+            "training_images must be left out for chirodiff_kanjivg",
+        ),
+        (
+            "presets: [chirodiff_kanjivg]\nmethods: [dense]\ngrow_warmup: [1]",
+            "grow_warmup must hold true or false; received 1",
+        ),
+        ("presets: [chirodiff_kanjivg]\nmethods: [dense]\nstructure: []", "at least one"),
+        (
+            "presets: [chirodiff_kanjivg]\nmethods: [dense, 'a b:C']",
+            "method must be one of .* or package.module:Class; received 'a b:C'",
+        ),
         ("- 3", "must hold lists"),
         ("presets: [chirodiff_kanjivg]\nmethod: [rigl]", "'method' is unknown.*methods"),
         ("presets: chirodiff_kanjivg\nmethods: [dense]", "presets must be a list"),

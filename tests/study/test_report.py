@@ -9,9 +9,12 @@ from made_up_results import SKETCHES, made_up
 from PIL import Image
 
 from keras_sparse_dm.cli import main
+from keras_sparse_dm.sparsity import registry
 from keras_sparse_dm.study.grid import Study, grid
 from keras_sparse_dm.study.report import write_study_report
 from keras_sparse_dm.study.results import RESULT_FILE, SCHEMA_VERSION, claim_scale, read_results
+from keras_sparse_dm.study.studies import find_study
+from keras_sparse_dm.study.tasks import Options, tasks_of
 
 SMALL = Study(
     "small",
@@ -116,6 +119,54 @@ def test_equal_results_give_equal_reports(report, study_folder, tmp_path):
         assert (again.parent / name).read_bytes() == (path.parent / name).read_bytes(), name
 
 
+MY_METHODS = """
+import keras
+from keras_sparse_dm.sparsity import SparsityMethod
+
+class Mine(SparsityMethod):
+    name = "mine"
+    gradient = None
+
+    def growth_score(self, weights, gradient, seed):
+        return keras.ops.abs(weights)
+
+class Momentum(Mine):
+    gradient = "momentum"
+"""
+
+
+def test_methods_that_are_new_need_a_registry_line_or_nothing(tmp_path, monkeypatch):
+    (tmp_path / "my_methods.py").write_text(MY_METHODS)
+    monkeypatch.syspath_prepend(tmp_path)
+    facts = registry.MethodFacts("my_methods:Mine", "Mine-DM", "#123456", "*")
+    monkeypatch.setitem(registry.METHODS, "mine", facts)
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        "presets: [chirodiff_vmnist]\nsparsities: [0.5, 0.9]\nprune_rates: [0.1]\nseeds: [0]\n"
+        "methods: [dense, mine, 'my_methods:Momentum']\n"
+    )
+    study = find_study(str(file))
+    tasks = tasks_of(study, Options("smoke", tmp_path / "smoke"))
+    methods = [task.settings.training.method for task in tasks[1::2]]
+    assert methods == ["mine", "my_methods:Momentum"]
+    assert [task.name for task in tasks] == [
+        "chirodiff_vmnist-dense-seed0",
+        "chirodiff_vmnist-mine-s0.5-p0.1-seed0",
+        "chirodiff_vmnist-mine-s0.9-p0.1-seed0",
+        "chirodiff_vmnist-my_methods.Momentum-s0.5-p0.1-seed0",
+        "chirodiff_vmnist-my_methods.Momentum-s0.9-p0.1-seed0",
+    ]
+    store(tmp_path / "smoke", made_up(study, lambda cell, steps: 10.0 + cell.sparsity))
+    path = write_study_report(study, tmp_path / "smoke")
+    (table,) = [t for t in path.read_text().split("\n\n") if "Params" in t and "|" in t]
+    rows = {row.split(" | ")[1]: row.split(" | ")[2:] for row in table.splitlines()}
+    assert "10.50" in rows["Mine-DM, S = 0.5"][0] and "10.90" in rows["Momentum, S = 0.9"][0]
+    # Momentum needs a dense gradient at each step: 2 f_S + f_D, relative to 3 f_D.
+    assert rows["Mine-DM, S = 0.5"][2] == "0.50×" and rows["Momentum, S = 0.5"][2] == "0.67×"
+    figure = (path.parent / "sparsity-p0.1.svg").read_text()
+    assert "Mine-DM" in figure and "Momentum" in figure and "#123456" in figure
+
+
 def test_sheets_show_dense_samples_above_the_best_sparse_ones(report):
     text = report.read_text(encoding="utf-8")
     assert "VMNIST: Dense; VMNIST: RigL-DM, S = 0.5, p = 0.05" in text
@@ -154,7 +205,7 @@ def test_the_command(study_folder, tmp_path, capsys, monkeypatch, no_paper_costs
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["tabel2"], "Did you mean table2"),
+        (["tabel2"], "Did you mean 'table2"),
         (["table2"], "--folder must name the folder"),
         (["table2", "--folder", "nowhere"], "there is no folder nowhere"),
         (["table2", "--folder", "empty"], "empty holds no run of table2"),

@@ -66,8 +66,22 @@ def test_approaches_are_told_apart_by_what_differs():
     assert titles[0] == "RigL-DM, S = 0.5, p = 0.05, ΔT = 100" and len(set(titles)) == 4
     same = dataclasses.replace(cells[0], seed=5)
     assert Approach.of(same) == Approach.of(cells[0])
-    # The paper's numbers belong to its own update interval.
+    normal = dataclasses.replace(cells[0], options=(("grow_init", "normal"),))
+    assert Approach.of(normal).title() == "RigL-DM, S = 0.5, grow init = normal"
+    # The paper's numbers belong to its own update interval and options.
     papers = Approach("chirodiff_vmnist", False, "rigl", 0.9, 0.05, None)
     assert scores.paper_fid(papers).mean == 52.25
     assert scores.paper_fid(dataclasses.replace(papers, update_every=800)).mean == 52.25
     assert scores.paper_fid(dataclasses.replace(papers, update_every=100)) is None
+    assert scores.paper_fid(dataclasses.replace(papers, options=normal.options)) is None
+
+
+def test_dense_runs_on_the_same_data_are_compared():
+    cells = [
+        *grid(("ldm_celebahq",), ("dense", "static"), (0.5,), seeds=(0,), training_images=(0, 99)),
+        *grid(("ldm_celebahq",), ("static",), (0.5,), seeds=(0,), structure=("blocks:4",)),
+    ]
+    scores = scores_of(Study("mine", "Mine", tuple(cells)))
+    found = {a.options: scores.dense(a).options for a in scores.approaches(method="static")}
+    fewer, blocks = (("training_images", 99),), (("structure", "blocks:4"),)
+    assert found == {(): (), fewer: fewer, blocks: ()}

@@ -38,6 +38,15 @@ def list_images(data_dir, hint: str = "") -> list[Path]:
     return files
 
 
+def plan_own_folder(dataset, data_dir, counts, seed, *, validation, **others) -> Plan:
+    """Plan the images of a user's folder; the arguments are those of `load_images`."""
+    if data_dir is None:
+        raise ValueError(f"data_dir=None: dataset={dataset!r} needs data_dir, a folder of images")
+    files = list_images(data_dir)
+    title = Path(data_dir).expanduser().resolve().name
+    return plan_folder(title, files, data_dir, counts, seed, validation)
+
+
 def plan_folder(title, files, data_dir, counts, seed, share=0.5, flip=False) -> Plan:
     """Plan the images of `files` in a folder; `share` of them are for validation by default."""
     folder = Path(data_dir).expanduser()

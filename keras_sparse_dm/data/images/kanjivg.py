@@ -15,7 +15,9 @@ from keras_sparse_dm.data.reading import read_svg
 from keras_sparse_dm.data.sketches.kanjivg import kanjivg_folder, load_kanjivg
 
 
-def plan_kanjivg(data_dir, cache_dir, counts, seed, characters, workers, progress) -> Plan:
+def plan_kanjivg(
+    dataset, data_dir, counts, seed, *, cache_dir, characters, workers, progress, **others
+) -> Plan:
     """Plan images of KanjiVG; the arguments are those of `load_images`."""
     folder = kanjivg_folder() if data_dir is None else Path(data_dir).expanduser()
     # The sketches' names give the same split, without the sketches that are too long.

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from keras_sparse_dm.checks import check_whole
 from keras_sparse_dm.data.cache import cache_folder, fingerprint_of
 from keras_sparse_dm.data.images.arrays import ImageArrays
-from keras_sparse_dm.data.images.folder import list_images, plan_folder
-from keras_sparse_dm.data.images.kanjivg import plan_kanjivg
 from keras_sparse_dm.data.images.prepared import (
     CACHE_VERSION,
     check_images,
     image_arrays,
     write_images,
 )
-from keras_sparse_dm.data.images.published import PUBLISHED, plan_published
 from keras_sparse_dm.data.row_files import read_rows_or_warn
-
-DATASETS = (*PUBLISHED, "kanjivg", "folder")
+from keras_sparse_dm.datasets import IMAGE_DATASETS
+from keras_sparse_dm.places import load_place
 
 
 def load_images(
@@ -94,16 +90,18 @@ def load_images(
     )
     size = int(size)
     counts = (train_images, validation_images)
-    if dataset == "folder":
-        if data_dir is None:
-            raise ValueError("data_dir=None: dataset='folder' needs data_dir, a folder of images")
-        files = list_images(data_dir)
-        title = Path(data_dir).expanduser().resolve().name
-        plan = plan_folder(title, files, data_dir, counts, split_seed, validation)
-    elif dataset == "kanjivg":
-        plan = plan_kanjivg(data_dir, cache_dir, counts, split_seed, characters, workers, progress)
-    else:
-        plan = plan_published(dataset, data_dir, counts, split_seed, download)
+    plan = load_place(IMAGE_DATASETS[dataset].place)(
+        dataset,
+        data_dir,
+        counts,
+        split_seed,
+        cache_dir=cache_dir,
+        validation=validation,
+        characters=characters,
+        workers=workers,
+        progress=progress,
+        download=download,
+    )
     if flip is not None:
         plan = replace(plan, flip=bool(flip))
 
@@ -121,10 +119,9 @@ def load_images(
 def _check_settings(
     dataset, size, workers, train_images, validation_images, validation, split_seed, download
 ):
-    if dataset not in DATASETS:
-        raise ValueError(
-            f"dataset={dataset!r} is unknown; it must be one of " + ", ".join(map(repr, DATASETS))
-        )
+    if dataset not in IMAGE_DATASETS:
+        known = ", ".join(map(repr, IMAGE_DATASETS))
+        raise ValueError(f"dataset={dataset!r} is unknown; it must be one of {known}")
     check_whole("size", size, 8, 2**14)
     if workers is not None:
         check_whole("workers", workers, 1, 2**16)
@@ -137,7 +134,6 @@ def _check_settings(
     if not 0 < validation < 1:
         raise ValueError(f"validation={validation!r} must be between 0 and 1, for example 0.05")
     check_whole("split_seed", split_seed, 0, 2**63)
-    if download and dataset != "imagenette":
-        raise ValueError(
-            f"download=True is for dataset='imagenette' only; received dataset={dataset!r}"
-        )
+    if download and not IMAGE_DATASETS[dataset].downloads:
+        able = " or ".join(repr(name) for name, facts in IMAGE_DATASETS.items() if facts.downloads)
+        raise ValueError(f"download=True is for dataset={able} only; received dataset={dataset!r}")

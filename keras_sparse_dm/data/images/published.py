@@ -79,7 +79,7 @@ PUBLISHED = {
 }
 
 
-def plan_published(dataset, data_dir, counts, seed, download) -> Plan:
+def plan_published(dataset, data_dir, counts, seed, *, download, **others) -> Plan:
     """Plan the images of a published data set; the arguments are those of `load_images`."""
     published = PUBLISHED[dataset]
     asked = [

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-PARTS = ("train", "test", "all")
+from keras_sparse_dm.datasets import DIGITS
 
 # Greatest number of pixels that a file may announce; MNIST has 47 million.
 MAX_PIXELS = 2**29
@@ -109,9 +109,9 @@ def load_digits(folder=None, part: str = "test") -> DigitImages:
             it; the message explains how to get it.
         ValueError: if `part` is unknown or a file is broken; the message names it.
     """
-    if part not in PARTS:
+    if part not in DIGITS:
         raise ValueError(
-            f"part={part!r} is unknown; it must be one of " + ", ".join(map(repr, PARTS))
+            f"part={part!r} is unknown; it must be one of " + ", ".join(map(repr, DIGITS))
         )
     if folder is None:
         digits = _read_tfds(None, part)

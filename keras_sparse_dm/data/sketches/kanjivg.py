@@ -30,8 +30,7 @@ from keras_sparse_dm.data.sketches.source import (
     items_of,
     read_line_or_sketch,
 )
-
-CHARACTERS = ("kanji", "kanji+variants", "all")
+from keras_sparse_dm.datasets import CHARACTERS
 
 _KANJIVG_NAME = re.compile(r"([0-9a-f]{5})(-\w+)?")
 

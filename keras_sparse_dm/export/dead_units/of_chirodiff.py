@@ -3,7 +3,7 @@
 import numpy as np
 from keras.ops import convert_to_numpy as to_numpy
 
-from keras_sparse_dm.export.dead_units.kept_units import KernelParts, at_least
+from keras_sparse_dm.export.dead_units.kept_units import KernelParts, at_least, row
 from keras_sparse_dm.models import ChiroDiff
 
 
@@ -71,7 +71,7 @@ def smaller_chirodiff(network):
     gone = constant & ~keep
     folded = bias[gone].astype("float64") @ noise_kernel[:width][gone]
     smaller.noise_projection.bias.assign(to_numpy(noise.bias) + folded)
-    return smaller, [row(*row) for row in rows], {}
+    return smaller, [row(*values) for values in rows], {}
 
 
 def _zero_units(cell, varying):
