@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
+from rich.console import Console
+from rich.table import Table
 
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.commands.evaluate import (
@@ -11,6 +12,10 @@ from keras_sparse_dm.commands.evaluate import (
     load_for,
     run_command,
 )
+from keras_sparse_dm.lazy import lazy_module
+
+exports = lazy_module("keras_sparse_dm.runs.export")
+tyro = lazy_module("tyro")
 
 # Which types of weights each format can have.
 QUANTIZATIONS = {
@@ -102,15 +107,10 @@ def export_command(argv, prog="sparse-dm export"):
     """Parses the options of `export`, exports, and returns the exit code."""
 
     def work(settings):
-        from rich.console import Console
-        from rich.table import Table
-
-        from keras_sparse_dm.runs.export import README, export_run, table_rows
-
         run = load_for(settings)
         print(f"Exporting {run.file}, after {int(run.model.optimizer.iterations):,} steps.")
         folder = settings.output_dir or run.folder / "export"
-        written, removed = export_run(
+        written, removed = exports.export_run(
             run,
             folder,
             settings.format,
@@ -125,12 +125,12 @@ def export_command(argv, prog="sparse-dm export"):
         if removed is not None:
             print(removed)
         table = Table()
-        columns = table_rows(written)
+        columns = exports.table_rows(written)
         for i, (header, _) in enumerate(columns):
             table.add_column(header, justify="right" if i else "left", overflow="fold")
         for row in zip(*(cells for _, cells in columns), strict=True):
             table.add_row(*row)
         Console(width=120).print(table)
-        print(f"Files: {folder}   How to load them: {folder / README}")
+        print(f"Files: {folder}   How to load them: {folder / exports.README}")
 
     return run_command(argv, prog, ExportSettings, work, "Files that are whole are kept.")

@@ -6,19 +6,20 @@ import itertools
 import os
 import sys
 
-import tyro
-
 from keras_sparse_dm.checks import UsageError
+from keras_sparse_dm.lazy import lazy_module, load
+
+tyro = lazy_module("tyro")
 
 
-def parse_options(kind, argv, prog, default=tyro.MISSING_NONPROP):
+def parse_options(kind, argv, prog, default=None):
     """Parses options into a dataclass.
 
     Args:
         kind: The dataclass.
         argv: List of strings.
         prog: What the command is called.
-        default: An instance whose values are the defaults; those of the class by default.
+        default: An instance whose values are the defaults; by default those of the class.
 
     Returns:
         An instance of `kind`.
@@ -29,9 +30,10 @@ def parse_options(kind, argv, prog, default=tyro.MISSING_NONPROP):
     """
     # tyro tells what is wrong in a box of many lines; a terminal's user needs the first.
     errors = io.StringIO()
+    given = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(kind, default=default, args=argv, prog=prog)
+            return tyro.cli(kind, args=argv, prog=prog, **given)
     except SystemExit as exit_:
         if not exit_.code:
             raise
@@ -60,6 +62,12 @@ def readers_may_leave():
         # Python flushes the output once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + 13) from None  # as a program that SIGPIPE has ended
+
+
+def load_quietly(module):
+    """Load a `lazy_module` that needs TensorFlow, with `quiet_start`."""
+    with quiet_start():
+        load(module)
 
 
 @contextlib.contextmanager

@@ -6,23 +6,26 @@ import typing
 from pathlib import Path
 
 from keras_sparse_dm.checks import UsageError
-from keras_sparse_dm.commands.options import fail, parse_options, quiet_start
+from keras_sparse_dm.commands.options import fail, load_quietly, parse_options
 from keras_sparse_dm.files import os_error_text
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.presets import PRESETS
 from keras_sparse_dm.runs.autoencoder_settings import AutoencoderRunSettings
 from keras_sparse_dm.runs.folder import CONFIG_FILE, check_folder, read_config
 from keras_sparse_dm.runs.settings import SETTINGS, RunSettings, TrainingDiverged
+
+autoencoder = lazy_module("keras_sparse_dm.runs.autoencoder")
+report = lazy_module("keras_sparse_dm.runs.report")
+training = lazy_module("keras_sparse_dm.runs.train")
 
 
 def train_command(argv, prog="train.py"):
     """Parses the options of `train`, trains, and returns the exit code."""
 
     def train(settings):
-        with quiet_start():
-            from keras_sparse_dm.runs.report import summary
-            from keras_sparse_dm.runs.train import train
-        folder = train(settings)
-        print(f"\n{summary(folder)}")
+        load_quietly(training)
+        folder = training.train(settings)
+        print(f"\n{report.summary(folder)}")
 
     return _run(argv, prog, RunSettings, "quickstart", train)
 
@@ -31,9 +34,8 @@ def train_autoencoder_command(argv, prog="sparse-dm train-autoencoder"):
     """Parses the options of `train-autoencoder`, trains, and returns the exit code."""
 
     def train(settings):
-        with quiet_start():
-            from keras_sparse_dm.runs.autoencoder import train_autoencoder
-        folder = train_autoencoder(settings)
+        load_quietly(autoencoder)
+        folder = autoencoder.train_autoencoder(settings)
         print(f"Autoencoder: {folder / 'autoencoder.keras'}, for --autoencoder of train")
         print(f"Report:      {folder / 'report.md'}")
 

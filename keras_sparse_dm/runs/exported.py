@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_sparse_dm import diffusion, export
 from keras_sparse_dm.checks import SettingsError
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.presets import SamplingSettings, from_plain
 from keras_sparse_dm.runs.kinds import Kind, kind_named
+
+tf = lazy_module("tensorflow")
 
 SAVED_MODEL = "saved_model.pb"
 DECODER = "decoder"
@@ -125,11 +129,7 @@ def _exported(path, metadata, kind, timesteps, draw, **how):
 
 
 def _saved_model(path):
-    import tensorflow as tf
-
-    from keras_sparse_dm.export import read_metadata
-
-    metadata = read_metadata(path)
+    metadata = export.read_metadata(path)
     if "generate" not in metadata["signatures"]:
         raise ValueError(f"{path} holds a denoiser alone, and no sampler: export the whole model.")
     try:
@@ -147,9 +147,7 @@ def _saved_model(path):
 
 
 def _tflite(path):
-    from keras_sparse_dm.export import generate_from_tflite, read_tflite_metadata
-
-    metadata = read_tflite_metadata(path)
+    metadata = export.read_tflite_metadata(path)
     if metadata["what"] == DECODER:
         raise ValueError(f"{path} is the decoder; give the denoiser's file beside it.")
     decoder = None
@@ -159,7 +157,7 @@ def _tflite(path):
             raise ValueError(f"{path} gives latents, and there is no {decoder.name} beside it.")
 
     def draw(n, lengths, steps, sampler, eta, seed):
-        return generate_from_tflite(
+        return export.generate_from_tflite(
             path, None if lengths is not None else n, lengths, steps, seed, decoder
         )
 
@@ -175,12 +173,9 @@ def _tflite(path):
 
 
 def _container(path):
-    from keras_sparse_dm.diffusion import DiffusionModel
-    from keras_sparse_dm.export import load_sparse, read_header
-
-    metadata = read_header(path)["metadata"]
-    model = load_sparse(path)
-    if not isinstance(model, DiffusionModel):
+    metadata = export.read_header(path)["metadata"]
+    model = export.load_sparse(path)
+    if not isinstance(model, diffusion.DiffusionModel):
         raise ValueError(f"{path} holds a {type(model).__name__}, no diffusion model.")
 
     kind = "images" if hasattr(model, "autoencoder") else "sketches"

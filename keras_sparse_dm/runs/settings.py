@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from keras_sparse_dm.checks import SettingsError, at_least, did_you_mean, in_range, one_of
 from keras_sparse_dm.diffusion.noise_schedule import KINDS as NOISE_SCHEDULES
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.masks.distributions import DISTRIBUTIONS
 from keras_sparse_dm.masks.structure_text import parse_structure
 from keras_sparse_dm.presets import (
@@ -38,6 +37,8 @@ from keras_sparse_dm.runs.setting_checks import (
     check_sketch_settings,
 )
 from keras_sparse_dm.sparsity.registry import METHODS, facts_of
+
+tyro = lazy_module("tyro")
 
 AUTOENCODER_SUFFIXES = (".keras", ".ckpt", ".pt", ".pth", ".safetensors")
 

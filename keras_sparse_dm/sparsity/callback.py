@@ -5,10 +5,13 @@ import warnings
 import keras
 import numpy as np
 
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.sparsity.install import install
 from keras_sparse_dm.sparsity.options import SparsityOptions, takes_options
 from keras_sparse_dm.sparsity.report import sparsity_report
 from keras_sparse_dm.sparsity.schedules import next_update
+
+tf = lazy_module("tensorflow")
 
 
 class DynamicSparsity(keras.callbacks.Callback):
@@ -62,8 +65,6 @@ class DynamicSparsity(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         if self.log_dir is not None and self._writer is None:
-            import tensorflow as tf
-
             self._writer = tf.summary.create_file_writer(str(self.log_dir))
         self._seen_updates = self._optimizer.topology_updates
         self._sparsity = sparsity_report(self.model).sparsity
@@ -95,8 +96,6 @@ class DynamicSparsity(keras.callbacks.Callback):
         if logs is not None:
             logs["sparsity"] = self._sparsity
         if self._writer is not None:
-            import tensorflow as tf
-
             with self._writer.as_default(step=self._optimizer.steps):
                 for k in report.kernels:
                     tf.summary.scalar(f"density/{k.name}", k.density)
@@ -143,8 +142,6 @@ class DynamicSparsity(keras.callbacks.Callback):
             )
 
     def _log_update(self):
-        import tensorflow as tf
-
         ones = self._optimizer.mask_ones()
         with self._writer.as_default(step=self._optimizer.steps):
             for name, count in self._optimizer.exchanged().items():
