@@ -19,7 +19,7 @@ diffusers = lazy_module("keras_sparse_dm.convert.diffusers")
 keras = lazy_module("keras")
 plan = lazy_module("keras_sparse_dm.convert.plan")
 pytorch = lazy_module("keras_sparse_dm.convert.pytorch")
-spelling_of = lazy_module("keras_sparse_dm.convert.spelling")
+spellings = lazy_module("keras_sparse_dm.convert.spelling")
 tyro = lazy_module("tyro")
 
 KERAS = ".keras"
@@ -135,7 +135,7 @@ def _to_keras(settings):
 
 def _new_model(settings, source):
     """Return a new model for the part of a source that the settings ask for."""
-    found = spelling_of.find_networks(source.tensors)
+    found = spellings.find_networks(source.tensors)
     part = settings.part
     if part is None:
         if not found:
@@ -169,7 +169,7 @@ def _classes():
 
 
 def _title(part):
-    return {"all": "U-Net and autoencoder"}.get(part) or spelling_of.TITLES[part]
+    return {"all": "U-Net and autoencoder"}.get(part) or spellings.TITLES[part]
 
 
 def _arguments(kind, spelling, source, settings):

@@ -5,12 +5,13 @@ import warnings
 import keras
 import numpy as np
 
-from keras_sparse_dm.lazy import lazy_module
+from keras_sparse_dm.lazy import lazy_module, load
 from keras_sparse_dm.sparsity.install import install
 from keras_sparse_dm.sparsity.options import SparsityOptions, takes_options
 from keras_sparse_dm.sparsity.report import sparsity_report
 from keras_sparse_dm.sparsity.schedules import next_update
 
+tensorboard = lazy_module("tensorboard")
 tf = lazy_module("tensorflow")
 
 
@@ -25,9 +26,9 @@ class DynamicSparsity(keras.callbacks.Callback):
         *args, **options: Arguments of `SparsityOptions`: `method`, `update_every`, `prune_rate`,
             `start_step`, `stop_step`, `schedule`, `seed`, `competition`, `grow_init`,
             `gradient_steps`, `grow_warmup`.
-        log_dir: Optional folder for TensorBoard. Logs each kernel's density, the share of its
-            active weights exchanged by each update, the share of its weights that have ever been
-            active, and an image of each mask after every epoch.
+        log_dir: Optional folder for TensorBoard, which must be installed. Logs each kernel's
+            density, the share of its active weights exchanged by each update, the share of its
+            weights that have ever been active, and an image of each mask after every epoch.
 
     Put callbacks that read `sparsity` from the logs after this one. Callbacks that restore earlier
     weights (EarlyStopping) may come before or after it; the masks adapt to the restored weights.
@@ -48,6 +49,9 @@ class DynamicSparsity(keras.callbacks.Callback):
     @takes_options
     def __init__(self, *args, log_dir=None, **options):
         super().__init__()
+        if log_dir is not None:
+            # TensorFlow writes scalars only if it finds TensorBoard.
+            load(tensorboard)
         self.options = SparsityOptions(*args, **options)
         # Options are attributes of the callback too.
         vars(self).update(vars(self.options))
