@@ -15,6 +15,7 @@ OPTIONAL = {
     "PIL": ("pillow", _TRAIN),
     "ai_edge_litert": ("ai-edge-litert", "ai-edge-litert"),
     "filelock": ("filelock", _TRAIN),
+    "kanjivg": ("kanjivg", _TRAIN),
     "matplotlib": ("matplotlib", _TRAIN),
     "platformdirs": ("platformdirs", _TRAIN),
     "shapely": ("shapely", _TRAIN),
@@ -67,7 +68,10 @@ def load(module):
         package = name.partition(".")[0]
         if package not in OPTIONAL or error.name is None or error.name.partition(".")[0] != package:
             raise
-        title, target = OPTIONAL[package]
-        raise MissingPackage(
-            f"{title} is not installed; install it with: pip install {target}", name=error.name
-        ) from None
+        raise MissingPackage(not_installed(package), name=error.name) from None
+
+
+def not_installed(package):
+    """Return the sentence that an optional package is missing, and how to install it."""
+    title, target = OPTIONAL[package]
+    return f"{title} is not installed; install it with: pip install {target}"

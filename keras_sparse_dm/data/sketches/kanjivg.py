@@ -30,6 +30,7 @@ from keras_sparse_dm.data.sketches.source import (
     items_of,
     read_line_or_sketch,
 )
+from keras_sparse_dm.lazy import not_installed
 
 CHARACTERS = ("kanji", "kanji+variants", "all")
 
@@ -51,8 +52,7 @@ def kanjivg_folder() -> Path:
         folder = None
     if folder is None or not folder.is_dir():
         raise FileNotFoundError(
-            "the KanjiVG package is not installed; run `pip install kanjivg`, or give the folder "
-            "of KanjiVG's .svg files"
+            f"{not_installed('kanjivg')}, or give the folder of KanjiVG's .svg files"
         )
     return folder
 
