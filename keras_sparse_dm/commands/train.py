@@ -73,19 +73,20 @@ def _advice(settings):
     )
 
 
-def parse_train_options(argv, prog="train.py"):
-    """Parses the options of `train` over the settings of their preset, or of the run resumed.
+def parse_settings(argv, prog="train.py", kind=RunSettings, preset="quickstart"):
+    """Parse the options of a run over the settings of their preset, or of the run resumed.
+
+    Args:
+        argv: List of strings.
+        prog: Name of the command in messages.
+        kind: Class of the settings.
+        preset: Name of the default preset.
 
     Raises:
         UsageError: for options that do not parse, an unknown preset, or a run that cannot
             be resumed.
         SystemExit: after `--help`.
     """
-    return parse_settings(argv, prog, RunSettings, "quickstart")
-
-
-def parse_settings(argv, prog, kind, preset):
-    """As `parse_train_options`, for a kind of settings and its default preset."""
 
     def parse(default):
         return parse_options(type(default), argv, prog, default)

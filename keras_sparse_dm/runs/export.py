@@ -27,6 +27,7 @@ from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.metrics.costs.memory import file_bytes
 from keras_sparse_dm.runs.exported import run_metadata
 from keras_sparse_dm.runs.folder import read_json, write_json
+from keras_sparse_dm.runs.markdown import markdown_table
 from keras_sparse_dm.sparsity import masked_kernels
 
 # In the folder of the exported files.
@@ -281,19 +282,14 @@ def table_rows(files):
 
 
 def _readme(folder, run, told, files):
-    columns = table_rows(files)
+    headings, columns = zip(*table_rows(files), strict=True)
     lines = [
         f"# {told['preset']}, {told['method']}, sparsity {told['sparsity']:g}",
         "",
         f"Exported from `{told['model']}` of the run `{run.folder.name}` after "
         f"{told['steps_trained']:,} training steps.",
         "",
-        "| " + " | ".join(header for header, _ in columns) + " |",
-        "|---|" + "---:|" * (len(columns) - 1),
-        *(
-            "| " + " | ".join(row) + " |"
-            for row in zip(*(cells for _, cells in columns), strict=True)
-        ),
+        *markdown_table(headings, zip(*columns, strict=True)),
         "",
         "Dense: the same file with zeros stored as all other weights. Largest difference: of the "
         "predicted noise, from Keras's. ms: median time of one call, in the run that wrote the "

@@ -30,11 +30,6 @@ class MethodFacts(NamedTuple):
     exchanges: bool = True
     prunes: bool = False
 
-    @property
-    def changes_masks(self):
-        """True for a method that changes masks while it trains."""
-        return self.exchanges or self.prunes
-
 
 _OURS = "keras_sparse_dm.sparsity.methods"
 METHODS = {
