@@ -20,9 +20,14 @@ HEAVY = (
 )
 
 
-def python(*argv, **arguments):
+def python(*argv, timeout=120, **arguments):
     return subprocess.run(
-        [sys.executable, *argv], capture_output=True, text=True, cwd=ROOT, timeout=120, **arguments
+        [sys.executable, *argv],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=timeout,
+        **arguments,
     )
 
 
@@ -182,8 +187,9 @@ def test_errors_name_every_package_of_the_extra():
     assert {canonicalize_name(title) for title in named} == extra
 
 
+@pytest.mark.slow  # `.ci/run` checks a real plain installation
 def test_what_works_without_the_extra():
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    result = python("tests/plain_install.py", "--hide", env=environment)
+    result = python("tests/plain_install.py", "--hide", env=environment, timeout=600)
     assert result.returncode == 0, result.stderr
     assert "works" in result.stdout

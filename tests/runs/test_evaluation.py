@@ -12,7 +12,6 @@ import pytest
 from keras_sparse_dm.cli import main
 from keras_sparse_dm.data import read_sketches
 from keras_sparse_dm.metrics.intervals import Interval
-from keras_sparse_dm.runs import evaluate as evaluation
 from keras_sparse_dm.runs import samples
 from keras_sparse_dm.runs.sketches import Sketches
 
@@ -180,12 +179,12 @@ def test_bad_evaluations_are_refused_before_any_work(run, tmp_path, capfd):
 def test_features_of_real_data_are_computed_once(run, monkeypatch):
     assert command("evaluate", run, "--samples", 9, "--seed", 9, "--verbose", 0) == 0
     drawn = []
-    pictures = evaluation._pictures
+    pictures = Sketches.pictures
 
-    def counting(run, data, progress):
-        drawn.append(len(data))
-        return pictures(run, data, progress)
+    def counting(kind, examples, progress):
+        drawn.append(len(examples))
+        return pictures(kind, examples, progress)
 
-    monkeypatch.setattr(evaluation, "_pictures", counting)
+    monkeypatch.setattr(Sketches, "pictures", counting)
     assert command("evaluate", run, "--samples", 9, "--seed", 9, "--verbose", 0) == 0
     assert drawn == [9]
