@@ -75,7 +75,7 @@ def test_no_step_makes_later_reads_copy_a_kernel():
 
 
 def test_a_step_without_gradients_changes_nothing():
-    """As in Keras."""
+    """Keras does the same."""
     _, model = compiled_step("adamw", layers=1)
     before = model.get_weights()
     tf.function(lambda: model.optimizer.apply([], []))()
