@@ -4,6 +4,7 @@ All public names are attributes of this package and load on first use, so
 ``import keras_sparse_dm as ksd`` is quick.
 """
 
+import importlib as _importlib
 import pathlib as _pathlib
 import sys as _sys
 
@@ -48,15 +49,11 @@ def _register_saved_classes(module):
     """
     if "keras" not in _sys.modules or _being_imported(except_for=module):
         return
-    import keras
-
-    import keras_sparse_dm.layers.in_place
-    import keras_sparse_dm.models.chirodiff.denoiser
-    import keras_sparse_dm.models.unet
-    import keras_sparse_dm.sparsity.optimizer
-
-    if keras.config.backend() == "tensorflow":
-        import keras_sparse_dm.models.latent_diffusion  # noqa: F401
+    names = ["layers.in_place", "models.chirodiff.denoiser", "models.unet", "sparsity.optimizer"]
+    if _sys.modules["keras"].config.backend() == "tensorflow":
+        names.append("models.latent_diffusion")
+    for name in names:
+        _importlib.import_module(f"{__name__}.{name}")
 
 
 def _being_imported(except_for):

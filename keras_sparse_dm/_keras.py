@@ -8,6 +8,13 @@ import contextlib
 from dataclasses import dataclass
 
 import keras
+from keras.src.ops.node import Node
+from keras.src.saving.serialization_lib import ObjectSharingScope
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
 
 # Layers and their variables.
 
@@ -114,8 +121,6 @@ def is_graph_node(value):
 
     Imports `keras.src.ops.node.Node`, which is not exported.
     """
-    from keras.src.ops.node import Node
-
     return isinstance(value, Node)
 
 
@@ -141,8 +146,6 @@ def object_sharing_scope():
 
     Enters `keras.src.saving.serialization_lib.ObjectSharingScope`, which Keras does not export.
     """
-    from keras.src.saving.serialization_lib import ObjectSharingScope
-
     with ObjectSharingScope():
         yield
 
@@ -294,8 +297,6 @@ def shared_function(function, input_signature):
 
     Sets the attribute `_noinline`; TensorFlow otherwise copies the body into each call.
     """
-    import tensorflow as tf
-
     return tf.function(
         function,
         input_signature=input_signature,
@@ -309,10 +310,6 @@ def frozen(concrete_function):
 
     Calls `tensorflow.python.framework.convert_to_constants`, which TensorFlow 2 does not export.
     """
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
-
     return convert_variables_to_constants_v2(concrete_function, lower_control_flow=False)
 
 

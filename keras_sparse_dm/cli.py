@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import keras_sparse_dm
 from keras_sparse_dm.checks import did_you_mean
-from keras_sparse_dm.commands.options import readers_may_leave
+from keras_sparse_dm.commands.options import fail, readers_may_leave
+from keras_sparse_dm.lazy import MissingPackage
 from keras_sparse_dm.presets import PRESETS
 
 
@@ -92,14 +93,22 @@ def usage():
     )
 
 
+def run_command(name, argv, prog):
+    """Run a command, called `prog` in its messages, and return the exit code."""
+    command = COMMANDS[name]
+    try:
+        module = importlib.import_module(f"keras_sparse_dm.commands.{command.module}")
+        with readers_may_leave():
+            return getattr(module, command.function)(argv, prog=prog)
+    except MissingPackage as error:
+        return fail(prog, error, 1)
+
+
 def main(argv=None):
     """Run the command line and return the exit code: 0, 1 for a failed run, 2 for usage."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in COMMANDS:
-        command = COMMANDS[argv[0]]
-        module = importlib.import_module(f"keras_sparse_dm.commands.{command.module}")
-        with readers_may_leave():
-            return getattr(module, command.function)(argv[1:], prog=f"sparse-dm {argv[0]}")
+        return run_command(argv[0], argv[1:], f"sparse-dm {argv[0]}")
     if argv in (["-h"], ["--help"]):
         print(usage(), end="")
         return 0
@@ -110,11 +119,7 @@ def main(argv=None):
     if argv:
         received = f"received {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)}"
     *most, last = COMMANDS
-    print(
-        f"sparse-dm: error: the command must be {', '.join(most)} or {last}; {received}",
-        file=sys.stderr,
-    )
-    return 2
+    return fail("sparse-dm", f"the command must be {', '.join(most)} or {last}; {received}", 2)
 
 
 if __name__ == "__main__":

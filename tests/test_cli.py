@@ -8,7 +8,7 @@ import pytest
 from keras_sparse_dm import __version__
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.cli import main
-from keras_sparse_dm.commands.train import named_preset, parse_train_options, train_command
+from keras_sparse_dm.commands.train import named_preset, parse_settings, train_command
 from keras_sparse_dm.data import kanjivg_folder
 from keras_sparse_dm.models import PRESETS, get_preset
 from keras_sparse_dm.runs.folder import CONFIG_FILE, write_json
@@ -183,7 +183,7 @@ def stored(empty_working_folder):
     def stored(*argv):
         folder = empty_working_folder / "run"
         folder.mkdir(exist_ok=True)
-        settings = parse_train_options([*argv, "--output-dir", str(folder)])
+        settings = parse_settings([*argv, "--output-dir", str(folder)])
         write_json(folder / CONFIG_FILE, {"settings": settings.to_dict(), "versions": {}})
         return folder
 
@@ -206,14 +206,14 @@ def test_resume_needs_a_run(refused, empty_working_folder):
 def test_resume_inherits_the_settings_of_the_run(stored):
     told = ("--sparsity", "0.3", "--units", "5", "--seed", "4", "--noise.timesteps", "70")
     folder = stored("chirodiff_kanjivg", *told, "--method", "magran", "--data-dir", "/some/where")
-    settings = parse_train_options(["--output-dir", str(folder), "--resume"])
-    wanted = parse_train_options(
+    settings = parse_settings(["--output-dir", str(folder), "--resume"])
+    wanted = parse_settings(
         ["chirodiff_kanjivg", *told, "--method", "magran", "--data-dir", "/some/where"]
     )
     assert settings.to_dict() == wanted.to_dict()
     assert settings.resume and settings.folder == folder
     # Options that are repeated with equal values are no difference.
-    again = parse_train_options(
+    again = parse_settings(
         ["chirodiff_kanjivg", "--output-dir", str(folder), "--resume", "--sparsity", "0.3"]
     )
     assert again.to_dict() == wanted.to_dict()
@@ -253,7 +253,7 @@ def test_the_preset_may_stand_anywhere(position):
     options = [["--seed", "4"], ["--sparsity", "0.25"], ["--output-dir", "quickstart"]]
     options.append(["--resume"])
     options.insert(position, ["chirodiff_kanjivg"])
-    settings = parse_train_options([word for option in options for word in option])
+    settings = parse_settings([word for option in options for word in option])
     preset = get_preset("chirodiff_kanjivg")
     assert settings.preset == "chirodiff_kanjivg"
     assert settings.model == preset.model and settings.noise == preset.noise
@@ -263,18 +263,18 @@ def test_the_preset_may_stand_anywhere(position):
 
 
 def test_without_arguments_it_is_the_quick_start():
-    assert parse_train_options([]) == RunSettings.from_preset("quickstart")
+    assert parse_settings([]) == RunSettings.from_preset("quickstart")
 
 
 def test_a_value_that_is_called_like_a_preset_is_no_preset():
-    settings = parse_train_options(["--output-dir", "chirodiff_kanjivg"])
+    settings = parse_settings(["--output-dir", "chirodiff_kanjivg"])
     assert settings.preset == "quickstart"
     assert settings.to_preset() == get_preset("quickstart")
 
 
 def test_an_unknown_preset_is_refused_while_parsing():
     with pytest.raises(SettingsError, match="received 'nope'"):
-        parse_train_options(["nope"])
+        parse_settings(["nope"])
 
 
 def test_help_tells_every_option_and_the_defaults_of_the_preset(capsys):

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 import keras_sparse_dm
+from keras_sparse_dm.lazy import OPTIONAL
 
 ROOT = Path(keras_sparse_dm.__file__).parent
 # Files that need nothing of the package, and then its folders in order.
-FIRST = {"_keras", "checks", "datasets", "files", "places", "renamed", "seeds"}
+FIRST = {"_keras", "checks", "datasets", "files", "lazy", "places", "renamed", "seeds"}
 ORDER = ["masks", "layers", "sparsity", "diffusion", "presets", "models", "data", "convert"]
 ORDER += ["metrics", "export", "runs", "study", "commands", "cli"]
 # The package itself, which names all folders, and its old names.
@@ -24,16 +25,21 @@ def modules(folder):
         yield file, name.removesuffix(".__init__")
 
 
-def imported(file):
-    """Yield the modules of the package that a file imports, also inside functions."""
+def all_imported(file):
+    """Yield `(name, lazily)` of the modules that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from ((alias.name, False) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        yield from (name for name in names if name and name.startswith("keras_sparse_dm"))
+            yield node.module, False
+            yield from ((f"{node.module}.{alias.name}", False) for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy_module":
+            yield ast.literal_eval(node.args[0]), True
+
+
+def imported(file):
+    """List the modules of the package that a file imports, at once or on first use."""
+    return [name for name, _ in all_imported(file) if name.startswith("keras_sparse_dm")]
 
 
 @pytest.mark.parametrize("folder", ORDER)
@@ -60,7 +66,7 @@ def test_the_first_files_import_nothing_of_the_package(file):
 
 
 def test_there_are_no_import_cycles():
-    """Check imports at the top of files and inside functions."""
+    """Check imports at the top of files, and modules that load on first use."""
     files = dict((name, file) for folder in ORDER for file, name in modules(folder))
     graph = {name: {n for n in imported(file) if n in files} for name, file in files.items()}
     while graph:
@@ -75,3 +81,31 @@ def test_there_are_no_import_cycles():
 def test_no_file_is_longer_than_400_lines(folder):
     lengths = {file.name: len(file.read_text().splitlines()) for file, _ in modules(folder)}
     assert max(lengths.values()) <= 400, lengths
+
+
+def every_file():
+    return sorted(ROOT.rglob("*.py"))
+
+
+def test_no_import_stands_inside_a_function():
+    """`lazy_module` at the top of a file does the same, and is seen there."""
+    inside = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for file in every_file()
+        for function in ast.walk(ast.parse(file.read_text()))
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in ast.walk(function)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
+    assert not inside
+
+
+def test_optional_packages_load_on_first_use():
+    """Otherwise the plain installation could not import the file, and would not say why."""
+    at_once = [
+        (str(file.relative_to(ROOT)), name)
+        for file in every_file()
+        for name, lazily in all_imported(file)
+        if not lazily and name.split(".")[0] in OPTIONAL
+    ]
+    assert not at_once

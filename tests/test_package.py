@@ -1,3 +1,4 @@
+import configparser
 import importlib.metadata
 import os
 import subprocess
@@ -6,8 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import keras_sparse_dm as ksd
+from keras_sparse_dm import lazy
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = (
@@ -16,9 +20,14 @@ HEAVY = (
 )
 
 
-def python(*argv, **arguments):
+def python(*argv, timeout=120, **arguments):
     return subprocess.run(
-        [sys.executable, *argv], capture_output=True, text=True, cwd=ROOT, timeout=120, **arguments
+        [sys.executable, *argv],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=timeout,
+        **arguments,
     )
 
 
@@ -167,3 +176,20 @@ def test_metadata_and_console_script():
     assert script.load()(["--version"]) == 0
     extras = metadata.get_all("Provides-Extra")
     assert {"test", "dev", "gpu", "convert"} <= set(extras)
+
+
+def test_errors_name_every_package_of_the_extra():
+    options = configparser.ConfigParser()
+    options.read(ROOT / "setup.cfg")
+    lines = options["options.extras_require"]["train"].split("\n")
+    extra = {canonicalize_name(Requirement(line).name) for line in lines if line}
+    named = {title for title, target in lazy.OPTIONAL.values() if "[train]" in target}
+    assert {canonicalize_name(title) for title in named} == extra
+
+
+@pytest.mark.slow  # `.ci/run` checks a real plain installation
+def test_what_works_without_the_extra():
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    result = python("tests/plain_install.py", "--hide", env=environment, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert "works" in result.stdout

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 def test_readme_is_short_and_holds_the_two_commands_that_ci_reads():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 160
-    assert "    pip install -e . && python train.py" in lines
+    assert "    pip install -e '.[train]' && python train.py" in lines
     assert "    pip install -e '.[test]' && python -m pytest" in lines
 
 

@@ -5,12 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
+import numpy as np
 
+from keras_sparse_dm import diffusion, models
 from keras_sparse_dm.checks import UsageError
-from keras_sparse_dm.commands.options import fail, parse_options, quiet_start
-from keras_sparse_dm.files import os_error_text
+from keras_sparse_dm.commands.options import fail, load_quietly, parse_options
+from keras_sparse_dm.files import os_error_text, whole_file
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.presets import PRESETS
+
+architecture = lazy_module("keras_sparse_dm.convert.architecture")
+diffusers = lazy_module("keras_sparse_dm.convert.diffusers")
+keras = lazy_module("keras")
+plan = lazy_module("keras_sparse_dm.convert.plan")
+pytorch = lazy_module("keras_sparse_dm.convert.pytorch")
+spellings = lazy_module("keras_sparse_dm.convert.spelling")
+tyro = lazy_module("tyro")
 
 KERAS = ".keras"
 # Noise schedule of the published checkpoints, for files that do not store their betas.
@@ -69,8 +79,7 @@ def convert_command(argv, prog="sparse-dm convert"):
     except UsageError as error:
         return fail(prog, error, 2)
     try:
-        with quiet_start():
-            import keras_sparse_dm.convert.pytorch  # noqa: F401
+        load_quietly(pytorch)
         if settings.source.suffix == KERAS:
             _to_pytorch(settings)
         else:
@@ -106,12 +115,9 @@ def _check(settings):
 
 
 def _to_keras(settings):
-    from keras_sparse_dm.convert.pytorch import convert_into, read_source
-    from keras_sparse_dm.files import whole_file
-
-    source = read_source(settings.source)
+    source = pytorch.read_source(settings.source)
     model = _new_model(settings, source)
-    conversion = convert_into(model, source, ema=settings.ema or None)
+    conversion = pytorch.convert_into(model, source, ema=settings.ema or None)
     averaged = any(s.naming == "averaged" for s in conversion.spellings.values())
     print(
         f"Converted {conversion.tensors:,} tensors with {conversion.parameters:,} parameters"
@@ -129,11 +135,7 @@ def _to_keras(settings):
 
 def _new_model(settings, source):
     """Return a new model for the requested part of a source."""
-    from keras_sparse_dm.convert.spelling import find_networks
-    from keras_sparse_dm.models.chirodiff.denoiser import ChiroDiff
-    from keras_sparse_dm.models.latent_diffusion import LatentDiffusion
-
-    found = find_networks(source.tensors)
+    found = spellings.find_networks(source.tensors)
     part = settings.part
     if part is None:
         if not found:
@@ -143,9 +145,9 @@ def _new_model(settings, source):
             )
         part = "all" if {"unet", "autoencoder"} <= set(found) else next(iter(found))
         print(f"Found the {_title(part)} in {settings.source}, by the names of its tensors")
-    classes = _classes() | {"chirodiff": ChiroDiff}
+    classes = _classes() | {"chirodiff": models.ChiroDiff}
     if settings.preset is not None:
-        model = LatentDiffusion if part == "all" else classes[part]
+        model = models.LatentDiffusion if part == "all" else classes[part]
         return model.from_preset(settings.preset)
 
     networks = {}
@@ -159,29 +161,19 @@ def _new_model(settings, source):
         return networks[part]
     schedule = _noise_schedule(source.tensors)
     print(f"{schedule}, image_size={settings.image_size}")
-    return LatentDiffusion(*networks.values(), schedule, image_size=settings.image_size)
+    return models.LatentDiffusion(*networks.values(), schedule, image_size=settings.image_size)
 
 
 def _classes():
-    from keras_sparse_dm.models.autoencoder import VQAutoencoder
-    from keras_sparse_dm.models.unet import UNet
-
-    return {"unet": UNet, "autoencoder": VQAutoencoder}
+    return {"unet": models.UNet, "autoencoder": models.VQAutoencoder}
 
 
 def _title(part):
-    from keras_sparse_dm.convert.spelling import TITLES
-
-    return {"all": "U-Net and autoencoder"}.get(part) or TITLES[part]
+    return {"all": "U-Net and autoencoder"}.get(part) or spellings.TITLES[part]
 
 
 def _arguments(kind, spelling, source, settings):
     """Return a network's arguments, from its `config.json` or shapes and from the settings."""
-    import numpy as np
-
-    from keras_sparse_dm.convert import diffusers
-    from keras_sparse_dm.convert.architecture import arguments_from_shapes
-
     timesteps = {}
     if kind != "autoencoder" and "betas" in source.tensors:
         (count,) = np.shape(source.tensors["betas"])
@@ -197,23 +189,18 @@ def _arguments(kind, spelling, source, settings):
         "autoencoder": {"norm_groups": settings.norm_groups},
         "chirodiff": {"representation": settings.representation},
     }[kind]
-    return arguments_from_shapes(kind, spelling.naming, shapes) | said | timesteps
+    return architecture.arguments_from_shapes(kind, spelling.naming, shapes) | said | timesteps
 
 
 def _noise_schedule(tensors):
     """Return a checkpoint's noise schedule, or the published schedule if it stores no betas."""
-    import numpy as np
-
-    from keras_sparse_dm.convert.plan import as_float32
-    from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule
-
     if "betas" not in tensors:
-        return NoiseSchedule.scaled_linear(*PUBLISHED_BETAS)
-    betas = as_float32(tensors["betas"])
+        return diffusion.NoiseSchedule.scaled_linear(*PUBLISHED_BETAS)
+    betas = plan.as_float32(tensors["betas"])
     # Undo the rounding to single precision.
     ends = (float(f"{beta:.6g}") for beta in (betas[0], betas[-1]))
     arguments = (len(betas), *ends)
-    for make in (NoiseSchedule.scaled_linear, NoiseSchedule.linear):
+    for make in (diffusion.NoiseSchedule.scaled_linear, diffusion.NoiseSchedule.linear):
         schedule = make(*arguments)
         if np.allclose(schedule.betas, betas, rtol=1e-4):
             return schedule
@@ -221,20 +208,16 @@ def _noise_schedule(tensors):
 
 
 def _to_pytorch(settings):
-    import keras
-
-    from keras_sparse_dm.convert.pytorch import networks_of, write_checkpoint
-    from keras_sparse_dm.diffusion.model import DiffusionModel
-    from keras_sparse_dm.models.latent_diffusion import LatentDiffusion
-
     try:
         model = keras.saving.load_model(settings.source, compile=False)
     except Exception as error:  # a damaged file can raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{settings.source} cannot be read: {reason}") from None
-    if isinstance(model, DiffusionModel) and not isinstance(model, LatentDiffusion):
+    if isinstance(model, diffusion.DiffusionModel) and not isinstance(
+        model, models.LatentDiffusion
+    ):
         model = model.denoiser
-    networks = networks_of(model)
+    networks = pytorch.networks_of(model)
     everything = "all" if len(networks) > 1 else next(iter(networks))
     part = settings.part or everything
     if part not in (*networks, everything):
@@ -243,7 +226,7 @@ def _to_pytorch(settings):
             f"received {part}."
         )
     print(f"Read the {_title(part)} from {settings.source}")
-    tensors, parameters = write_checkpoint(
+    tensors, parameters = pytorch.write_checkpoint(
         networks.get(part, model),
         settings.target,
         naming=settings.naming,

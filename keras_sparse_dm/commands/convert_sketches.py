@@ -12,11 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
+from tqdm import tqdm
 
 from keras_sparse_dm.checks import UsageError
 from keras_sparse_dm.commands.options import fail, parse_options
 from keras_sparse_dm.files import os_error_text
+from keras_sparse_dm.lazy import lazy_module
+
+tyro = lazy_module("tyro")
+reading = lazy_module("keras_sparse_dm.data.reading")
+sketch_json = lazy_module("keras_sparse_dm.data.formats.sketch_json")
+summary = lazy_module("keras_sparse_dm.data.summary")
+svg = lazy_module("keras_sparse_dm.data.formats.svg")
 
 JSON = ".json"
 SVG = ".svg"
@@ -80,12 +87,10 @@ def convert_sketches_command(argv, prog="sparse-dm convert-sketches"):
     except UsageError as error:
         return fail(prog, error, 2)
 
-    from keras_sparse_dm.data.reading import read_sketches
-
     counts = _Counts()
     try:
         try:
-            sketches = read_sketches(
+            sketches = reading.read_sketches(
                 settings.source,
                 counts.add_broken,
                 recognized=settings.recognized,
@@ -136,20 +141,16 @@ def _check(settings):
 
 def _checked(sketches, settings, counts):
     """Yield the sketches, count them in a progress bar, and raise an error if many are broken."""
-    from tqdm import tqdm
-
-    from keras_sparse_dm.data.summary import MAX_BROKEN
-
     with tqdm(desc="Converting", unit=" sketches", total=settings.max_sketches) as bar:
         for sketch in itertools.islice(sketches, settings.max_sketches):
             counts.good += 1
             bar.update()
             yield sketch
     total = counts.good + counts.broken
-    if counts.broken > MAX_BROKEN * total:
+    if counts.broken > summary.MAX_BROKEN * total:
         raise _TooManyBroken(
             f"{counts.broken:,} of {total:,} sketches of {settings.source} cannot be read, more "
-            f"than {MAX_BROKEN:.0%}; nothing was written. The first are "
+            f"than {summary.MAX_BROKEN:.0%}; nothing was written. The first are "
             + "; ".join(counts.first[:3])
         )
     if counts.good == 0:
@@ -173,12 +174,9 @@ def _list_broken(counts):
 
 
 def _write(settings, sketches):
-    from keras_sparse_dm.data.formats.sketch_json import write_sketch_json
-    from keras_sparse_dm.data.formats.svg import write_svg
-
     suffix = settings.target.suffix.lower()
     if suffix == JSON:
-        write_sketch_json(settings.target, sketches)
+        sketch_json.write_sketch_json(settings.target, sketches)
     elif suffix == SVG:
         two = list(itertools.islice(sketches, 2))
         if len(two) == 2:
@@ -186,12 +184,12 @@ def _write(settings, sketches):
                 f"{settings.source} holds several sketches, and {settings.target} is a file for "
                 "one; give a folder, or --max-sketches 1."
             )
-        write_svg(settings.target, two[0])
+        svg.write_svg(settings.target, two[0])
     else:
         with _whole_folder(settings.target) as folder:
             names = _Names()
             for sketch in sketches:
-                write_svg(folder / f"{names.of(sketch.name)}{SVG}", sketch)
+                svg.write_svg(folder / f"{names.of(sketch.name)}{SVG}", sketch)
 
 
 @contextlib.contextmanager

@@ -5,14 +5,18 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import tyro
 
+from keras_sparse_dm import data as data_sets
 from keras_sparse_dm.checks import SettingsError, UsageError
-from keras_sparse_dm.commands.options import fail, parse_options, quiet_start
+from keras_sparse_dm.commands.options import fail, load_quietly, parse_options
 from keras_sparse_dm.datasets import SKETCH_DATASETS
 from keras_sparse_dm.files import os_error_text
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.presets import SketchSettings
 from keras_sparse_dm.runs.setting_checks import check_sketch_settings
+
+sketch_data = lazy_module("keras_sparse_dm.runs.sketch_data")
+tyro = lazy_module("tyro")
 
 PICTURES = 12
 BINS = 12
@@ -74,10 +78,11 @@ def data_command(argv, prog="sparse-dm data"):
     try:
         settings = parse_options(DataSettings, argv, prog)
         settings.check()
-        with quiet_start():
-            from keras_sparse_dm.runs.sketch_data import load_sketch_data
+        load_quietly(sketch_data)
         data = replace(settings.data, dataset=settings.name)
-        train, validation = load_sketch_data(data, settings.data_dir, settings.cache_dir)
+        train, validation = sketch_data.load_sketch_data(
+            data, settings.data_dir, settings.cache_dir
+        )
         print(describe(train, validation, settings.batch_size))
         draw_some(train, settings.picture_path, settings.seed)
     except UsageError as error:
@@ -95,16 +100,16 @@ def describe(train, validation, batch_size):
         train, validation: `SketchArrays`.
         batch_size: Number of sketches per training batch.
     """
-    from keras_sparse_dm.data import padding_waste, steps_per_epoch
-
     lengths = np.concatenate([train.lengths, validation.lengths]) + 1
     strokes = np.concatenate([_strokes(train), _strokes(validation)])
     batch_size = min(batch_size, len(train))
+    steps = data_sets.steps_per_epoch(train, batch_size)
+    waste = data_sets.padding_waste(train, batch_size)
     lines = [
         str(train.summary),
         "",
-        f"training      {len(train):,} sketches, {steps_per_epoch(train, batch_size):,} batches of "
-        f"{batch_size} an epoch, {padding_waste(train, batch_size):.1%} of their points padding",
+        f"training      {len(train):,} sketches, {steps:,} batches of {batch_size} an "
+        f"epoch, {waste:.1%} of their points padding",
         f"validation    {len(validation):,} sketches",
         f"points        {_spread(lengths)}",
         f"strokes       {_spread(strokes)}",
@@ -136,8 +141,8 @@ def _spread(values):
 
 def draw_some(arrays, path, seed):
     """Draw twelve sketches that a seed chooses."""
-    from keras_sparse_dm.data import animate, draw, from_points
-
     chosen = np.random.default_rng(seed).permutation(len(arrays))[:PICTURES]
-    sketches = [from_points(arrays[i], arrays.representation) for i in chosen]
-    (animate if path.suffix.lower() == ".gif" else draw)(sketches, path, columns=6)
+    sketches = [data_sets.from_points(arrays[i], arrays.representation) for i in chosen]
+    (data_sets.animate if path.suffix.lower() == ".gif" else data_sets.draw)(
+        sketches, path, columns=6
+    )

@@ -4,12 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from keras_sparse_dm.checks import SettingsError, UsageError, check_choices
-from keras_sparse_dm.commands.options import fail, parse_options, quiet_start
+from keras_sparse_dm.commands.options import fail, load_quietly, parse_options
 from keras_sparse_dm.diffusion.registry import SAMPLERS
 from keras_sparse_dm.files import os_error_text
+from keras_sparse_dm.lazy import lazy_module
+
+tyro = lazy_module("tyro")
+evaluation = lazy_module("keras_sparse_dm.runs.evaluate")
+exported_models = lazy_module("keras_sparse_dm.runs.exported")
+inception = lazy_module("keras_sparse_dm.metrics.features.inception")
+run_samples = lazy_module("keras_sparse_dm.runs.samples")
 
 SAMPLE_ENDINGS = (".png", ".svg", ".pdf", ".gif", ".npz", ".json")
 
@@ -58,9 +63,7 @@ class EvaluateSettings:
             raise SettingsError(f"--real-samples must be 8 or more; received {self.real_samples}.")
         for path in self.weights:
             if not path.is_file():
-                from keras_sparse_dm.metrics.features.inception import where_to_get
-
-                sources = f"{where_to_get()} {where_to_get('quickdraw')}"
+                sources = f"{inception.where_to_get()} {inception.where_to_get('quickdraw')}"
                 raise SettingsError(f"--weights: there is no file {path}. {sources}")
 
 
@@ -132,11 +135,9 @@ def evaluate_command(argv, prog="sparse-dm evaluate"):
     """Parse the options of `evaluate`, evaluate, and return the exit code."""
 
     def work(settings):
-        from keras_sparse_dm.runs.evaluate import FOLDER, REPORT, evaluate
-
         run = load_for(settings)
         _check_steps(settings.steps, run.settings.noise.timesteps)
-        evaluate(
+        evaluation.evaluate(
             run,
             settings.samples,
             settings.steps,
@@ -149,8 +150,9 @@ def evaluate_command(argv, prog="sparse-dm evaluate"):
             settings.cache_dir,
             progress=settings.verbose > 0,
         )
-        print((run.folder / REPORT).read_text(encoding="utf-8"))
-        print(f"Report: {run.folder / REPORT}   Samples: {run.folder / FOLDER / 'samples.npz'}")
+        report = run.folder / evaluation.REPORT
+        print(report.read_text(encoding="utf-8"))
+        print(f"Report: {report}   Samples: {run.folder / evaluation.FOLDER / 'samples.npz'}")
 
     advice = "The samples generated so far are kept; the same command resumes."
     return run_command(argv, prog, EvaluateSettings, work, advice)
@@ -162,11 +164,8 @@ def sample_command(argv, prog="sparse-dm sample"):
     argv = ["--n" if argument == "-n" else argument for argument in argv]
 
     def work(settings):
-        from keras_sparse_dm.runs.exported import is_exported, load_exported
-        from keras_sparse_dm.runs.samples import generate
-
-        if is_exported(settings.run):
-            run = load_exported(settings.run)
+        if exported_models.is_exported(settings.run):
+            run = exported_models.load_exported(settings.run)
             _check_options_of_exported(settings, run)
             _check_steps(settings.steps, run.timesteps)
         else:
@@ -178,7 +177,7 @@ def sample_command(argv, prog="sparse-dm sample"):
                 f"--output must end in {', '.join(run.kind.endings)} for a run on {run.kind.unit}; "
                 f"received {settings.output}."
             )
-        samples, broken = generate(
+        samples, broken = run_samples.generate(
             run,
             settings.n,
             settings.steps,
@@ -197,9 +196,9 @@ def sample_command(argv, prog="sparse-dm sample"):
 
 def load_for(settings):
     """Load the `Run` that a command's settings name."""
-    from keras_sparse_dm.runs.samples import load_run
-
-    return load_run(settings.run, settings.data_dir, settings.cache_dir, settings.verbose)
+    return run_samples.load_run(
+        settings.run, settings.data_dir, settings.cache_dir, settings.verbose
+    )
 
 
 def _check_steps(steps, timesteps):
@@ -239,8 +238,7 @@ def run_command(argv, prog, kind, work, advice):
     try:
         settings = parse_options(kind, argv, prog)
         settings.check()
-        with quiet_start():
-            import keras_sparse_dm.runs.evaluate  # noqa: F401
+        load_quietly(evaluation)
         work(settings)
     except UsageError as error:
         return fail(prog, error, 2)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
+from rich.console import Console
+from rich.table import Table
 
 from keras_sparse_dm.checks import SettingsError, check_choices
 from keras_sparse_dm.commands.evaluate import (
@@ -12,7 +13,11 @@ from keras_sparse_dm.commands.evaluate import (
     load_for,
     run_command,
 )
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.runs.formats import FORMATS
+
+exports = lazy_module("keras_sparse_dm.runs.export")
+tyro = lazy_module("tyro")
 
 QUANTIZATIONS = tuple(dict.fromkeys(q for facts in FORMATS.values() for q in facts.quantizations))
 
@@ -95,15 +100,10 @@ def export_command(argv, prog="sparse-dm export"):
     """Parse the options of `export`, export, and return the exit code."""
 
     def work(settings):
-        from rich.console import Console
-        from rich.table import Table
-
-        from keras_sparse_dm.runs.export import README, export_run, table_rows
-
         run = load_for(settings)
         print(f"Exporting {run.file}, after {int(run.model.optimizer.iterations):,} steps.")
         folder = settings.output_dir or run.folder / "export"
-        written, removed = export_run(
+        written, removed = exports.export_run(
             run,
             folder,
             settings.format,
@@ -118,12 +118,12 @@ def export_command(argv, prog="sparse-dm export"):
         if removed is not None:
             print(removed)
         table = Table()
-        columns = table_rows(written)
+        columns = exports.table_rows(written)
         for i, (header, _) in enumerate(columns):
             table.add_column(header, justify="right" if i else "left", overflow="fold")
         for row in zip(*(cells for _, cells in columns), strict=True):
             table.add_row(*row)
         Console(width=120).print(table)
-        print(f"Files: {folder}   How to load them: {folder / README}")
+        print(f"Files: {folder}   How to load them: {folder / exports.README}")
 
     return run_command(argv, prog, ExportSettings, work, "Complete files are kept.")

@@ -7,29 +7,33 @@ import os
 import sys
 import typing
 
-import tyro
-
 from keras_sparse_dm.checks import UsageError, check_choices
+from keras_sparse_dm.lazy import lazy_module, load
 
-_RULES = tyro.constructors.ConstructorRegistry()
-
-
-@_RULES.primitive_rule
-def _any_text(info):
-    """Show the choices of a `Literal` in the help, and leave their check to `check_choices`."""
-    choices = typing.get_args(info.type)
-    if typing.get_origin(info.type) is not typing.Literal or not isinstance(choices[0], str):
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=f"{{{','.join(choices)}}}",
-        instance_from_str=lambda texts: texts[0],
-        is_instance=lambda value: isinstance(value, str),
-        str_from_instance=lambda value: [value],
-    )
+tyro = lazy_module("tyro")
 
 
-def parse_options(kind, argv, prog, default=tyro.MISSING_NONPROP):
+def _choices_shown():
+    """Return a registry of tyro that shows the choices of a `Literal`, and leaves their check."""
+    rules = tyro.constructors.ConstructorRegistry()
+
+    @rules.primitive_rule
+    def any_text(info):
+        choices = typing.get_args(info.type)
+        if typing.get_origin(info.type) is not typing.Literal or not isinstance(choices[0], str):
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=f"{{{','.join(choices)}}}",
+            instance_from_str=lambda texts: texts[0],
+            is_instance=lambda value: isinstance(value, str),
+            str_from_instance=lambda value: [value],
+        )
+
+    return rules
+
+
+def parse_options(kind, argv, prog, default=None):
     """Parse options into a dataclass.
 
     Args:
@@ -49,10 +53,11 @@ def parse_options(kind, argv, prog, default=tyro.MISSING_NONPROP):
     sys.path.append("")
     # tyro prints errors in a box of many lines, of which the first ones are enough.
     errors = io.StringIO()
+    given = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(errors):
-            with _RULES:
-                settings = tyro.cli(kind, default=default, args=argv, prog=prog)
+            with _choices_shown():
+                settings = tyro.cli(kind, args=argv, prog=prog, **given)
     except SystemExit as exit_:
         if not exit_.code:
             raise
@@ -82,6 +87,12 @@ def readers_may_leave():
         # Python flushes the output once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + 13) from None  # the exit code of a program that SIGPIPE ends
+
+
+def load_quietly(module):
+    """Load a `lazy_module` that needs TensorFlow, with `quiet_start`."""
+    with quiet_start():
+        load(module)
 
 
 @contextlib.contextmanager

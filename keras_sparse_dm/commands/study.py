@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from keras_sparse_dm.checks import SettingsError, UsageError, check_choices, did_you_mean
 from keras_sparse_dm.commands.options import fail, parse_options
 from keras_sparse_dm.commands.study_report import study_report_command
 from keras_sparse_dm.files import os_error_text
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.study.estimates import estimate, print_costs
 from keras_sparse_dm.study.grid import CHIRODIFF, LATENT_DIFFUSION
 from keras_sparse_dm.study.launcher import WORKER, claim_folder, run_study
@@ -18,6 +17,8 @@ from keras_sparse_dm.study.scales import SCALES
 from keras_sparse_dm.study.studies import STUDIES, find_study
 from keras_sparse_dm.study.tasks import Options, state_of, tasks_of
 from keras_sparse_dm.study.wording import counted
+
+tyro = lazy_module("tyro")
 
 USAGE = """usage: sparse-dm study {run, report, list} ...
 

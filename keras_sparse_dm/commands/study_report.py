@@ -4,14 +4,16 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from keras_sparse_dm.checks import SettingsError, UsageError
-from keras_sparse_dm.commands.options import fail, parse_options, quiet_start
+from keras_sparse_dm.commands.options import fail, load_quietly, parse_options
 from keras_sparse_dm.files import os_error_text
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.study.results import STUDY_FILE
 from keras_sparse_dm.study.scales import SCALES
 from keras_sparse_dm.study.studies import find_study
+
+tyro = lazy_module("tyro")
+report = lazy_module("keras_sparse_dm.study.report")
 
 STUDIES_FOLDER = Path("studies")
 
@@ -81,9 +83,8 @@ def study_report_command(argv, prog="sparse-dm study report"):
         settings = parse_options(StudyReportSettings, argv, prog)
         settings.check()
         folder = settings.folder_of_runs
-        with quiet_start():
-            from keras_sparse_dm.study.report import write_study_report
-        path = write_study_report(
+        load_quietly(report)
+        path = report.write_study_report(
             find_study(settings.name),
             folder,
             settings.output_dir,

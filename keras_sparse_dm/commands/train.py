@@ -5,23 +5,26 @@ import typing
 from pathlib import Path
 
 from keras_sparse_dm.checks import UsageError
-from keras_sparse_dm.commands.options import fail, parse_options, quiet_start
+from keras_sparse_dm.commands.options import fail, load_quietly, parse_options
 from keras_sparse_dm.files import os_error_text
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.presets import PRESETS
 from keras_sparse_dm.runs.autoencoder_settings import AutoencoderRunSettings
 from keras_sparse_dm.runs.folder import CONFIG_FILE, check_folder, read_config
 from keras_sparse_dm.runs.settings import SETTINGS, RunSettings, TrainingDiverged
+
+autoencoder = lazy_module("keras_sparse_dm.runs.autoencoder")
+report = lazy_module("keras_sparse_dm.runs.report")
+training = lazy_module("keras_sparse_dm.runs.train")
 
 
 def train_command(argv, prog="train.py"):
     """Parse the options of `train`, train, and return the exit code."""
 
     def train(settings):
-        with quiet_start():
-            from keras_sparse_dm.runs.report import summary
-            from keras_sparse_dm.runs.train import train
-        folder = train(settings)
-        print(f"\n{summary(folder)}")
+        load_quietly(training)
+        folder = training.train(settings)
+        print(f"\n{report.summary(folder)}")
 
     return _run(argv, prog, RunSettings, "quickstart", train)
 
@@ -30,9 +33,8 @@ def train_autoencoder_command(argv, prog="sparse-dm train-autoencoder"):
     """Parse the options of `train-autoencoder`, train, and return the exit code."""
 
     def train(settings):
-        with quiet_start():
-            from keras_sparse_dm.runs.autoencoder import train_autoencoder
-        folder = train_autoencoder(settings)
+        load_quietly(autoencoder)
+        folder = autoencoder.train_autoencoder(settings)
         print(f"Autoencoder: {folder / 'autoencoder.keras'}, for --autoencoder of train")
         print(f"Report:      {folder / 'report.md'}")
 
@@ -68,25 +70,19 @@ def _advice(settings):
     return f"Finished epochs are kept; continue with --output-dir {settings.folder} --resume."
 
 
-def parse_train_options(argv, prog="train.py"):
-    """Parse the options of `train`; defaults come from the preset or from the run to resume.
-
-    Raises:
-        UsageError: for options that do not parse, an unknown preset, or a run that cannot
-            be resumed.
-        SystemExit: after `--help`.
-    """
-    return parse_settings(argv, prog, RunSettings, "quickstart")
-
-
-def parse_settings(argv, prog, kind, preset):
-    """Parse options into a kind of settings; see `parse_train_options`.
+def parse_settings(argv, prog="train.py", kind=RunSettings, preset="quickstart"):
+    """Parse the options of a run; defaults come from the preset or from the run to resume.
 
     Args:
         argv: List of command line arguments.
         prog: Name of the command in messages.
         kind: `RunSettings` or `AutoencoderRunSettings`.
         preset: Name of the default preset.
+
+    Raises:
+        UsageError: for options that do not parse, an unknown preset, or a run that cannot
+            be resumed.
+        SystemExit: after `--help`.
     """
 
     def parse(default):

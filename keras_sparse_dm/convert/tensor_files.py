@@ -5,9 +5,14 @@ import re
 import zipfile
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401  # adds bfloat16 to NumPy
 import numpy as np
+import safetensors.numpy
 
 from keras_sparse_dm.files import whole_file
+from keras_sparse_dm.lazy import lazy_module
+
+torch = lazy_module("torch")
 
 PYTORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 SAFETENSORS = ".safetensors"
@@ -89,12 +94,11 @@ def write_tensors(path, tensors):
     """
     suffix = Path(path).suffix.lower()
     if suffix == SAFETENSORS:
-        save_file = _safetensors().numpy.save_file
+        save_file = safetensors.numpy.save_file
         with whole_file(path) as temporary:
             # Transformers and diffusers require this entry.
             save_file(tensors, temporary, metadata={"format": "pt"})
     elif suffix in PYTORCH_SUFFIXES:
-        torch = _torch()
         state = {name: torch.from_numpy(array) for name, array in tensors.items()}
         with whole_file(path) as temporary:
             torch.save({"state_dict": state}, temporary)
@@ -117,7 +121,6 @@ class _StoredTensor:
 
 
 def _read_safetensors(path):
-    safetensors = _safetensors()
     try:
         file = safetensors.safe_open(path, framework="numpy")
     except safetensors.SafetensorError as error:
@@ -128,7 +131,6 @@ def _read_safetensors(path):
 
 
 def _read_pytorch(path):
-    torch = _torch()
     content, ignored = None, list(_IGNORED)
     while content is None:
         try:
@@ -183,21 +185,3 @@ def _reason(error):
     # Leaves out PyTorch's advice to load the file unsafely.
     text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".")
-
-
-def _safetensors():
-    # Importing ml_dtypes, which Keras depends on, adds bfloat16 to NumPy.
-    import ml_dtypes  # noqa: F401
-    import safetensors.numpy
-
-    return safetensors
-
-
-def _torch():
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            "PyTorch's files need PyTorch: pip install 'keras_sparse_dm[convert]'"
-        ) from error
-    return torch

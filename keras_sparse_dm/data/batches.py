@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from keras_sparse_dm.checks import check_whole
 from keras_sparse_dm.data.representations import check_representation
 from keras_sparse_dm.data.sketch_arrays import SketchArrays
+from keras_sparse_dm.lazy import lazy_module
 
-if TYPE_CHECKING:
-    import tensorflow as tf
+tf = lazy_module("tensorflow")
 
 # Sketches are sorted by length in pools of this many batches. Larger pools waste less padding;
 # smaller ones mix sketches of different lengths better.
@@ -84,8 +82,6 @@ def train_batches(
     Raises:
         ValueError: if an argument is out of its range.
     """
-    import tensorflow as tf
-
     check_whole("num_shards", num_shards, 1, 2**31)
     check_whole("shard", shard, 0, num_shards)
     steps = steps_per_epoch(arrays, batch_size) // num_shards
@@ -157,8 +153,6 @@ def jitter_points(
     Raises:
         ValueError: if `amount` is negative or not finite, or `representation` is unknown.
     """
-    import tensorflow as tf
-
     _check_jitter(amount)
     check_representation(representation)
     points = tf.convert_to_tensor(points, tf.float32)
@@ -197,8 +191,6 @@ def eval_batches(arrays: SketchArrays, batch_size: int) -> tf.data.Dataset:
     Raises:
         ValueError: if `batch_size` is below 1, or there is no sketch.
     """
-    import tensorflow as tf
-
     batch_size = _check_batch_size(batch_size)
     if len(arrays) == 0:
         raise ValueError("arrays holds no sketch; evaluation needs at least one")
@@ -261,8 +253,6 @@ def _epoch_order(lengths, batch_size: int, seed: int, epoch) -> tf.Tensor:
 
     A pure function of its arguments in stateless TensorFlow operations; no Python at run time.
     """
-    import tensorflow as tf
-
     shuffle = tf.random.experimental.stateless_shuffle
     steps = len(lengths) // batch_size
     used = steps * batch_size
@@ -280,8 +270,6 @@ def _epoch_order(lengths, batch_size: int, seed: int, epoch) -> tf.Tensor:
 
 def _gather_batches(batches: tf.data.Dataset, arrays: SketchArrays, augment=None):
     """Turn a stream of `(sketch numbers, second argument of augment)` into batches."""
-    import tensorflow as tf
-
     # On the CPU, where tf.data runs; otherwise TensorFlow would place them on the GPU.
     with tf.device("CPU"):
         sketches = tf.RaggedTensor.from_row_lengths(arrays.points, arrays.lengths)

@@ -13,6 +13,10 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+from keras_sparse_dm.lazy import lazy_module
+
+platformdirs = lazy_module("platformdirs")
+
 
 def cache_folder(cache_dir=None) -> Path:
     """Return the folder for caches.
@@ -27,8 +31,6 @@ def cache_folder(cache_dir=None) -> Path:
     if cache_dir is None:
         cache_dir = os.environ.get("KERAS_SPARSE_DM_CACHE")
     if not cache_dir:
-        import platformdirs
-
         cache_dir = platformdirs.user_cache_dir("keras_sparse_dm", appauthor=False)
     return Path(cache_dir).expanduser()
 

@@ -4,14 +4,18 @@ import io
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from keras_sparse_dm.data.rasterization import rasterize
 from keras_sparse_dm.data.sketch import Sketch
 from keras_sparse_dm.files import whole_file
+from keras_sparse_dm.lazy import lazy_module
+
+matplotlib = lazy_module("matplotlib")
+matplotlib_figure = lazy_module("matplotlib.figure")
+Image = lazy_module("PIL.Image")
 
 
-class _Picture(Figure):
+class _Picture(matplotlib_figure.Figure):
     """Figure that a notebook shows as the value of a cell.
 
     By themselves, notebooks show only figures of pyplot, which keeps every figure in memory.
@@ -94,8 +98,6 @@ def animate(sketches, path, columns=8, frames=60, seconds=4.0, size=96):
         ValueError: if there is no sketch, a value is not a `Sketch`, or an argument is out of its
             range.
     """
-    from PIL import Image
-
     sketches = _list_of(sketches)
     if not sketches:
         raise ValueError("`sketches` must hold at least one sketch; received none.")
@@ -216,11 +218,9 @@ def _save(figure, path):
 
 
 def _draw_sketch(axis, sketch):
-    from matplotlib import colormaps
-
     total = max(1, len(sketch.strokes) - 1)
     for i, stroke in enumerate(sketch.strokes):
-        color = colormaps["copper"](0.75 * i / total)
+        color = matplotlib.colormaps["copper"](0.75 * i / total)
         axis.plot(stroke[:, 0], stroke[:, 1], color=color, linewidth=1.4, solid_capstyle="round")
     axis.set_aspect("equal")
     axis.margins(0.1)

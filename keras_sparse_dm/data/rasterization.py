@@ -7,6 +7,10 @@ import operator
 import numpy as np
 
 from keras_sparse_dm.data.sketch import Sketch
+from keras_sparse_dm.lazy import lazy_module
+
+Image = lazy_module("PIL.Image")
+ImageDraw = lazy_module("PIL.ImageDraw")
 
 # KanjiVG's pen is 3 wide on a canvas of 109 x 109.
 LINE_SHARE = 3 / 109
@@ -52,8 +56,6 @@ def rasterize(
     Raises:
         ValueError: if an argument is out of its range.
     """
-    from PIL import Image, ImageDraw
-
     size = _check_size(size)
     if line_width is None:
         line_width = size * LINE_SHARE

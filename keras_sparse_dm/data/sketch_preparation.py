@@ -13,6 +13,9 @@ import numpy as np
 
 from keras_sparse_dm.checks import check_positive
 from keras_sparse_dm.data.sketch import Sketch, require_strokes, title_of
+from keras_sparse_dm.lazy import lazy_module
+
+shapely = lazy_module("shapely")
 
 # A drawing has some hundred points. The limit keeps a hostile file from filling the memory.
 MAX_POINTS = 1_000_000
@@ -70,8 +73,6 @@ def simplify(sketch: Sketch, tolerance: float) -> Sketch:
             f"{title_of(sketch.name)}: a stroke of one point cannot be simplified; "
             "use drop_short_strokes first"
         )
-    import shapely
-
     # The third coordinate carries the time; the distances ignore it.
     lines = shapely.linestrings(
         np.concatenate([np.zeros((0, 3)), *sketch.strokes]),

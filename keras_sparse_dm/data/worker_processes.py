@@ -10,6 +10,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 
+from tqdm import tqdm
+
+from keras_sparse_dm.lazy import lazy_module
+
+loky = lazy_module("loky")
+
 
 def map_in_processes(work, chunks: Iterable, workers: int) -> Iterator:
     """Map a function over worker processes, in order; closing the iterator ends the workers.
@@ -24,9 +30,9 @@ def map_in_processes(work, chunks: Iterable, workers: int) -> Iterator:
     """
     # loky's executor extends that of concurrent.futures: its workers do not import the user's
     # script again, which would start over if it had no main guard.
-    from loky import ProcessPoolExecutor
-
-    executor = ProcessPoolExecutor(workers, initializer=_end_with_parent, initargs=(os.getpid(),))
+    executor = loky.ProcessPoolExecutor(
+        workers, initializer=_end_with_parent, initargs=(os.getpid(),)
+    )
     waiting = deque()
     try:
         for chunk in chunks:
@@ -80,10 +86,7 @@ def map_chunks(
     Yields:
         One result per item, in the same order for any number of workers.
     """
-    from loky import cpu_count
-    from tqdm import tqdm
-
-    workers = workers or cpu_count()
+    workers = workers or loky.cpu_count()
     if total is not None:
         workers = min(workers, -(-total // chunk))
     lists = _lists(items, chunk)

@@ -12,6 +12,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_sparse_dm.lazy import lazy_module
+
+tf = lazy_module("tensorflow")
+
 # Number of calls of `on_progress` for one batch.
 PROGRESS_PARTS = 20
 _making_loops = threading.Lock()
@@ -194,7 +198,5 @@ def _make_sampling_loop(denoise, noisy, jit_compile):
         return ops.fori_loop(bounds[0], bounds[1], step, x_T)
 
     if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
         loop = tf.function(loop, reduce_retracing=True, jit_compile=jit_compile or None)
     return loop, generator

@@ -6,6 +6,10 @@ import threading
 import keras
 import numpy as np
 
+from keras_sparse_dm.lazy import lazy_module
+
+tf = lazy_module("tensorflow")
+
 _work = threading.local()
 
 
@@ -86,8 +90,6 @@ def _prunes(record, kernel):
     """Tell if a mask prunes anything now, also while a TensorFlow function is traced."""
     if keras.backend.backend() != "tensorflow":
         return not np.all(keras.ops.convert_to_numpy(record.mask))
-    import tensorflow as tf
-
     with tf.init_scope():
         if isinstance(kernel, keras.Variable):
             record.follow(kernel)

@@ -9,6 +9,9 @@ import numpy as np
 from keras_sparse_dm._keras import unlocked
 from keras_sparse_dm.layers.guard import guarded, unguard
 from keras_sparse_dm.layers.kernel_mask import KernelAxes, KernelMask, KernelTarget
+from keras_sparse_dm.lazy import lazy_module
+
+tensorflow = lazy_module("keras_sparse_dm.layers.tensorflow")
 
 # Keras layer class -> its sparse twin; filled by the definition of each twin.
 TWINS = {}
@@ -113,9 +116,8 @@ class MaskedKernels:
         """Set the records of the layer's own masks, `{kernel name: KernelMask}`."""
         object.__setattr__(self, "_records", records)
         if keras.backend.backend() == "tensorflow":
-            from keras_sparse_dm.layers.tensorflow import checkpointed
-
-            self._checkpointed = checkpointed({f"{n}_mask": r.mask for n, r in records.items()})
+            masks = {f"{n}_mask": r.mask for n, r in records.items()}
+            self._checkpointed = tensorflow.checkpointed(masks)
 
     def share_masks(self, shared):
         """Use the masks of other layers for kernels shared with them.

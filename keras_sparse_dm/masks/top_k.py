@@ -9,7 +9,10 @@ import math
 
 from keras import backend, ops
 
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.masks.select import BLOCK, select
+
+tensorflow = lazy_module("keras_sparse_dm.masks.tensorflow")
 
 
 def top_k_mask(scores, k, eligible=None):
@@ -86,6 +89,4 @@ def _select(values, k):
     """Call `select` in the form that is fastest on the backend."""
     if backend.backend() != "tensorflow":
         return select(values, k)
-    from keras_sparse_dm.masks.tensorflow import shared_select
-
-    return shared_select()(values, k)
+    return tensorflow.shared_select()(values, k)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from tqdm import tqdm
 
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.metrics.features.checks import checked_integer, checked_pair
 from keras_sparse_dm.metrics.features.statistics import FeatureStatistics
 from keras_sparse_dm.metrics.frechet import (
@@ -27,6 +29,9 @@ from keras_sparse_dm.metrics.precision_recall import (
     precision_recall,
     precision_recall_of_subsets,
 )
+
+loky = lazy_module("loky")
+threadpoolctl = lazy_module("threadpoolctl")
 
 NAMES = ("features_a", "features_b")
 # Resamples computed at once; each copies half of both sets.
@@ -183,8 +188,6 @@ def _numbers(result):
 
 
 def _with_progress(items, progress, total=None):
-    from tqdm import tqdm
-
     return tqdm(items, "Resampling", total, unit=" halves", disable=not progress)
 
 
@@ -232,9 +235,6 @@ class _Frechet:
         return distance_of_checked(*self.sets)
 
     def of_subsets(self, members_a, members_b, progress):
-        from loky import cpu_count
-        from threadpoolctl import threadpool_limits
-
         whole = [
             mean_and_root(x) if members is None else None
             for x, members in zip(self.sets, (members_a, members_b), strict=True)
@@ -252,8 +252,8 @@ class _Frechet:
         # One thread per resample is faster than threads inside the linear algebra, which wait for
         # each other on busy cores.
         with (
-            threadpool_limits(1),
-            ThreadPoolExecutor(min(cpu_count(), MAX_THREADS)) as executor,
+            threadpoolctl.threadpool_limits(1),
+            ThreadPoolExecutor(min(loky.cpu_count(), MAX_THREADS)) as executor,
         ):
             numbers = _count(members_a, members_b)
             yield from _with_progress(executor.map(distance, numbers), progress, len(numbers))

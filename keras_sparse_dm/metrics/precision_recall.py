@@ -7,11 +7,13 @@ Together the balls cover the region of the set's distribution (Kynkäänniemi et
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import euclidean_distances
-from sklearn.neighbors import NearestNeighbors
-from sklearn.utils import gen_batches
 
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.metrics.features.checks import checked_integer, checked_pair
+
+sklearn_metrics = lazy_module("sklearn.metrics")
+sklearn_neighbors = lazy_module("sklearn.neighbors")
+sklearn_utils = lazy_module("sklearn.utils")
 
 NAMES = ("real", "generated")
 # Distances in memory at once by default.
@@ -159,15 +161,19 @@ def _blocks(x, y, batch_size=None):
     """
     squares_x, squares_y = (np.einsum("ij,ij->i", z, z) for z in (x, y))
     error = 4 * (x.shape[1] + 8) * np.finfo(np.float64).eps
-    for rows in gen_batches(len(x), batch_size or max(1, BLOCK_VALUES // len(y))):
-        distances = euclidean_distances(x[rows], y, squared=True)
+    for rows in sklearn_utils.gen_batches(len(x), batch_size or max(1, BLOCK_VALUES // len(y))):
+        distances = sklearn_metrics.euclidean_distances(x[rows], y, squared=True)
         distances -= error * (squares_x[rows, None] + squares_y)
         yield rows, distances
 
 
 def _nearest(x, number):
     """Return squared distances and row numbers of each sample's nearest others, nearest first."""
-    distances, rows = NearestNeighbors(n_neighbors=number, algorithm="brute").fit(x).kneighbors()
+    distances, rows = (
+        sklearn_neighbors.NearestNeighbors(n_neighbors=number, algorithm="brute")
+        .fit(x)
+        .kneighbors()
+    )
     return np.square(distances), rows
 
 

@@ -31,6 +31,7 @@ from keras_sparse_dm.runs.callbacks import (
     trim_metrics,
 )
 from keras_sparse_dm.runs.folder import CONFIG_FILE, check_folder, unusable_folder, write_json
+from keras_sparse_dm.runs.markdown import markdown_table
 
 # Pixels to evaluate at a time: 64 images of 64 x 64, or 4 of 256 x 256.
 EVAL_PIXELS = 2**18
@@ -128,9 +129,7 @@ def train_autoencoder(settings):
                 "",
                 "![reconstructed images beside real ones](reconstructions.png)",
                 "",
-                "| | |",
-                "|---|---:|",
-                *(f"| {name} | {value} |" for name, value in rows),
+                *markdown_table(("", ""), rows),
                 "",
             ]
         ),

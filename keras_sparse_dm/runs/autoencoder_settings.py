@@ -4,13 +4,14 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import tyro
-
 from keras_sparse_dm.checks import SettingsError, at_least
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.presets import AutoencoderSettings, ImageSettings, from_plain, get_preset
 from keras_sparse_dm.runs.folder import CONFIG_FILE
 from keras_sparse_dm.runs.setting_checks import check_autoencoder_settings, check_image_settings
 from keras_sparse_dm.runs.settings import RunSettings
+
+tyro = lazy_module("tyro")
 
 _Flat = tyro.conf.OmitArgPrefixes
 

@@ -17,6 +17,7 @@ from keras_sparse_dm.metrics.intervals import Interval, bootstrap_interval
 from keras_sparse_dm.metrics.kernel import kernel_distance
 from keras_sparse_dm.metrics.precision_recall import precision_recall
 from keras_sparse_dm.runs.folder import write_json
+from keras_sparse_dm.runs.markdown import markdown_table
 from keras_sparse_dm.runs.samples import generate
 from keras_sparse_dm.sparsity.registry import facts_of
 
@@ -232,9 +233,8 @@ def _markdown(run, r, networks, costs):
         "",
         "![samples](evaluation/samples.png)",
         "",
-        "| distance | samples | held-out real ones |",
-        "|---|---:|---:|",
     ]
+    rows = []
     for network in networks:
         kinds = [r["distances"][network.name][kind] for kind in ("generated", "held out")]
         suffix = network.name.removeprefix("FD-")
@@ -244,11 +244,11 @@ def _markdown(run, r, networks, costs):
             (f"precision ({suffix})", "precision"),
             (f"recall ({suffix})", "recall"),
         ):
-            cells = [str(Interval(*kind[name])) for kind in kinds]
-            lines.append(f"| {title} | {cells[0]} | {cells[1]} |")
+            rows.append([title, *(Interval(*kind[name]) for kind in kinds)])
         cells = ["{:.4g} ± {:.2g}".format(*kind["kernel_of_subsets"]) for kind in kinds]
         size = kinds[0]["kernel_subset_size"]
-        lines.append(f"| KD-{suffix}, mean and SD of subsets of {size} | {cells[0]} | {cells[1]} |")
+        rows.append([f"KD-{suffix}, mean and SD of subsets of {size}", *cells])
+    lines += markdown_table(("distance", "samples", "held-out real ones"), rows)
     few = min(r["samples"], r["real_samples"], r["held_out_samples"])
     lines += [
         "",

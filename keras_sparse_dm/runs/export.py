@@ -11,6 +11,7 @@ from keras_sparse_dm.runs.exported import run_metadata
 from keras_sparse_dm.runs.folder import read_json, write_json
 from keras_sparse_dm.runs.formats import FORMATS
 from keras_sparse_dm.runs.formats.measures import ExportedFile, inputs_of
+from keras_sparse_dm.runs.markdown import markdown_table
 
 # In the folder of the exported files.
 RECORDS = "export.json"
@@ -131,19 +132,14 @@ def table_rows(files):
 
 
 def _readme(folder, run, told, files):
-    columns = table_rows(files)
+    headings, columns = zip(*table_rows(files), strict=True)
     lines = [
         f"# {told['preset']}, {told['method']}, sparsity {told['sparsity']:g}",
         "",
         f"Exported from `{told['model']}` of the run `{run.folder.name}` after "
         f"{told['steps_trained']:,} training steps.",
         "",
-        "| " + " | ".join(header for header, _ in columns) + " |",
-        "|---|" + "---:|" * (len(columns) - 1),
-        *(
-            "| " + " | ".join(row) + " |"
-            for row in zip(*(cells for _, cells in columns), strict=True)
-        ),
+        *markdown_table(headings, zip(*columns, strict=True)),
         "",
         "Dense: the same file with zeros stored as all other weights. Largest difference: of the "
         "predicted noise, from Keras's. ms: median time of one call, in the run that wrote the "

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.runs.folder import read_json, write_json
+from keras_sparse_dm.runs.markdown import markdown_table
 
 
 def write_report(folder, results, rows=()):
@@ -84,44 +85,44 @@ def _markdown(r, table, data_rows):
     if r["topology_updates"]:
         share = exchanged / sparsity["active"]
         updates += f", the last exchanged {share:.2%} of the active weights"
-    rows = [
+    costs = [
         ("Nonzero weights in kernels", f"{size:,}", f"{sparsity['nonzeros']:,}",
-         sparsity["nonzeros"] / size),
+         f"{sparsity['nonzeros'] / size:.4f}"),
         ("Parameters", f"{c['parameters']:,}", f"{c['active_parameters']:,}",
-         c["active_parameters"] / c["parameters"]),
+         f"{c['active_parameters'] / c['parameters']:.4f}"),
         (f"FLOPs, one pass over {r['flops_example']}", f"{c['dense_flops']:.3e}",
-         f"{c['sparse_flops']:.3e}", ratio["flops"]),
+         f"{c['sparse_flops']:.3e}", f"{ratio['flops']:.4f}"),
         (f"FLOPs, one sample ({r['sampling_steps']} {r['sampler']} steps)",
          f"{c['dense_sampling_flops']:.3e}", f"{c['sparse_sampling_flops']:.3e}",
-         ratio["sampling_flops"]),
+         f"{ratio['sampling_flops']:.4f}"),
         (f"FLOPs, training ({r['iterations']:,} iterations)", f"{c['dense_training_flops']:.3e}",
-         f"{c['sparse_training_flops']:.3e}", ratio["training_flops"]),
+         f"{c['sparse_training_flops']:.3e}", f"{ratio['training_flops']:.4f}"),
+    ]  # fmt: skip
+    unit = r["unit"]
+    facts = [
+        ("Validation loss, untrained", f"{before:.4f}"),
+        ("Validation loss, trained", f"{after:.4f} ({after / before:.1%} of untrained)"),
+        ("Topology updates", updates),
+        ("Epochs", r["epochs"]),
+        ("Batch size", r["batch_size"]),
+        ("Seed", r["seed"]),
+        (f"{unit.capitalize()} for training, validation",
+         f"{r[f'training_{unit}']:,}, {r[f'validation_{unit}']:,}"),
+        *data_rows,
+        ("Wall time: training", f"{r['training_seconds']:.0f} s"),
+        ("Wall time: everything since the (re)start", f"{r['session_seconds']:.0f} s"),
     ]  # fmt: skip
     lines = [
         f"# {r['preset']}, {r['method']}, sparsity {sparsity['sparsity']:.4f}",
         "",
         f"![generated {r['unit']} beside real ones](samples.png)",
         "",
-        "| | dense | this run | ratio |",
-        "|---|---:|---:|---:|",
-        *(f"| {name} | {dense} | {mine} | {share:.4f} |" for name, dense, mine, share in rows),
+        *markdown_table(("", "dense", "this run", "ratio"), costs),
         "",
         "FLOPs count two per multiply-add in the kernels, without pruned weights; training counts "
         "three passes of one example per iteration, as in the paper's tables.",
         "",
-        "| | |",
-        "|---|---:|",
-        f"| Validation loss, untrained | {before:.4f} |",
-        f"| Validation loss, trained | {after:.4f} ({after / before:.1%} of untrained) |",
-        f"| Topology updates | {updates} |",
-        f"| Epochs | {r['epochs']} |",
-        f"| Batch size | {r['batch_size']} |",
-        f"| Seed | {r['seed']} |",
-        f"| {r['unit'].capitalize()} for training, validation | {r['training_' + r['unit']]:,}, "
-        f"{r['validation_' + r['unit']]:,} |",
-        *(f"| {name} | {value} |" for name, value in data_rows),
-        f"| Wall time: training | {r['training_seconds']:.0f} s |",
-        f"| Wall time: everything since the (re)start | {r['session_seconds']:.0f} s |",
+        *markdown_table(("", ""), facts),
         "",
         "```",
         table,

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from keras_sparse_dm.checks import SettingsError, at_least, check_choices, in_range
 from keras_sparse_dm.datasets import IMAGE_DATASETS
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.masks.structure_text import parse_structure
 from keras_sparse_dm.presets import (
     AutoencoderSettings,
@@ -36,6 +35,8 @@ from keras_sparse_dm.runs.setting_checks import (
     check_sketch_settings,
     checked_method,
 )
+
+tyro = lazy_module("tyro")
 
 AUTOENCODER_SUFFIXES = (".keras", ".ckpt", ".pt", ".pth", ".safetensors")
 

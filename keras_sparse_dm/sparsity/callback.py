@@ -5,10 +5,14 @@ import warnings
 import keras
 import numpy as np
 
+from keras_sparse_dm.lazy import lazy_module, load
 from keras_sparse_dm.sparsity.install import install
 from keras_sparse_dm.sparsity.options import SparsityOptions, takes_options
 from keras_sparse_dm.sparsity.report import sparsity_report
 from keras_sparse_dm.sparsity.schedules import next_update
+
+tensorboard = lazy_module("tensorboard")
+tf = lazy_module("tensorflow")
 
 
 class DynamicSparsity(keras.callbacks.Callback):
@@ -22,9 +26,9 @@ class DynamicSparsity(keras.callbacks.Callback):
         *args, **options: Arguments of `SparsityOptions`: `method`, `update_every`, `prune_rate`,
             `start_step`, `stop_step`, `schedule`, `seed`, `competition`, `grow_init`,
             `gradient_steps`, `grow_warmup`.
-        log_dir: Optional folder for TensorBoard. Logs each kernel's density, the share of its
-            active weights exchanged by each update, the share of its weights that have ever been
-            active, and an image of each mask after every epoch.
+        log_dir: Optional folder for TensorBoard, which must be installed. Logs each kernel's
+            density, the share of its active weights exchanged by each update, the share of its
+            weights that have ever been active, and an image of each mask after every epoch.
 
     Put callbacks that read `sparsity` from the logs after this one. Callbacks that restore earlier
     weights (EarlyStopping) may come before or after it; the masks adapt to the restored weights.
@@ -45,6 +49,9 @@ class DynamicSparsity(keras.callbacks.Callback):
     @takes_options
     def __init__(self, *args, log_dir=None, **options):
         super().__init__()
+        if log_dir is not None:
+            # TensorFlow writes scalars only if it finds TensorBoard.
+            load(tensorboard)
         self.options = SparsityOptions(*args, **options)
         # Options are attributes of the callback too.
         vars(self).update(vars(self.options))
@@ -62,8 +69,6 @@ class DynamicSparsity(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         if self.log_dir is not None and self._writer is None:
-            import tensorflow as tf
-
             self._writer = tf.summary.create_file_writer(str(self.log_dir))
         self._seen_updates = self._optimizer.topology_updates
         self._sparsity = sparsity_report(self.model).sparsity
@@ -95,8 +100,6 @@ class DynamicSparsity(keras.callbacks.Callback):
         if logs is not None:
             logs["sparsity"] = self._sparsity
         if self._writer is not None:
-            import tensorflow as tf
-
             with self._writer.as_default(step=self._optimizer.steps):
                 for k in report.kernels:
                     tf.summary.scalar(f"density/{k.name}", k.density)
@@ -143,8 +146,6 @@ class DynamicSparsity(keras.callbacks.Callback):
             )
 
     def _log_update(self):
-        import tensorflow as tf
-
         ones = self._optimizer.mask_ones()
         with self._writer.as_default(step=self._optimizer.steps):
             for name, count in self._optimizer.exchanged().items():

@@ -6,7 +6,10 @@ import keras
 
 from keras_sparse_dm import _keras
 from keras_sparse_dm.layers.kernel_mask import variable_beside
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.sparsity.topology_update import masked
+
+tensorflow = lazy_module("keras_sparse_dm.sparsity.tensorflow")
 
 # Ftrl divides by state that is zero where weights are pruned, and the state of
 # MultiOptimizer is not accessible.
@@ -121,8 +124,6 @@ def apply_masked(inner, pairs, masks):
     if keras.backend.backend() != "tensorflow":
         inner.apply(masked_gradients(), variables)
         return
-    from keras_sparse_dm.sparsity import tensorflow
-
     if tensorflow.in_a_replica():
         tensorflow.apply_summed(inner, masked_gradients(), variables)
     elif inner.gradient_accumulation_steps or not tensorflow.runs_in_any_order():
@@ -138,6 +139,4 @@ def on_tensorflow(name, otherwise):
     """Return a function of `sparsity.tensorflow` there, and another on other backends."""
     if keras.backend.backend() != "tensorflow":
         return otherwise
-    from keras_sparse_dm.sparsity import tensorflow
-
     return getattr(tensorflow, name)

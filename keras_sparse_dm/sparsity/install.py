@@ -5,9 +5,12 @@ import contextlib
 import keras
 
 from keras_sparse_dm import _keras
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.sparsity.kernels import masked_kernels
 from keras_sparse_dm.sparsity.optimizer import SparseOptimizer
 from keras_sparse_dm.sparsity.options import SparsityOptions, takes_options
+
+tf = lazy_module("tensorflow")
 
 
 def innermost_optimizer(model):
@@ -165,8 +168,6 @@ def _check_sparse(model):
 def _check_strategy(strategy, optimizer):
     if strategy is None or strategy.num_replicas_in_sync == 1:
         return
-    import tensorflow as tf
-
     if not isinstance(strategy, tf.distribute.MirroredStrategy):
         raise ValueError(
             "Sparse training on several replicas needs tf.distribute.MirroredStrategy; the model "

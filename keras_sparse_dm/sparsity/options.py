@@ -8,8 +8,12 @@ from typing import Any
 
 import keras
 
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.masks.structures import NM
 from keras_sparse_dm.sparsity.methods import get_method
+
+# Loads the toolkit.
+schedules = lazy_module("keras_sparse_dm.sparsity.schedules")
 
 COMPETITION = ("kernel", "global")
 GROW_INIT = ("zeros", "normal")
@@ -65,9 +69,6 @@ class SparsityOptions:
     grow_warmup: bool = False
 
     def __post_init__(self):
-        # Imported here because it loads the toolkit.
-        from keras_sparse_dm.sparsity.schedules import make_schedule
-
         method = get_method(self.method)
         if method.dense_to_sparse and isinstance(self.schedule, str):
             raise ValueError(
@@ -75,7 +76,7 @@ class SparsityOptions:
                 "PolynomialDecay of tensorflow_model_optimization.sparsity.keras; received "
                 f"{self.schedule!r}."
             )
-        schedule = make_schedule(
+        schedule = schedules.make_schedule(
             self.schedule, self.prune_rate, self.update_every, self.start_step, self.stop_step
         )
         for argument, allowed in (
@@ -155,10 +156,8 @@ class SparsityOptions:
                 f"{' and '.join(map(str, sorted(units)))} weights cannot be exchanged."
             )
         if method.dense_to_sparse:
-            from keras_sparse_dm.sparsity.schedules import check_reaches_its_end
-
             self.final_sparsity(kernels)
-            check_reaches_its_end(self.schedule)
+            schedules.check_reaches_its_end(self.schedule)
 
     def check_not_done(self, kernels, ones):
         """Check that a method that starts dense has something left to prune.
@@ -201,19 +200,15 @@ class SparsityOptions:
 
     def get_config(self):
         """Return the options in Keras's serialized form."""
-        from keras_sparse_dm.sparsity.schedules import serialize_schedule
-
         # The configuration of the schedule contains the arguments that it replaces.
         names = [f.name for f in fields(self) if f.name not in _OF_THE_SCHEDULE]
         config = {name: getattr(self, name) for name in names}
         config["method"] = keras.saving.serialize_keras_object(self.method)
-        config["schedule"] = serialize_schedule(self.schedule)
+        config["schedule"] = schedules.serialize_schedule(self.schedule)
         return config
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        from keras_sparse_dm.sparsity.schedules import deserialize_schedule
-
         config = dict(config)
         config["method"] = keras.saving.deserialize_keras_object(
             config["method"], custom_objects=custom_objects
@@ -221,7 +216,7 @@ class SparsityOptions:
         # Version 0.1 saved no schedule for the static method.
         schedule = config.pop("schedule", None)
         if schedule is not None:
-            config["schedule"] = deserialize_schedule(schedule)
+            config["schedule"] = schedules.deserialize_schedule(schedule)
         return cls(**config)
 
     def __eq__(self, other):

@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from keras import ops
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from keras_sparse_dm.sparsity.install import innermost_sparse_optimizer
 from keras_sparse_dm.sparsity.kernels import check_is_layer, masked_kernels, what_is_left_alone
@@ -192,10 +195,6 @@ class SparsityReport:
         return lines
 
     def __str__(self):
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
-
         table = Table(show_footer=True)
         columns = self._columns()
         for i, (header, total, _) in enumerate(columns):

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 import keras
 from keras import ops
 
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.masks.select import count
 from keras_sparse_dm.sparsity.options import SparsityOptions
 from keras_sparse_dm.sparsity.state import SparsityState
 from keras_sparse_dm.sparsity.topology_update import exchange, new_units, new_units_among
+
+tensorflow = lazy_module("keras_sparse_dm.sparsity.tensorflow")
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +154,4 @@ def _after(tensors):
     """Context whose operations run after those of tensors, if the backend may reorder them."""
     if keras.backend.backend() != "tensorflow":
         return contextlib.nullcontext()
-    from keras_sparse_dm.sparsity.tensorflow import after
-
-    return after(tensors)
+    return tensorflow.after(tensors)

@@ -8,15 +8,21 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from keras_sparse_dm import diffusion, models
 from keras_sparse_dm.checks import SettingsError
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.presets import get_preset
 from keras_sparse_dm.study.grid import LATENT_DIFFUSION
 from keras_sparse_dm.study.paper import PAPER_SETTINGS
 from keras_sparse_dm.study.wording import counted
 from keras_sparse_dm.study.worker_process import WorkerProcess
+
+keras = lazy_module("keras")
+tf = lazy_module("tensorflow")
 
 # Batch size of sampling sketches.
 SAMPLED_SKETCHES = 256
@@ -137,20 +143,13 @@ def measure(settings):
     Returns:
         Dictionary with `seconds_a_step`, `seconds_a_sample_step` and `note`.
     """
-    import keras
-    import numpy as np
-    import tensorflow as tf
-
-    from keras_sparse_dm.diffusion import DiffusionModel
-    from keras_sparse_dm.models import ChiroDiff, UNet
-
     preset, t = settings.to_preset(), settings.training
     of_images = settings.preset in LATENT_DIFFUSION
     paper = PAPER_SETTINGS[settings.preset]
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
     batch_size = 1 if of_images and not on_gpu else t.batch_size
-    denoiser = (UNet if of_images else ChiroDiff)(**preset.denoiser_arguments())
-    model = DiffusionModel(denoiser, preset.noise.to_schedule(), seed=0)
+    denoiser = (models.UNet if of_images else models.ChiroDiff)(**preset.denoiser_arguments())
+    model = diffusion.DiffusionModel(denoiser, preset.noise.to_schedule(), seed=0)
     model.compile(
         keras.optimizers.AdamW(
             t.learning_rate,

@@ -3,15 +3,16 @@
 import math
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from keras_sparse_dm.data import SketchArrays, draw, draw_images
 from keras_sparse_dm.files import whole_file
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.runs.sketches import sketches_of
 from keras_sparse_dm.sparsity.registry import facts_of
 from keras_sparse_dm.study.scores import dataset_title
 
+matplotlib = lazy_module("matplotlib")
+matplotlib_figure = lazy_module("matplotlib.figure")
 # Points at the same place are drawn side by side, this share of the axis apart.
 _DODGE = 0.012
 # Width and height in inches. Two panels are as wide as a page's text, one as wide as a column.
@@ -44,7 +45,7 @@ def figures_of(scores):
         `{name: (caption, figure)}`, without figures that have no score to show.
     """
     found = {}
-    with rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE):
         if len(scores.study.sampling_steps) > 1:
             found["sampling-steps"] = by_sampling_steps(scores)
         else:
@@ -148,7 +149,9 @@ def _panels(scores, titles, panel, caption):
     columns = min(len(titles), 3) if len(titles) != 4 else 2
     rows = -(-len(titles) // columns)
     width, height = _PANEL
-    figure = Figure(figsize=(max(3.3, width * columns), height * rows + 0.4), layout="constrained")
+    figure = matplotlib_figure.Figure(
+        figsize=(max(3.3, width * columns), height * rows + 0.4), layout="constrained"
+    )
     axes = figure.subplots(rows, columns, squeeze=False).flat
     drawn, handles = False, {}
     for axis, (title, place) in zip(axes, titles.items(), strict=False):
@@ -240,7 +243,7 @@ def _one_sparsity_each(scores):
 
 def save_figure(figure, folder, name):
     """Write a figure as `NAME.png` and `NAME.svg`; equal figures give equal bytes."""
-    with rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE):
         for ending, options in ((".png", {"dpi": 200}), (".svg", {"metadata": {"Date": None}})):
             with whole_file(folder / f"{name}{ending}") as temporary:
                 figure.savefig(temporary, **options)

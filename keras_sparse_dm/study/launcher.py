@@ -14,11 +14,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 import keras_sparse_dm
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.files import os_error_text
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.runs.folder import read_json, write_json
 from keras_sparse_dm.study.differences import differences_from_paper
 from keras_sparse_dm.study.progress import plain_progress, table_progress
@@ -27,6 +26,8 @@ from keras_sparse_dm.study.tasks import Task, state_of, trains_autoencoder
 from keras_sparse_dm.study.wording import counted
 from keras_sparse_dm.study.worker import ELSEWHERE
 from keras_sparse_dm.study.worker_process import WorkerProcess
+
+filelock = lazy_module("filelock")
 
 WORKER = (sys.executable, "-m", "keras_sparse_dm.study.worker")
 # Seconds between checks of the workers, and of cells that other launchers work on.
@@ -365,9 +366,9 @@ class Launcher:
 def _is_held(lock):
     """Return True if a worker of any launcher holds a lock file."""
     try:
-        with FileLock(lock, timeout=0):
+        with filelock.FileLock(lock, timeout=0):
             return False
-    except Timeout:
+    except filelock.Timeout:
         return True
 
 

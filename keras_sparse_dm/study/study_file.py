@@ -3,8 +3,11 @@
 from pathlib import Path
 
 from keras_sparse_dm.checks import SettingsError, did_you_mean
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.runs.setting_checks import checked_method
 from keras_sparse_dm.study.grid import DEFAULTS, OPTIONS, Study, grid
+
+yaml = lazy_module("yaml")
 
 # The keys of the file, with the types of their values.
 _KEYS = {
@@ -46,8 +49,6 @@ def read_study(path):
     Raises:
         SettingsError: for a file that cannot be read, unknown keys, or values that no run can have.
     """
-    import yaml
-
     path = Path(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

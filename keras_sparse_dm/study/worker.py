@@ -17,16 +17,23 @@ import threading
 import time
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 import keras_sparse_dm
 from keras_sparse_dm.checks import UsageError
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.runs.folder import CONFIG_FILE, read_json, write_json
 from keras_sparse_dm.runs.settings import TrainingDiverged
 from keras_sparse_dm.runs.sketch_data import load_sketch_data
 from keras_sparse_dm.study.results import RESULT_FILE, SCHEMA_VERSION, stored_settings
 from keras_sparse_dm.study.scales import autoencoder_settings
 from keras_sparse_dm.study.tasks import fits, names_of, training_settings
+
+autoencoder = lazy_module("keras_sparse_dm.runs.autoencoder")
+estimates = lazy_module("keras_sparse_dm.study.estimates")
+evaluation_of_run = lazy_module("keras_sparse_dm.runs.evaluate")
+images = lazy_module("keras_sparse_dm.runs.images")
+samples = lazy_module("keras_sparse_dm.runs.samples")
+training = lazy_module("keras_sparse_dm.runs.train")
+filelock = lazy_module("filelock")
 
 # Exit codes besides 0 and 1.
 LAUNCHER_GONE = 3
@@ -45,15 +52,15 @@ def main(kind):
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     try:
         if kind == "run":
-            with FileLock(job["lock"], timeout=LOCK_TIMEOUT):
+            with filelock.FileLock(job["lock"], timeout=LOCK_TIMEOUT):
                 run_cell(job)
         elif kind == "prepare":
             # Wait until other launchers have finished their preparations, which the cache keeps.
-            with FileLock(job["lock"]):
+            with filelock.FileLock(job["lock"]):
                 prepare_data(job["preparations"])
         else:
             measure(job)
-    except Timeout:
+    except filelock.Timeout:
         return ELSEWHERE
     except (UsageError, TrainingDiverged) as error:
         print(error, file=sys.stderr)
@@ -89,16 +96,12 @@ def run_cell(job):
         job: Dictionary with `name`, `cell`, `scale`, `settings`, `output_dir`, `cache_dir`,
             `sampling_steps`, `weights` and `differences`.
     """
-    from keras_sparse_dm.runs.evaluate import evaluate
-    from keras_sparse_dm.runs.samples import MODEL, load_run
-    from keras_sparse_dm.runs.train import train_run
-
     settings = settings_of_job(job)
     folder = settings.folder
     report = read_json(folder / "report.json", {"cost": dict})
     run = None
-    if report is None or not (folder / MODEL).exists():
-        run = train_run(training_settings(settings))
+    if report is None or not (folder / samples.MODEL).exists():
+        run = training.train_run(training_settings(settings))
         report = read_json(folder / "report.json", {"cost": dict})
     weights = [Path(path) for path in job["weights"]]
     evaluations = []
@@ -107,9 +110,9 @@ def run_cell(job):
         evaluation = read_json(file, {"distances": dict})
         if evaluation is None or not fits(evaluation, settings, weights):
             if run is None:
-                run = load_run(folder, settings.data_dir, settings.cache_dir, verbose=0)
+                run = samples.load_run(folder, settings.data_dir, settings.cache_dir, verbose=0)
             start = time.perf_counter()
-            results = evaluate(
+            results = evaluation_of_run.evaluate(
                 run,
                 settings.sampling.evaluation,
                 steps=steps,
@@ -170,14 +173,11 @@ def prepare_data(jobs):
 
 
 def _prepare_images(settings, train_first):
-    from keras_sparse_dm.runs.autoencoder import train_autoencoder
-    from keras_sparse_dm.runs.images import ImageRun
-
     if train_first and not settings.autoencoder.exists():
         ours = autoencoder_settings(settings)
         resume = (ours.folder / CONFIG_FILE).exists()
-        train_autoencoder(dataclasses.replace(ours, resume=resume))
-    run = ImageRun(settings)
+        autoencoder.train_autoencoder(dataclasses.replace(ours, resume=resume))
+    run = images.ImageRun(settings)
     run.before_training(run.new_model())
     print(run.summary(), flush=True)
 
@@ -188,9 +188,7 @@ def measure(job):
     Args:
         job: Dictionary with `settings`, and with `answer`, the path of the file.
     """
-    from keras_sparse_dm.study.estimates import measure
-
-    write_json(Path(job["answer"]), measure(stored_settings(job["settings"])))
+    write_json(Path(job["answer"]), estimates.measure(stored_settings(job["settings"])))
 
 
 if __name__ == "__main__":

@@ -233,5 +233,5 @@ def test_a_missing_package_is_answered_with_the_command(monkeypatch):
         raise kanjivg.importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(kanjivg.importlib.metadata, "distribution", missing)
-    with pytest.raises(FileNotFoundError, match="pip install kanjivg"):
+    with pytest.raises(FileNotFoundError, match=r"kanjivg is not .*pip install .*\[train\]"):
         load_kanjivg()

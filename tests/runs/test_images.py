@@ -11,7 +11,7 @@ from PIL import Image
 
 from keras_sparse_dm import sparsity_report
 from keras_sparse_dm.cli import main
-from keras_sparse_dm.commands.train import parse_train_options, train_command
+from keras_sparse_dm.commands.train import parse_settings, train_command
 from keras_sparse_dm.diffusion import DiffusionModel
 from keras_sparse_dm.models import LatentDiffusion, VQAutoencoder
 from keras_sparse_dm.runs.images import ImageRun
@@ -144,7 +144,7 @@ def test_a_run_leaves_the_same_folder_as_one_on_sketches(unbroken, folder):
 def test_images_too_few_for_a_distance_have_none(folder, autoencoder_run, training, validation):
     counts = ("--training-images", training, "--validation-images", validation)
     argv = ("ldm_kanjivg", *places(folder, autoencoder_run), *TINY, *counts)
-    run = ImageRun(parse_train_options([*map(str, argv)]))
+    run = ImageRun(parse_settings([*map(str, argv)]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         results = run.results(np.zeros((8, 16, 16, 3), "float32"))

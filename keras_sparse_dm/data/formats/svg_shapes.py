@@ -8,6 +8,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from keras_sparse_dm.lazy import lazy_module
+
+svg_path = lazy_module("svg.path")
+
 # Curves become chords of the drawing's diagonal divided by this number. For a kanji that is about
 # 0.01 of the enclosing circle's radius, a fifth of the spacing of the later resampling.
 CHORDS_PER_DIAGONAL = 256
@@ -217,25 +221,23 @@ def path_curves(d: str, matrix: Matrix | None) -> Iterator[tuple[bool, bool, Cur
     Raises:
         ValueError: if the path is too long or invalid.
     """
-    from svg.path import Arc, CubicBezier, Move, QuadraticBezier, parse_path
-
     if len(d) > MAX_PATH_LENGTH:
         raise ValueError(f"has a path of {len(d):,} characters; {MAX_PATH_LENGTH:,} is the maximum")
     # The parser silently skips what it does not understand.
     if not _PATH.fullmatch(d):
         raise ValueError(f"has the path {d[:50]!r}, which is invalid, here or further on")
     starts = True
-    for segment in parse_path(d):
+    for segment in svg_path.parse_path(d):
         straight = False
-        if isinstance(segment, Move):
+        if isinstance(segment, svg_path.Move):
             starts = True
             continue
-        if isinstance(segment, CubicBezier):
+        if isinstance(segment, svg_path.CubicBezier):
             curves = [(segment.start, segment.control1, segment.control2, segment.end)]
-        elif isinstance(segment, QuadraticBezier):
+        elif isinstance(segment, svg_path.QuadraticBezier):
             a, b, c = segment.start, segment.control, segment.end
             curves = [(a, (a + 2 * b) / 3, (c + 2 * b) / 3, c)]
-        elif isinstance(segment, Arc):
+        elif isinstance(segment, svg_path.Arc):
             # A full circle becomes a polygon of 256 sides, 7.5e-5 of the radius inside it.
             straight = True
             ends = [segment.point(t) for t in np.linspace(0, 1, 257)]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from keras_sparse_dm.data.cache import fingerprint_of
 from keras_sparse_dm.data.row_files import content_checksum
 from keras_sparse_dm.data.summary import PreparationSummary
+from keras_sparse_dm.lazy import lazy_module
 
-if TYPE_CHECKING:
-    import tensorflow as tf
+tf = lazy_module("tensorflow")
 
 
 class StoredArrays:
@@ -164,7 +164,5 @@ class ImageArrays(StoredArrays):
 
     def model_batch(self, batch: tf.Tensor) -> tf.Tensor:
         """Convert the result of `read_batch` to the batch that models see: float32 in [-1, 1]."""
-        import tensorflow as tf
-
         batch = tf.ensure_shape(batch, (None, *self.images.shape[1:]))
         return tf.cast(batch, tf.float32) / 127.5 - 1.0

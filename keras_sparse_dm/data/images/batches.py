@@ -6,14 +6,13 @@ import atexit
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from keras_sparse_dm.checks import check_whole
+from keras_sparse_dm.lazy import lazy_module
 
-if TYPE_CHECKING:
-    import tensorflow as tf
+tf = lazy_module("tensorflow")
 
 
 def image_steps_per_epoch(arrays, batch_size: int) -> int:
@@ -63,8 +62,6 @@ def train_image_batches(
     Raises:
         ValueError: if an argument is out of its range.
     """
-    import tensorflow as tf
-
     steps = image_steps_per_epoch(arrays, batch_size)
     check_whole("seed", seed, 0, 2**63)
     check_whole("initial_epoch", initial_epoch, 0, 2**31)
@@ -98,8 +95,6 @@ def eval_image_batches(arrays, batch_size: int) -> tf.data.Dataset:
     Raises:
         ValueError: if `batch_size` is below 1 or there is no image.
     """
-    import tensorflow as tf
-
     image_steps_per_epoch(arrays, batch_size)
     order = (np.arange(len(arrays)), np.zeros(len(arrays), bool))
     return _read_batches(tf.data.Dataset.from_tensor_slices(order).batch(batch_size), arrays)
@@ -110,8 +105,6 @@ def _epoch_order(n: int, flip: bool, seed: int, epoch) -> tuple[tf.Tensor, tf.Te
 
     A pure function of its arguments in stateless TensorFlow operations.
     """
-    import tensorflow as tf
-
     epoch_seed = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
     # "philox" explicitly: the automatic choice depends on the device.
     order = tf.random.experimental.stateless_shuffle(
@@ -125,8 +118,6 @@ def _epoch_order(n: int, flip: bool, seed: int, epoch) -> tuple[tf.Tensor, tf.Te
 
 def _read_batches(order: tf.data.Dataset, arrays) -> tf.data.Dataset:
     """Turn batches of numbers and flips into batches of the rows of `arrays`."""
-    import tensorflow as tf
-
     dtype = arrays.read_batch(np.arange(0), np.zeros(0, bool)).dtype
 
     def read_rows(positions, flips):

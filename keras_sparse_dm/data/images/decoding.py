@@ -10,6 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_sparse_dm.lazy import lazy_module
+
+Image = lazy_module("PIL.Image")
+ImageOps = lazy_module("PIL.ImageOps")
+PIL = lazy_module("PIL")
+
 
 def decode_images(items, size: int) -> list[tuple[str, np.ndarray | None, bool, str | None]]:
     """Decode images in worker processes.
@@ -38,14 +44,12 @@ def result_or_reason(name: str, make):
 
 def decode_image(source: Path | bytes, size: int) -> tuple[np.ndarray, bool]:
     """Return the image of a file, uint8 `(size, size, 3)`, and whether it was smaller."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     if isinstance(source, Path) and not source.is_file():
         raise ValueError("is not a regular file but a dangling link or a pipe")
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
-    except UnidentifiedImageError:
+    except PIL.UnidentifiedImageError:
         raise ValueError("is not an image of a known format") from None
     # An image with a damaged EXIF block is still usable.
     with contextlib.suppress(Exception):
@@ -60,8 +64,6 @@ def decode_image(source: Path | bytes, size: int) -> tuple[np.ndarray, bool]:
 
 
 def _to_rgb(image):
-    from PIL import Image
-
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
+from tqdm import tqdm
 
 from keras_sparse_dm.checks import check_whole
 from keras_sparse_dm.data.cache import (
@@ -19,9 +20,9 @@ from keras_sparse_dm.data.cache import (
 )
 from keras_sparse_dm.data.images.arrays import ImageArrays, StoredArrays
 from keras_sparse_dm.data.row_files import Rows, content_checksum, read_rows, write_description
+from keras_sparse_dm.lazy import lazy_module
 
-if TYPE_CHECKING:
-    import tensorflow as tf
+tf = lazy_module("tensorflow")
 
 # Part of the cache's file name. Increase it with every change of the file's layout.
 CACHE_VERSION = 1
@@ -98,8 +99,6 @@ class LatentArrays(StoredArrays):
 
     def model_batch(self, batch: tf.Tensor) -> dict[str, tf.Tensor]:
         """Convert the result of `read_batch` to the batch that models see."""
-        import tensorflow as tf
-
         return {"latents": tf.ensure_shape(batch, (None, *self.shape))}
 
 
@@ -202,8 +201,6 @@ def _check_fingerprint(fingerprint) -> None:
 
 
 def _encode_all(encode, images, cache: Path, fingerprint, batch_size: int, progress) -> None:
-    from tqdm import tqdm
-
     leftovers = f"latents-v{CACHE_VERSION}-*.tmp"
     rows = None
     starts = range(0, len(images), batch_size)

@@ -12,6 +12,9 @@ import numpy as np
 from keras_sparse_dm.data.cache import state_of
 from keras_sparse_dm.data.images.decoding import decode_images
 from keras_sparse_dm.data.images.plan import Plan, too_few
+from keras_sparse_dm.lazy import lazy_module
+
+tfds = lazy_module("tensorflow_datasets")
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -19,8 +22,6 @@ if TYPE_CHECKING:
 
 def plan_tfds(published, data_dir, counts, seed, download) -> Plan:
     """Plan the images of a data set that tensorflow-datasets has prepared or may download."""
-    import tensorflow_datasets as tfds
-
     candidates = published.tfds_names[:1] if download else published.tfds_names
     builders = [tfds.builder(name, data_dir=data_dir) for name in candidates]
     builder = next((b for b in builders if b.data_path.exists()), builders[0])
@@ -66,8 +67,6 @@ def plan_tfds(published, data_dir, counts, seed, download) -> Plan:
 
 def _tfds_dataset(builder, split: str) -> tf.data.Dataset:
     """Return the examples of a split in the order of its files, with images as file contents."""
-    import tensorflow_datasets as tfds
-
     return builder.as_dataset(
         split=split,
         shuffle_files=False,

@@ -17,8 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import scipy
 
 from keras_sparse_dm.datasets import DIGITS
+from keras_sparse_dm.lazy import lazy_module
+
+tf = lazy_module("tensorflow")
+tfds = lazy_module("tensorflow_datasets")
+sklearn_datasets = lazy_module("sklearn.datasets")
 
 # Greatest number of pixels that a file may announce; MNIST has 47 million.
 MAX_PIXELS = 2**29
@@ -260,9 +266,6 @@ def _read_array(file: Path, magic: int, axes: int) -> np.ndarray:
 
 def _read_tfds(folder: Path | None, part: str) -> DigitImages | None:
     """Read the digits that tensorflow-datasets has prepared; None if there are none."""
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-
     builder = tfds.builder("mnist", data_dir=folder)
     try:
         dataset = builder.as_dataset(
@@ -292,15 +295,14 @@ def _read_tfds(folder: Path | None, part: str) -> DigitImages | None:
 
 
 def _embedded_digits() -> DigitImages:
-    from scipy.ndimage import zoom
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
+    digits = sklearn_datasets.load_digits()
     # Each pixel counts the ink of 4 x 4 pixels, from 0 to 16. The border lets lines at the edge end
     # as they do inside.
     small = np.pad(digits.images / 16, ((0, 0), (1, 1), (1, 1)))
     factor = _SIZE / small.shape[1]
-    large = zoom(small, (1, factor, factor), order=3, mode="grid-constant", grid_mode=True)
+    large = scipy.ndimage.zoom(
+        small, (1, factor, factor), order=3, mode="grid-constant", grid_mode=True
+    )
     large = np.clip((large - _DARK) / (1 - _DARK), 0, 1)
     return DigitImages(
         np.round(large * 255).astype(np.uint8),

@@ -31,6 +31,7 @@ from keras_sparse_dm.data.sketches.source import (
     read_line_or_sketch,
 )
 from keras_sparse_dm.datasets import CHARACTERS
+from keras_sparse_dm.lazy import not_installed
 
 _KANJIVG_NAME = re.compile(r"([0-9a-f]{5})(-\w+)?")
 
@@ -50,8 +51,7 @@ def kanjivg_folder() -> Path:
         folder = None
     if folder is None or not folder.is_dir():
         raise FileNotFoundError(
-            "the KanjiVG package is not installed; run `pip install kanjivg`, or give the folder "
-            "of KanjiVG's .svg files"
+            f"{not_installed('kanjivg')}, or give the folder of KanjiVG's .svg files"
         )
     return folder
 

@@ -11,6 +11,11 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy
+
+from keras_sparse_dm.lazy import lazy_module
+
+morphology = lazy_module("skimage.morphology")
 
 # A bridge of at most this many widths of the ink belongs to one junction.
 _BRIDGE_WIDTHS = 1.5
@@ -61,14 +66,11 @@ def pen_paths(ink: np.ndarray) -> list[np.ndarray]:
     Returns:
         Arrays `(n, 2)` of x and y of pixels' middles, in any order and direction.
     """
-    from scipy.ndimage import distance_transform_edt
-    from skimage.morphology import skeletonize
-
     # With a border, every pixel has all its neighbours.
     ink = np.pad(ink, 1)
     width = ink.shape[1]
-    radius = distance_transform_edt(ink).ravel().tolist()
-    neighbours = _neighbours(np.flatnonzero(skeletonize(ink)).tolist(), width)
+    radius = scipy.ndimage.distance_transform_edt(ink).ravel().tolist()
+    neighbours = _neighbours(np.flatnonzero(morphology.skeletonize(ink)).tolist(), width)
     half_width = float(np.median([radius[pixel] for pixel in neighbours]))
     _drop_spurs(neighbours, radius, half_width)
     lines, dots = _lines(neighbours)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy
 
 from keras_sparse_dm.data.formats.strokes import with_travel_times
 from keras_sparse_dm.data.sketch import Sketch
@@ -79,8 +80,6 @@ def trace(image, name: str = "", label: str = "") -> Sketch:
 
 def ink_of(image) -> np.ndarray:
     """Return a bool array that is true where a picture has ink; see `trace`."""
-    from scipy.ndimage import binary_erosion, label
-
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 2 or image.size == 0:
         raise ValueError(
@@ -91,13 +90,13 @@ def ink_of(image) -> np.ndarray:
     if brightest == 0:
         raise ValueError("image has no ink: all of its pixels are 0; ink must be bright on 0")
     ink = image > INK_SHARE * brightest
-    pieces, count = label(ink, np.ones((3, 3)))
+    pieces, count = scipy.ndimage.label(ink, np.ones((3, 3)))
     if count > 1:
         sizes = np.bincount(pieces.ravel())
         sizes[0] = 0
         ink = (sizes >= SPECK_SHARE * sizes.max())[pieces] & ink
     # Thinning would lead a line around a single missing pixel.
-    return ink | binary_erosion(ink, [[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+    return ink | scipy.ndimage.binary_erosion(ink, [[0, 1, 0], [1, 0, 1], [0, 1, 0]])
 
 
 def _slope(image) -> np.ndarray:
@@ -105,17 +104,13 @@ def _slope(image) -> np.ndarray:
 
     The first is downwards, the second to the right; with a border of one pixel.
     """
-    from scipy.ndimage import gaussian_filter
-
     bright = np.pad(np.asarray(image, np.float64), 1)
-    bright = gaussian_filter(bright / bright.max(), _CENTRE_WIDTH, mode="constant")
+    bright = scipy.ndimage.gaussian_filter(bright / bright.max(), _CENTRE_WIDTH, mode="constant")
     return np.stack(np.gradient(np.log(bright + 1 / 255)))
 
 
 def _centre(points: np.ndarray, slope: np.ndarray) -> np.ndarray:
     """Move points across the line to where the ink is brightest, by at most a pixel."""
-    from scipy.ndimage import map_coordinates
-
     if len(points) < 4:
         return points
     across = np.gradient(_smooth(points), axis=0)[:, ::-1] * (1.0, -1.0)
@@ -125,7 +120,7 @@ def _centre(points: np.ndarray, slope: np.ndarray) -> np.ndarray:
     moved = np.zeros(len(points))
     for _ in range(_CENTRE_STEPS):
         at = (points + moved[:, None] * across).T[::-1] + 0.5
-        down, right = (map_coordinates(s, at, order=1, mode="nearest") for s in slope)
+        down, right = (scipy.ndimage.map_coordinates(s, at, order=1, mode="nearest") for s in slope)
         # The step to the mean position of the brightness around the point.
         moved += _CENTRE_WIDTH**2 * (right * across[:, 0] + down * across[:, 1])
         moved = np.clip(moved, -1, 1)
@@ -134,18 +129,18 @@ def _centre(points: np.ndarray, slope: np.ndarray) -> np.ndarray:
 
 def _smooth(points: np.ndarray) -> np.ndarray:
     """Even out the steps between pixels; ends stay in place, and a loop stays closed."""
-    from scipy.ndimage import gaussian_filter1d
-
     if len(points) < 4:
         return points
     if _is_closed(points):
-        smooth = gaussian_filter1d(points[:-1], _SMOOTHING, axis=0, mode="wrap")
+        smooth = scipy.ndimage.gaussian_filter1d(points[:-1], _SMOOTHING, axis=0, mode="wrap")
         return np.concatenate([smooth, smooth[:1]])
     # The line's point reflection beyond each end keeps the end in place.
     n = min(len(points) - 1, math.ceil(4 * _SMOOTHING))
     before = 2 * points[0] - points[n:0:-1]
     after = 2 * points[-1] - points[-2 : -n - 2 : -1]
-    smooth = gaussian_filter1d(np.concatenate([before, points, after]), _SMOOTHING, axis=0)
+    smooth = scipy.ndimage.gaussian_filter1d(
+        np.concatenate([before, points, after]), _SMOOTHING, axis=0
+    )
     smooth = smooth[n : n + len(points)]
     smooth[[0, -1]] = points[[0, -1]]
     return smooth

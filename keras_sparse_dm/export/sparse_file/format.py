@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 
+import ml_dtypes  # noqa: F401  # adds bfloat16 to NumPy
 import numpy as np
 
 from keras_sparse_dm.masks.encoding import bitmask_bytes
@@ -59,8 +60,6 @@ def write(path, content, tensors):
         content: The header's content without the checksums.
         tensors: `{name: (dtype, shape, function that returns the data)}`.
     """
-    import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 once this is imported
-
     # Large elements come first, so that all tensors are aligned.
     names = sorted(tensors, key=lambda name: -np.dtype(tensors[name][0]).itemsize)
     entries, end = {}, 0

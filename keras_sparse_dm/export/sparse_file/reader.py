@@ -4,7 +4,9 @@ import math
 from pathlib import Path
 
 import keras
+import ml_dtypes  # noqa: F401  # adds bfloat16 to NumPy
 import numpy as np
+import safetensors
 
 from keras_sparse_dm._keras import object_sharing_scope
 from keras_sparse_dm.export.sparse_file import version_1
@@ -100,9 +102,6 @@ class _Arrays:
         self._unread = set(self._checksums)
 
     def __enter__(self):
-        import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 once this is imported
-        import safetensors
-
         try:
             # The pages of a mapped file would stay in memory.
             self._file = safetensors.safe_open(self._path, framework="numpy", backend="pread")

@@ -6,28 +6,18 @@ The file is a FlatBuffer, whose schema comes with LiteRT.
 import json
 import zlib
 
+import flatbuffers
 import numpy as np
+
+from keras_sparse_dm.lazy import lazy_module
+
+# Classes of the file format.
+schema = lazy_module("ai_edge_litert.schema_py_generated")
 
 METADATA = "keras_sparse_dm"
 # Part of the metadata. The checksum is that of the file with zeros in its place.
 _CHECKSUM = b'"crc32": "'
 _NO_CHECKSUM = b"00000000"
-
-
-def schema():
-    """Return LiteRT's module of the file format's classes.
-
-    Raises:
-        ImportError: without LiteRT; the message tells how to install it.
-    """
-    try:
-        from ai_edge_litert import schema_py_generated
-    except ImportError:
-        raise ImportError(
-            "TFLite files are read, written and run by LiteRT, which is not installed: "
-            "pip install ai-edge-litert"
-        ) from None
-    return schema_py_generated
 
 
 def check_json(metadata):
@@ -44,8 +34,7 @@ def check_json(metadata):
 
 def parse(content):
     """Return the `ModelT` in the bytes of a file."""
-    s = schema()
-    return s.ModelT.InitFromObj(s.Model.GetRootAsModel(content, 0))
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
 
 
 def serialize(model, metadata):
@@ -55,18 +44,15 @@ def serialize(model, metadata):
         model: The `ModelT`; this function adds the metadata to it.
         metadata: Dictionary that JSON can write.
     """
-    import flatbuffers
-
-    s = schema()
     text = _CHECKSUM.decode() + _NO_CHECKSUM.decode() + '", ' + json.dumps(metadata)[1:]
-    buffer = s.BufferT()
+    buffer = schema.BufferT()
     buffer.data = np.frombuffer(("{" + text).encode(), np.uint8)
     model.buffers.append(buffer)
-    entry = s.MetadataT()
+    entry = schema.MetadataT()
     entry.name, entry.buffer = METADATA, len(model.buffers) - 1
     model.metadata = [*(model.metadata or []), entry]
 
-    class AlignedBuffer(s.BufferT):
+    class AlignedBuffer(schema.BufferT):
         # LiteRT reads tensors in place, 16 bytes at a time; the schema demands this alignment.
         def Pack(self, builder):
             if self.data is not None:
@@ -75,10 +61,10 @@ def serialize(model, metadata):
                 builder.head -= len(data)
                 builder.Bytes[builder.head : builder.head + len(data)] = data.tobytes()
                 offset = builder.EndVector()
-            s.BufferStart(builder)
+            schema.BufferStart(builder)
             if self.data is not None:
-                s.BufferAddData(builder, offset)
-            return s.BufferEnd(builder)
+                schema.BufferAddData(builder, offset)
+            return schema.BufferEnd(builder)
 
     for buffer in model.buffers:
         buffer.__class__ = AlignedBuffer
@@ -127,16 +113,15 @@ def name_signature(model, inputs, outputs, key):
         outputs: Names of the outputs, in order.
         key: Name of the signature.
     """
-    s = schema()
     graph = model.subgraphs[0]
 
     def entry(name, tensor):
-        result = s.TensorMapT()
+        result = schema.TensorMapT()
         result.name, result.tensorIndex = name, int(tensor)
         return result
 
     tensors = {graph.tensors[i].name.decode().split(":")[0]: i for i in graph.inputs}
-    signature = s.SignatureDefT()
+    signature = schema.SignatureDefT()
     signature.signatureKey = key
     signature.subgraphIndex = 0
     signature.inputs = [entry(name, tensors[name]) for name in inputs]

@@ -5,9 +5,16 @@ Needs LiteRT, but not the model.
 
 from pathlib import Path
 
+import keras
 import numpy as np
 
+from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule
+from keras_sparse_dm.diffusion.samplers import ddim
 from keras_sparse_dm.export.tflite import flatbuffer
+from keras_sparse_dm.lazy import lazy_module
+
+litert = lazy_module("ai_edge_litert.interpreter")
+tf = lazy_module("tensorflow")
 
 
 def load_interpreter(path, num_threads):
@@ -16,10 +23,7 @@ def load_interpreter(path, num_threads):
     Raises:
         ImportError: without LiteRT; the message tells how to install it.
     """
-    flatbuffer.schema()
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_path=str(path), num_threads=num_threads)
+    interpreter = litert.Interpreter(model_path=str(path), num_threads=num_threads)
     interpreter.allocate_tensors()
     return interpreter
 
@@ -91,8 +95,6 @@ class TFLiteDenoiser:
         inputs = (x, t, *context)
         if not any(_is_symbolic(tensor) for tensor in inputs):
             return self._run(*(np.asarray(tensor) for tensor in inputs))
-        import tensorflow as tf
-
         epsilon = tf.numpy_function(self._run, inputs, tf.float32, stateful=False)
         epsilon.set_shape(x.shape)
         return epsilon
@@ -122,11 +124,6 @@ def generate_from_tflite(
     Raises:
         ValueError: for a file that is damaged or cannot sample, or arguments that do not fit it.
     """
-    import keras
-
-    from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule
-    from keras_sparse_dm.diffusion.samplers import ddim
-
     facts = read_tflite_metadata(path)
     if facts["part"] not in ("denoiser", "sampler_step", "sampler"):
         raise ValueError(f"{path} cannot sample: it holds part={facts['part']!r}.")

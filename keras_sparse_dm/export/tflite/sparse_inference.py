@@ -6,8 +6,12 @@ import numpy as np
 from keras import ops
 
 from keras_sparse_dm._keras import flatten_layers
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.masks.structures import Blocks
 from keras_sparse_dm.sparsity.kernels import masked_kernels
+
+tf_keras = lazy_module("tf_keras")
+toolkit = lazy_module("tensorflow_model_optimization.sparsity.keras")
 
 STORED = "stored sparse, multiplied dense"
 BY_BLOCKS = "multiplied by blocks of 4"
@@ -71,9 +75,6 @@ def _policy_allows(layer):
     kernel_size = getattr(layer, "kernel_size", ())
     if len(kernel_size) != 2 or getattr(layer, "groups", 1) != 1:
         return False
-    import tf_keras
-    from tensorflow_model_optimization.sparsity.keras import PruneForLatencyOnXNNPack
-
     twin = tf_keras.layers.Conv2D(
         layer.filters,
         kernel_size,
@@ -81,4 +82,4 @@ def _policy_allows(layer):
         padding=layer.padding,
         dilation_rate=layer.dilation_rate,
     )
-    return bool(PruneForLatencyOnXNNPack().allow_pruning(twin))
+    return bool(toolkit.PruneForLatencyOnXNNPack().allow_pruning(twin))

@@ -23,9 +23,8 @@ def encode_sparse(model):
     Args:
         model: The `ModelT` to change.
     """
-    s = schema()
-    kinds = {s.TensorType.FLOAT16: np.float16, s.TensorType.INT8: np.int8}
-    fully_connected = s.BuiltinOperator.FULLY_CONNECTED
+    kinds = {schema.TensorType.FLOAT16: np.float16, schema.TensorType.INT8: np.int8}
+    fully_connected = schema.BuiltinOperator.FULLY_CONNECTED
     uses = {}
     for graph in model.subgraphs:
         for tensor in graph.tensors:
@@ -51,28 +50,30 @@ def encode_sparse(model):
             tensor.sparsity = sparsity
             # The unpacked tensor has it already.
             tensor.quantization = None
-            unpacking.append(_operator(model, s.BuiltinOperator.DENSIFY, index, unpacked))
+            unpacking.append(_operator(model, schema.BuiltinOperator.DENSIFY, index, unpacked))
             as_float = copied = None
             for operator in graph.operators:
                 inputs = [int(i) for i in operator.inputs]
                 if index not in inputs:
                     continue
                 target = unpacked
-                if tensor.type == s.TensorType.INT8 and _computes_in_floats(graph, operator):
+                if tensor.type == schema.TensorType.INT8 and _computes_in_floats(graph, operator):
                     if as_float is None:
                         as_float = _copy_of(graph, graph.tensors[unpacked])
-                        graph.tensors[as_float].type = s.TensorType.FLOAT32
+                        graph.tensors[as_float].type = schema.TensorType.FLOAT32
                         graph.tensors[as_float].quantization = None
-                        code = s.BuiltinOperator.DEQUANTIZE
+                        code = schema.BuiltinOperator.DEQUANTIZE
                         unpacking.append(_operator(model, code, unpacked, as_float))
                     target = as_float
                     if hasattr(operator.builtinOptions, "asymmetricQuantizeInputs"):
                         operator.builtinOptions.asymmetricQuantizeInputs = False
-                elif tensor.type == s.TensorType.INT8 and _is(model, operator, fully_connected):
+                elif tensor.type == schema.TensorType.INT8 and _is(
+                    model, operator, fully_connected
+                ):
                     if copied is None:
                         copied = _copy_of(graph, graph.tensors[unpacked])
                         unpacking.append(
-                            _operator(model, s.BuiltinOperator.RESHAPE, unpacked, copied)
+                            _operator(model, schema.BuiltinOperator.RESHAPE, unpacked, copied)
                         )
                         shape = np.array(tensor.shape, np.int32)
                         unpacking[-1].builtinOptions.newShape = shape
@@ -87,7 +88,6 @@ def _compressed_rows(values):
     Returns:
         `(SparsityParametersT, nonzero values)`.
     """
-    s = schema()
     rows = values.reshape(-1, values.shape[-1])
     present = rows != 0
     if not present.any():
@@ -97,14 +97,14 @@ def _compressed_rows(values):
     indices = np.nonzero(present)[1]
     dimensions = []
     for size in values.shape[:-1]:
-        dense = s.DimensionMetadataT()
-        dense.format, dense.denseSize = s.DimensionType.DENSE, size
+        dense = schema.DimensionMetadataT()
+        dense.format, dense.denseSize = schema.DimensionType.DENSE, size
         dimensions.append(dense)
-    last = s.DimensionMetadataT()
-    last.format, last.denseSize = s.DimensionType.SPARSE_CSR, 0
+    last = schema.DimensionMetadataT()
+    last.format, last.denseSize = schema.DimensionType.SPARSE_CSR, 0
     last.arraySegmentsType, last.arraySegments = _index_vector(segments)
     last.arrayIndicesType, last.arrayIndices = _index_vector(indices)
-    sparsity = s.SparsityParametersT()
+    sparsity = schema.SparsityParametersT()
     sparsity.traversalOrder = np.arange(values.ndim, dtype=np.int32)
     sparsity.dimMetadata = [*dimensions, last]
     return sparsity, rows[present]
@@ -112,12 +112,11 @@ def _compressed_rows(values):
 
 def _index_vector(values):
     """Return the smallest vector that holds some whole numbers, and its type."""
-    s = schema()
     largest = int(values.max(initial=0))
     for limit, kind, vector, dtype in (
-        (2**8, s.SparseIndexVector.Uint8Vector, s.Uint8VectorT(), np.uint8),
-        (2**16, s.SparseIndexVector.Uint16Vector, s.Uint16VectorT(), np.uint16),
-        (2**31, s.SparseIndexVector.Int32Vector, s.Int32VectorT(), np.int32),
+        (2**8, schema.SparseIndexVector.Uint8Vector, schema.Uint8VectorT(), np.uint8),
+        (2**16, schema.SparseIndexVector.Uint16Vector, schema.Uint16VectorT(), np.uint16),
+        (2**31, schema.SparseIndexVector.Int32Vector, schema.Int32VectorT(), np.int32),
     ):
         if largest < limit:
             vector.values = values.astype(dtype)
@@ -132,8 +131,7 @@ def _bytes(sparsity):
 
 def _copy_of(graph, tensor):
     """Add a tensor like another one, dense and without data, and return its index."""
-    s = schema()
-    copy = s.TensorT()
+    copy = schema.TensorT()
     copy.shape, copy.type, copy.quantization = tensor.shape, tensor.type, tensor.quantization
     copy.hasRank = tensor.hasRank
     # The first buffer of every file is empty.
@@ -144,23 +142,31 @@ def _copy_of(graph, tensor):
 
 def _operator(model, code, source, target):
     """Return a new operator of one input and one output."""
-    s = schema()
     codes = [max(c.builtinCode, c.deprecatedBuiltinCode) for c in model.operatorCodes]
     if code not in codes:
-        entry = s.OperatorCodeT()
+        entry = schema.OperatorCodeT()
         entry.builtinCode = entry.deprecatedBuiltinCode = code
         # Version 2 of DEQUANTIZE takes int8, version 3 float16.
-        entry.version = 3 if code == s.BuiltinOperator.DEQUANTIZE else 1
+        entry.version = 3 if code == schema.BuiltinOperator.DEQUANTIZE else 1
         model.operatorCodes.append(entry)
         codes.append(code)
-    operator = s.OperatorT()
+    operator = schema.OperatorT()
     operator.opcodeIndex = codes.index(code)
     operator.inputs = np.array([source], np.int32)
     operator.outputs = np.array([target], np.int32)
     options = {
-        s.BuiltinOperator.RESHAPE: (s.BuiltinOptions.ReshapeOptions, s.ReshapeOptionsT),
-        s.BuiltinOperator.DENSIFY: (s.BuiltinOptions.DensifyOptions, s.DensifyOptionsT),
-        s.BuiltinOperator.DEQUANTIZE: (s.BuiltinOptions.DequantizeOptions, s.DequantizeOptionsT),
+        schema.BuiltinOperator.RESHAPE: (
+            schema.BuiltinOptions.ReshapeOptions,
+            schema.ReshapeOptionsT,
+        ),
+        schema.BuiltinOperator.DENSIFY: (
+            schema.BuiltinOptions.DensifyOptions,
+            schema.DensifyOptionsT,
+        ),
+        schema.BuiltinOperator.DEQUANTIZE: (
+            schema.BuiltinOptions.DequantizeOptions,
+            schema.DequantizeOptionsT,
+        ),
     }
     operator.builtinOptionsType, make = options[code]
     operator.builtinOptions = make()
@@ -173,12 +179,11 @@ def _are_kernels(model, graph, index):
     XNNPACK runs these layers and unpacks their sparse constants. Nothing would unpack a constant
     that other operators read, such as the initial state of a loop.
     """
-    s = schema()
-    layers = (s.BuiltinOperator.FULLY_CONNECTED, s.BuiltinOperator.CONV_2D)
+    layers = (schema.BuiltinOperator.FULLY_CONNECTED, schema.BuiltinOperator.CONV_2D)
     for operator in graph.operators:
         if index not in operator.inputs:
             continue
-        if _is(model, operator, s.BuiltinOperator.DEQUANTIZE):
+        if _is(model, operator, schema.BuiltinOperator.DEQUANTIZE):
             if not _are_kernels(model, graph, operator.outputs[0]):
                 return False
         elif not any(_is(model, operator, c) for c in layers) or operator.inputs[1] != index:
@@ -193,6 +198,5 @@ def _is(model, operator, code):
 
 def _computes_in_floats(graph, operator):
     """Tell whether an operator with integer weights has float inputs and outputs."""
-    s = schema()
     kinds = {graph.tensors[int(operator.inputs[0])].type, graph.tensors[operator.outputs[0]].type}
-    return kinds == {s.TensorType.FLOAT32}
+    return kinds == {schema.TensorType.FLOAT32}

@@ -19,6 +19,7 @@ from keras_sparse_dm.export.tflite.float32_copy import (
 from keras_sparse_dm.export.tflite.parts import check_choice, part_of
 from keras_sparse_dm.export.tflite.representative import checked_representative
 from keras_sparse_dm.files import whole_file
+from keras_sparse_dm.lazy import load
 from keras_sparse_dm.renamed import old_argument
 
 QUANTIZATIONS = ("none", "float16", "int8_dynamic", "int8")
@@ -127,7 +128,7 @@ def to_tflite(
     (2, 80, 3)
     """
     check_choice("quantize", quantize, QUANTIZATIONS)
-    flatbuffer.schema()
+    load(flatbuffer.schema)
     part = part_of(model, part, quantize, batch_size, length, shape, steps)
     if representative is not None:
         representative = checked_representative(representative, part.inputs)

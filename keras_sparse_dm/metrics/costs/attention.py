@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import keras
 
+from keras_sparse_dm.models import autoencoder_layers, unet
+
 
 @dataclass(frozen=True)
 class AttentionFlops:
@@ -25,8 +27,6 @@ def attention_rules():
     A rule takes the layer and a dictionary of the arguments of its call. It returns the
     multiply-adds of the scores and of the values, summed over all examples.
     """
-    from keras_sparse_dm.models import autoencoder_layers, unet
-
     return [
         (keras.layers.MultiHeadAttention, _multi_head_attention),
         (keras.layers.GroupQueryAttention, _grouped_query_attention),

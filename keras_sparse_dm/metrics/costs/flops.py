@@ -11,6 +11,7 @@ import numpy as np
 from keras_sparse_dm._keras import flatten_layers, own_variables
 from keras_sparse_dm.layers.masked import MaskedKernels, own_kernels, twin_class
 from keras_sparse_dm.layers.shared_copy import shared_copy
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.metrics.costs.attention import (
     AttentionFlops,
     attention_rules,
@@ -19,6 +20,9 @@ from keras_sparse_dm.metrics.costs.attention import (
 )
 from keras_sparse_dm.metrics.costs.example_inputs import example_inputs
 from keras_sparse_dm.metrics.costs.kernels import counted_kernels, is_packed
+from keras_sparse_dm.models import ChiroDiff, blocks
+
+tf = lazy_module("tensorflow")
 
 # Weights of these layers scale, shift or are looked up; by convention they are not counted.
 _LEFT_OUT = (
@@ -138,8 +142,6 @@ def _trace(model, inputs):
             return model(inputs)
 
     if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
         tf.function(call).get_concrete_function()
     else:
         call()
@@ -298,9 +300,6 @@ def _not_counted(model, unseen):
 
 def _is_left_out(layer):
     """Tell if a layer's class is known to have no kernels; False for custom classes."""
-    from keras_sparse_dm.models import blocks
-    from keras_sparse_dm.models.chirodiff.denoiser import ChiroDiff
-
     # ChiroDiff's only weights of its own are the frequencies of its time features.
     kinds = (*_LEFT_OUT, keras.layers.Attention, blocks.GroupNorm, ChiroDiff)
     return type(layer) in kinds

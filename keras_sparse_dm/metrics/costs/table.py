@@ -4,6 +4,10 @@ import html
 import io
 from dataclasses import asdict, dataclass, field
 
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
 from keras_sparse_dm.metrics.costs.memory import FileBytes, TrainingBytes
 
 CONVENTION = (
@@ -163,10 +167,6 @@ class Cost:
         return notes
 
     def __str__(self):
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
-
         table = Table(show_footer=True)
         columns = self._columns()
         for i, (header, total, _) in enumerate(columns):

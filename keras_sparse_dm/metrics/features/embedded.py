@@ -17,9 +17,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from keras_sparse_dm.checks import check_whole
 from keras_sparse_dm.data.cache import fingerprint_of
+from keras_sparse_dm.files import whole_file
+from keras_sparse_dm.lazy import lazy_module
+
+tf = lazy_module("tensorflow")
 
 WEIGHTS = Path(__file__).parent / "weights" / "fd_kanji.npz"
 # Width and height of the network's input, in pixels.
@@ -59,8 +64,6 @@ class EmbeddedFeatures:
     name = "FD-kanji"
 
     def __init__(self, weights=None):
-        import tensorflow as tf
-
         layers, scale, self.description = read_weights(
             WEIGHTS if weights is None else Path(weights)
         )
@@ -112,8 +115,6 @@ class EmbeddedFeatures:
         Raises:
             ValueError: if the images have another type or shape, or `batch_size` is below 1.
         """
-        from tqdm import tqdm
-
         check_whole("batch_size", batch_size, 1, 2**31)
         images = _checked(images)
         luma = np.float32(_LUMA if images.ndim == 4 and images.shape[3] == 3 else (1,))
@@ -165,8 +166,6 @@ def write_weights(path, layers, scale, description: dict) -> None:
             layer; `"pooled"`, the indices from 0 of the layers that give the features; and
             `"accuracy"`.
     """
-    from keras_sparse_dm.files import whole_file
-
     arrays = {"scale": np.asarray(scale, np.float16)}
     for i, (kernel, bias) in enumerate(layers):
         arrays[f"kernel_{i}"] = np.asarray(kernel, np.float16)

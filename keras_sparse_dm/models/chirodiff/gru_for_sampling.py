@@ -9,6 +9,10 @@ to rounding. Its gradient would be no faster than that of Keras's loop; `gru_for
 import keras
 from keras import ops
 
+from keras_sparse_dm.lazy import lazy_module
+
+tf = lazy_module("tensorflow")
+
 # Points in one product with the input kernel, and steps in one iteration of the loop.
 PART = 4
 
@@ -21,8 +25,6 @@ def can_sample(layers):
     """
     if keras.backend.backend() != "tensorflow":
         return False
-    import tensorflow as tf
-
     # With a GPU, Keras's GRU is one cuDNN kernel.
     if tf.config.list_logical_devices("GPU"):
         return False
@@ -68,8 +70,6 @@ def sampling_outputs(layers, sequences, mask, head=None):
         Float tensor (batch_size, length, features), zero at padding. Without a `head` the features
         are the 2 * units outputs of the last layer.
     """
-    import tensorflow as tf
-
     length = ops.shape(sequences)[1]
 
     def in_parts(x):
@@ -94,22 +94,17 @@ def sampling_outputs(layers, sequences, mask, head=None):
 
 def by_time(x):
     """Transpose (batch_size, length, ...) to (parts * PART, batch_size, ...), padded with zeros."""
-    import tensorflow as tf
-
     return tf.pad(tf.transpose(x, (1, 0, 2)), [(0, -ops.shape(x)[1] % PART), (0, 0), (0, 0)])
 
 
 def by_sketch(x, mask):
     """Reverse `by_time`, with zeros where the mask (batch_size, length) is False."""
-    import tensorflow as tf
-
     x = tf.transpose(x[: ops.shape(mask)[1]], (1, 0, 2))
     return tf.where(mask[..., None], x, tf.zeros((), x.dtype))
 
 
 def _join(joined, used, head):
     """Apply `head` to the first `used` parts of tensors, concatenated along their features."""
-    import tensorflow as tf
 
     def of(part):
         return head(tf.concat([tf.gather(x, part) for x in joined], axis=-1))
@@ -144,8 +139,6 @@ def _outputs(gru, joined, valid, used, backwards):
     Returns:
         Float tensor (parts, PART, batch_size, units), zero past the parts that were read.
     """
-    import tensorflow as tf
-
     cell, dtype = gru.cell, joined[0].dtype
     recurrent_activation = cell.recurrent_activation
     if recurrent_activation is keras.activations.sigmoid and dtype.size >= 4:

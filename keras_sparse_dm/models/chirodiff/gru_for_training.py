@@ -9,7 +9,10 @@ of Keras's loop up to rounding.
 import keras
 from keras import ops
 
+from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.models.chirodiff.gru_for_sampling import PART, by_sketch, by_time, can_sample
+
+tf = lazy_module("tensorflow")
 
 
 def can_train(layers):
@@ -41,8 +44,6 @@ def training_outputs(layers, sequences, mask):
         Float tensor (batch_size, length, 2 * units of the last layer), zero at padding, with a
         first-order gradient.
     """
-    import tensorflow as tf
-
     valid = by_time(mask[..., None])
     outputs = by_time(sequences)
     for layer in layers:
@@ -71,8 +72,6 @@ def _outputs(gru, sequences, valid, backwards):
     Returns:
         Float tensor (parts * PART, batch_size, units).
     """
-    import tensorflow as tf
-
     cell, dtype = gru.cell, sequences.dtype
     units = cell.units
     parts = tf.shape(sequences)[0] // PART
