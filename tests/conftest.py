@@ -102,6 +102,10 @@ def fresh_start():
     keras.utils.set_random_seed(1234)
 
 
+# Imported modules stay: garbage collection need not look through them again after each file.
+gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def free_memory():
     """Free what a file of tests has traced before the next file runs."""

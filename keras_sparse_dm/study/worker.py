@@ -22,7 +22,6 @@ from keras_sparse_dm.checks import UsageError
 from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.runs.folder import CONFIG_FILE, read_json, write_json
 from keras_sparse_dm.runs.settings import TrainingDiverged
-from keras_sparse_dm.runs.sketch_data import load_sketch_data
 from keras_sparse_dm.study.results import RESULT_FILE, SCHEMA_VERSION, stored_settings
 from keras_sparse_dm.study.scales import autoencoder_settings
 from keras_sparse_dm.study.tasks import fits, names_of, training_settings
@@ -30,7 +29,6 @@ from keras_sparse_dm.study.tasks import fits, names_of, training_settings
 autoencoder = lazy_module("keras_sparse_dm.runs.autoencoder")
 estimates = lazy_module("keras_sparse_dm.study.estimates")
 evaluation_of_run = lazy_module("keras_sparse_dm.runs.evaluate")
-images = lazy_module("keras_sparse_dm.runs.images")
 samples = lazy_module("keras_sparse_dm.runs.samples")
 training = lazy_module("keras_sparse_dm.runs.train")
 filelock = lazy_module("filelock")
@@ -165,21 +163,11 @@ def prepare_data(jobs):
     """
     for job in jobs:
         settings = settings_of_job(job)
-        if settings.to_preset().model.kind == "chirodiff":
-            train, _ = load_sketch_data(settings.data, settings.data_dir, settings.cache_dir)
-            print(train.summary, flush=True)
-        else:
-            _prepare_images(settings, job["train_autoencoder"])
-
-
-def _prepare_images(settings, train_first):
-    if train_first and not settings.autoencoder.exists():
-        ours = autoencoder_settings(settings)
-        resume = (ours.folder / CONFIG_FILE).exists()
-        autoencoder.train_autoencoder(dataclasses.replace(ours, resume=resume))
-    run = images.ImageRun(settings)
-    run.before_training(run.new_model())
-    print(run.summary(), flush=True)
+        if job["train_autoencoder"] and not settings.autoencoder.exists():
+            ours = autoencoder_settings(settings)
+            resume = (ours.folder / CONFIG_FILE).exists()
+            autoencoder.train_autoencoder(dataclasses.replace(ours, resume=resume))
+        print(settings.kind.put_in_cache(settings), flush=True)
 
 
 def measure(job):

@@ -140,7 +140,7 @@ def test_without_a_folder_the_download_is_told(tmp_path):
         load_quickdraw()
     for part in (str(quickdraw_folder()), "/full/raw/cat.ndjson", "/full/raw/mosquito.ndjson"):
         assert part in str(caught.value)
-    assert quickdraw_folder() == tmp_path / "cache" / "quickdraw"
+    assert quickdraw_folder() == tmp_path / "own-cache" / "quickdraw"
     quickdraw_folder().mkdir(parents=True)
     (quickdraw_folder() / "cat.ndjson").write_bytes(lines(range(5)))
     assert load_quickdraw(categories="cat", progress=False)[0].summary.read == 5

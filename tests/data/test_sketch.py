@@ -354,7 +354,7 @@ def test_encoding_refuses_what_it_would_lose():
 def test_importing_the_data_package_is_light():
     script = (
         "import sys, keras_sparse_dm.data as data\n"
-        "heavy = {'tensorflow', 'keras', 'shapely', 'tqdm', 'svg', 'loky', 'platformdirs'}\n"
+        "heavy = {'tensorflow', 'keras', 'shapely', 'svg', 'loky', 'platformdirs'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
         "data.Sketch, data.prepare_sketch, data.load_kanjivg, data.train_batches, data.read_svg\n"
         "print(sorted(heavy & set(sys.modules)))\n"

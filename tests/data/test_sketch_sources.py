@@ -20,7 +20,6 @@ from keras_sparse_dm.data.sketches.source import (
     Item,
     SketchSource,
     items_of,
-    read_line_or_sketch,
 )
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -35,6 +34,11 @@ def scribble(seed, points=12, strokes=2, label=""):
     return Sketch(tuple(parts), f"s{seed}", label)
 
 
+def whole(content):
+    """Return the content of an item, a sketch or None."""
+    return content
+
+
 def source(contents, groups=None, **changes):
     """Return a source of sketches in memory; an exception is a broken one, None one left out."""
     groups = groups or [""] * len(contents)
@@ -45,7 +49,7 @@ def source(contents, groups=None, **changes):
                 yield Item(f"drawing {i}", content, group)
 
     fields = {"title": "Test", "key": "test", "argument": "here", "state": len(contents)}
-    return SketchSource(**(fields | {"items": items, "read": read_line_or_sketch} | changes))
+    return SketchSource(**(fields | {"items": items, "read": whole} | changes))
 
 
 def load(contents, groups=None, **preparation):
@@ -221,7 +225,7 @@ def test_what_cannot_be_prepared_is_told_by_file_and_place(tmp_path):
         "a.json, sketch 1: sketch 'dot': no stroke has two points or more",
         "a.json, sketch 81: sketch 'back': time goes back from 3 to 1; points must stand in the "
         "order of drawing",
-        "b.svg: sketch 'b': all points lie at one place; it has no size",
+        "b.svg: sketch 'b': all points lie at one place, so it has no size",
         "c.ndjson, line 3: sketch '1': no stroke has two points or more",
     ]
     assert train.summary.read == 85
