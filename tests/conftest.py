@@ -1,5 +1,6 @@
 """Fixtures of all tests: quiet TensorFlow, private caches, the reference answers, areas."""
 
+import collections
 import gc
 import importlib.util
 import os
@@ -25,15 +26,29 @@ def pytest_configure(config):
     for area in AREAS:
         config.addinivalue_line("markers", f"{area}: tests in tests/{area}")
     config.addinivalue_line("markers", "torch: tests that need PyTorch")
+    config.addinivalue_line("markers", "cases(n): all but the first n cases of the test are slow")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items):
+    """Mark tests by area, those that need PyTorch, and as slow by `cases` and `SLOW_FIXTURES`.
+
+    `SLOW_FIXTURES` names the fixtures of a file that take long.
+    """
+    seen = collections.Counter()
     for item in items:
         area = item.path.relative_to(TESTS).parts[0]
         if area in AREAS:
             item.add_marker(area)
         if "torch" in item.fixturenames:
             item.add_marker("torch")
+        cases = item.get_closest_marker("cases")
+        test = item.nodeid.partition("[")[0]
+        seen[test] += 1
+        if cases and seen[test] > cases.args[0]:
+            item.add_marker("slow")
+        if getattr(item.module, "SLOW_FIXTURES", set()) & set(item.fixturenames):
+            item.add_marker("slow")
 
 
 class Reference:

@@ -140,6 +140,7 @@ def test_a_batch_larger_than_the_data(refused, tmp_path):
     assert "--batch-size" in line and "11" in line and "1 to 10" in line
 
 
+@pytest.mark.slow
 def test_too_little_room_is_said_before_training(refused, tmp_path, monkeypatch):
     folder = copy_sketches(tmp_path / "svg")
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
@@ -151,6 +152,7 @@ def test_too_little_room_is_said_before_training(refused, tmp_path, monkeypatch)
     assert "1 MB" in line and "run" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["a file", "below a file", "a folder that cannot be made"])
 def test_an_output_folder_that_cannot_be(refused, tmp_path, kind):
     target = tmp_path / "file"
@@ -299,6 +301,7 @@ def test_help_tells_every_option_and_the_defaults_of_the_preset(capsys):
     assert "(default: 600)" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("command", [["train.py"], ["-m", "keras_sparse_dm.cli", "train"]])
 def test_a_reader_that_leaves_sees_no_traceback(command):
     root = Path(__file__).parents[1]

@@ -28,6 +28,7 @@ def read(path):
     return path.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_quick_start(run_page, empty_folder):
     names = run_page(
         "index.md",
@@ -44,6 +45,7 @@ def test_quick_start(run_page, empty_folder):
     assert (empty_folder / "digits.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_method(run_page, capsys):
     names = run_page("method.md")
     np.testing.assert_array_equal(names["mask"], [[1, 0, 1], [0, 1, 1]])
@@ -69,6 +71,7 @@ def test_distances_that_the_advice_rests_on_are_the_papers():
     assert set(quoted) <= printed
 
 
+@pytest.mark.slow
 def test_data(run_page, empty_folder):
     names = run_page("data.md", ("load_vmnist()", "load_vmnist(max_sketches=40)"))
     assert len(names["train"]) == 19 and names["train"][0].shape == (16, 16, 3)
@@ -79,6 +82,7 @@ def test_data(run_page, empty_folder):
             np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_evaluation(run_page, empty_folder, capsys):
     with pytest.warns(ksd.metrics.FewSamplesWarning):
         run_page(
@@ -95,6 +99,7 @@ def test_evaluation(run_page, empty_folder, capsys):
     assert "FLOPs, sampling" in "\n".join(cost)
 
 
+@pytest.mark.slow
 def test_extending(run_page, empty_folder):
     names = run_page("extending.md")
     assert names["points"].shape == (256, 2)
@@ -103,6 +108,7 @@ def test_extending(run_page, empty_folder):
     assert names["denoiser"].units == 64
 
 
+@pytest.mark.slow
 def test_export(run_page, empty_folder):
     names = run_page(
         "export.md",
@@ -261,6 +267,7 @@ class ShownOutput(doctest.OutputChecker):
         return not want or super().check_output(want, got, optionflags)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("file", files_with_examples())
 def test_docstring_examples_run(file, empty_folder):
     module = importlib.import_module(f"keras_sparse_dm.{file[:-3].replace('/', '.')}")

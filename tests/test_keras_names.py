@@ -462,6 +462,7 @@ def seen_as(optimizer, **steps):
     return view
 
 
+@pytest.mark.cases(1)
 @on_tensorflow
 @canary(
     "`Optimizer._apply_weight_decay`",
@@ -678,6 +679,7 @@ def test_every_function_for_a_private_name_has_a_canary():
     )
 
 
+@pytest.mark.slow
 def test_every_function_for_a_private_name_is_needed():
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in PACKAGE.rglob("*.py")]
     imports = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
@@ -1010,6 +1012,7 @@ def imported(path):
     return None
 
 
+@pytest.mark.slow
 def test_no_private_name_outside_of_the_one_file():
     found = private_names_of_others(PACKAGE)
     lines = [

@@ -66,6 +66,7 @@ def test_using_the_library_loads_neither_the_toolkit_nor_the_command_line():
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first",
     [

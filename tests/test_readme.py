@@ -39,6 +39,7 @@ def test_contributing_lists_every_folder_and_its_test_files_exist():
             assert not path.startswith("tests/test_") or (ROOT / path).exists(), path
 
 
+@pytest.mark.slow
 def test_own_model_of_the_readme(example, empty_folder, capsys):
     names = {}
     exec(example("README.md", "own_model"), names)
@@ -66,6 +67,7 @@ def test_diffusion_of_the_readme(example, empty_folder):
     assert names["points"].shape == (8, 60, 3)
 
 
+@pytest.mark.slow
 def test_own_model_page(example, empty_folder):
     names = {"__name__": "docs"}
     exec(example("own_model.md", "own_model"), names)
@@ -99,6 +101,7 @@ def test_ways_to_sparsify(example):
     assert abs(reports[5].sparsity - 0.9) < 0.01
 
 
+@pytest.mark.slow
 def test_gradual_pruning(example):
     model = two_layers()
     model.compile("adam", "mse")
@@ -111,6 +114,7 @@ def test_gradual_pruning(example):
     ksd.sparsity.check_invariant(model)
 
 
+@pytest.mark.slow
 def test_transfer(example, capsys):
     names = {}
     exec(example("transfer.md", "dense"), names)

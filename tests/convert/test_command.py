@@ -39,6 +39,7 @@ def write(tensors, path="source.safetensors"):
     save_file({name: np.asarray(t) for name, t in tensors.items()}, path)
 
 
+@pytest.mark.slow
 def test_a_whole_checkpoint_there_and_back(command):
     write(whole_checkpoint())
     norm_groups = ("--norm-groups", "4", "--image-size", "16")
@@ -74,6 +75,7 @@ def test_a_whole_checkpoint_there_and_back(command):
     assert_holds("autoencoder", keras.saving.load_model("vq.keras"), networks["autoencoder"])
 
 
+@pytest.mark.slow
 def test_pytorch_s_own_files_and_sketches(command, torch):
     tensors = random_tensors("chirodiff")
     save_pytorch(loaded(new_chirodiff, tensors), "source.ckpt", prefix=True)
@@ -137,6 +139,7 @@ def test_what_cannot_be_converted_is_one_line_and_an_exit_code(command, argv, co
         assert file.read() == "precious"
 
 
+@pytest.mark.slow
 def test_overwriting_is_asked_for(command):
     save_pytorch(shared(new_unet), "source.safetensors")
     with open("a.keras", "w") as file:

@@ -111,6 +111,7 @@ def test_every_way_to_name_the_same_network(tmp_path, pipeline, converted, torch
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, new", [("unet", new_unet), ("autoencoder", new_autoencoder)])
 def test_the_names_that_attention_had_in_2022(kind, new):
     tensors = random_tensors(kind, naming="diffusers")
@@ -150,6 +151,7 @@ def test_what_is_saved_is_what_diffusers_saves(tmp_path, pipeline, converted):
         save_pytorch(converted, tmp_path / "mine", naming="diffusers")
 
 
+@pytest.mark.slow
 def test_a_saved_folder_loads_again(tmp_path):
     model, again = new_unet(), new_unet()
     tensors = random_tensors("unet")
@@ -246,6 +248,7 @@ def test_the_published_settings_are_the_defaults():
         assert told.items() <= defaults.items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new", [new_autoencoder, lambda: shared(new_unet)])
 def test_folders_without_the_network_are_refused(tmp_path, new):
     with pytest.raises(ValueError, match="config.json of a (VQModel|UNet2DModel); .* has none"):

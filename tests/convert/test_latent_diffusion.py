@@ -26,6 +26,7 @@ def channels_last(array):
     return array.transpose(0, 2, 3, 1)
 
 
+@pytest.mark.slow
 def test_the_unet_computes_what_the_original_does(reference):
     arrays = reference.arrays("ldm_unet_small.npz")
     model = UNet(model_channels=32)
@@ -34,6 +35,7 @@ def test_the_unet_computes_what_the_original_does(reference):
     np.testing.assert_allclose(noise, channels_last(arrays["eps_nchw"]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_computes_what_the_original_does(reference):
     arrays = reference.arrays("vq_f4_small.npz")
     model = VQAutoencoder(channels=32, codes=256)
@@ -49,6 +51,7 @@ def test_the_autoencoder_computes_what_the_original_does(reference):
         np.testing.assert_allclose(mine, channels_last(arrays[name]), atol=1e-4)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_plan_covers_every_weight_and_no_part_twice(kind):
     network = shared(NETWORKS[kind])
@@ -66,6 +69,7 @@ def test_a_plan_covers_every_weight_and_no_part_twice(kind):
     assert all(np.all(count == 1) for count in covered.values())
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "kind, prefix",
     [
@@ -80,6 +84,7 @@ def test_names_may_have_the_published_prefix(kind, prefix):
     assert_holds(kind, network, tensors)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "kind, ema, part",
     [
@@ -95,6 +100,7 @@ def test_each_network_finds_its_part_of_a_whole_checkpoint(kind, ema, part):
     assert_holds(kind, network, networks_in_checkpoint()[part])
 
 
+@pytest.mark.slow
 def test_latent_diffusion_takes_all_of_it():
     model = new_latent_diffusion()
     for ema, part in ((None, "unet"), (True, "averaged")):
@@ -106,6 +112,7 @@ def test_latent_diffusion_takes_all_of_it():
         assert float(model.scale_known) == 1.0
 
 
+@pytest.mark.slow
 def test_latent_diffusion_without_a_scale_factor_keeps_its_own():
     model = new_latent_diffusion()
     model.scale_factor.assign(1.5)
@@ -114,6 +121,7 @@ def test_latent_diffusion_without_a_scale_factor_keeps_its_own():
     assert float(model.scale_known) == 0.0
 
 
+@pytest.mark.slow
 def test_averaged_weights_alone_are_taken_by_default_and_refused_where_others_are_wanted():
     model = new_unet()
     load_pytorch(model, whole_checkpoint("unet"))
@@ -124,6 +132,7 @@ def test_averaged_weights_alone_are_taken_by_default_and_refused_where_others_ar
         load_pytorch(model, whole_checkpoint("averaged"), ema=True)
 
 
+@pytest.mark.slow
 def test_averaged_names_may_lack_the_module_around_the_unet():
     model, tensors = new_unet(), random_tensors("unet")
     dotless = {name.replace(".", ""): tensor for name, tensor in tensors.items()}
@@ -131,6 +140,7 @@ def test_averaged_names_may_lack_the_module_around_the_unet():
     assert_holds("unet", model, tensors)
 
 
+@pytest.mark.slow
 def test_the_file_of_the_first_stage_holds_its_training_losses_too():
     tensors = random_tensors("autoencoder")
     losses = {
@@ -144,6 +154,7 @@ def test_the_file_of_the_first_stage_holds_its_training_losses_too():
         load_pytorch(shared(new_unet), random_tensors("unet") | losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "new, name",
     [
@@ -185,6 +196,7 @@ def test_missing_and_misshaped_tensors_are_listed_and_nothing_changes(new):
     assert_equal(values(model), before)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "new, arguments, told",
     [
@@ -219,6 +231,7 @@ def test_a_source_without_the_network_is_told_from_a_damaged_one():
         load_pytorch(shared(new_unet), {}, ema="yes")
 
 
+@pytest.mark.slow
 def test_a_converted_unet_is_dense():
     model = new_unet()
     sparsify(model, 0.8, seed=0)
@@ -235,6 +248,7 @@ def test_codes_that_were_trained_are_not_restarted():
     assert np.all(model.unused_steps == 0)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("precision", ["float16", "bfloat16", "float64"])
 def test_every_precision_becomes_float32(tmp_path, torch, precision):
     stored = {

@@ -95,6 +95,7 @@ def test_the_published_prefix_is_accepted():
     assert set(tensors) == set(random_tensors())  # and the dictionary is left as it was
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt"])
 @pytest.mark.parametrize("lightning", [False, True])
 def test_pytorch_files(tmp_path, torch, suffix, lightning):
@@ -166,6 +167,7 @@ def damaged(change):
     return tensors
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "change, named",
     [

@@ -21,6 +21,7 @@ from keras_sparse_dm.convert import load_pytorch, original, save_pytorch
 from keras_sparse_dm.models import UNet, VQAutoencoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file, new",
     [
@@ -40,6 +41,7 @@ def test_saving_gives_the_tensors_that_were_loaded(tmp_path, reference, file, ne
         np.testing.assert_array_equal(saved[name], tensor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_what_is_saved_loads_to_the_same_bits(tmp_path, torch, kind):
     model, tensors = NETWORKS[kind](), random_tensors(kind)
@@ -57,6 +59,7 @@ def test_what_is_saved_loads_to_the_same_bits(tmp_path, torch, kind):
     assert set(saved["state_dict"]) == set(named)
 
 
+@pytest.mark.slow
 def test_latent_diffusion_is_saved_with_the_published_prefixes(tmp_path):
     checkpoint = whole_checkpoint("averaged", "buffers")
     model = new_latent_diffusion()
@@ -78,6 +81,7 @@ def test_a_scale_that_is_not_known_yet_is_not_written(tmp_path):
     assert "scale_factor" not in load_file(tmp_path / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_pruned_weights_are_saved_as_zeros(tmp_path):
     model = new_unet()
     sparsify(model, 0.5, seed=0)

@@ -23,6 +23,7 @@ from support import assert_same_arrays as assert_equal
 from keras_sparse_dm.convert import load_pytorch
 
 
+@pytest.mark.slow
 def test_a_whole_checkpoint_file(tmp_path, torch):
     state = {name: torch.from_numpy(np.array(t)) for name, t in whole_checkpoint().items()}
     content = {"state_dict": state, "epoch": 3, "lr_schedulers": [{"last_epoch": 2}]}
@@ -49,6 +50,7 @@ def lightning(monkeypatch):
     yield callback
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_file_of_lightning_as_the_published_ones_are(
     tmp_path, torch, lightning, monkeypatch, zipped
@@ -80,6 +82,7 @@ class Callback:
     """Example of an object that a program saves beside the weights."""
 
 
+@pytest.mark.slow
 def test_a_file_with_objects_says_how_to_write_its_weights_alone(tmp_path, torch):
     model = new_autoencoder()
     tensors = random_tensors("autoencoder")

@@ -114,6 +114,7 @@ def test_an_epoch_holds_full_batches_of_distinct_sketches_padded_with_zeros():
     assert len(set(seen)) == len(seen) == 12 * 16
 
 
+@pytest.mark.slow
 def test_a_stream_begun_later_gives_the_same_bits():
     arrays = make_arrays()
     steps = steps_per_epoch(arrays, 16)
@@ -128,6 +129,7 @@ def test_a_stream_begun_later_gives_the_same_bits():
     assert_same_batches(unbroken, batches_of(train_batches(arrays, 16, 5, epochs=4)))
 
 
+@pytest.mark.slow
 def test_epochs_and_seeds_differ_in_order_and_in_company():
     arrays = make_arrays()
     steps = steps_per_epoch(arrays, 16)
@@ -155,6 +157,7 @@ def test_batches_are_not_served_by_length(monkeypatch):
         assert a.max() <= b.min()
 
 
+@pytest.mark.slow
 def test_element_spec_lets_one_trace_serve_all_batches():
     import tensorflow as tf
 
@@ -306,6 +309,7 @@ def test_jitter_of_steps_is_that_of_the_positions_they_lead_to():
     np.testing.assert_array_equal(bent_steps[:, :, 2], steps[:, :, 2])
 
 
+@pytest.mark.slow
 def test_jittered_batches_differ_by_epoch_and_resume_to_the_same():
     arrays = make_arrays(60)
     steps = steps_per_epoch(arrays, 16)
@@ -332,6 +336,7 @@ def test_bad_jitter_is_named(jitter):
 # Shards
 
 
+@pytest.mark.slow
 def test_workers_share_the_batches_of_each_epoch():
     arrays = make_arrays(203)
     whole = batches_of(train_batches(arrays, 16, 9, epochs=2, jitter=0.1))

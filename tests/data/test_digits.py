@@ -181,6 +181,7 @@ def test_damaged_gzip_files_are_named(tmp_path, damage):
         load_digits(tmp_path)
 
 
+@pytest.mark.slow
 def test_no_more_is_unpacked_than_the_header_announces(tmp_path):
     file = write(tmp_path)
     file.write_bytes(gzip.compress(idx(IMAGES) + bytes(2**28)))
@@ -281,6 +282,7 @@ def test_nothing_is_downloaded(tfds, tmp_path, monkeypatch):
 # scikit-learn's
 
 
+@pytest.mark.slow
 def test_the_last_resort_is_scikit_learns_digits_enlarged(no_tfds):
     from sklearn.datasets import load_digits as original
 

@@ -184,6 +184,7 @@ def read(path, **options):
     return len(sketches), len(told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @given(seed=st.integers(0, 2**32))
 @examples
@@ -235,6 +236,7 @@ drawings = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(
     record=st.fixed_dictionaries(
         {"drawing": drawings | values},

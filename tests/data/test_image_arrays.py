@@ -127,6 +127,7 @@ def test_values_run_from_minus_one_to_one():
     np.testing.assert_array_equal(batch, rows.astype(np.float32) / np.float32(127.5) - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_stream_begun_later_gives_the_same_bits(flip):
     arrays = numbered(23, flip=flip)
@@ -194,6 +195,7 @@ def test_bad_batch_arguments_are_named(arguments, message):
         train_image_batches(**good | arguments)
 
 
+@pytest.mark.slow
 def test_a_file_larger_than_the_memory_is_read_batch_by_batch_and_let_go_of(tmp_path):
     # A sparse file of 59 GB, whose pages exist only once they are read.
     script = (

@@ -80,6 +80,7 @@ def test_delta_holds_the_same_sketches(load_kanji):
         assert len(sketch) == a[:, 2].sum()
 
 
+@pytest.mark.slow
 def test_spacing_and_scale_reach_the_preparation(load_kanji):
     fine, coarse = load_kanji()[0], load_kanji(spacing=0.2, scale=3.0)[0]
     assert np.linalg.norm(coarse[0][:, :2], axis=1).max() == pytest.approx(3, rel=1e-6)
@@ -135,6 +136,7 @@ def test_many_broken_files_stop_with_the_counts(load_kanji, kanji_folder, tmp_pa
     assert not list(tmp_path.glob("cache/*"))
 
 
+@pytest.mark.slow
 def test_processes_give_what_one_process_gives(load_kanji, monkeypatch, tmp_path):
     alone = load_kanji(workers=1)
     monkeypatch.setattr(preparation, "_SERIAL", 0)
@@ -144,6 +146,7 @@ def test_processes_give_what_one_process_gives(load_kanji, monkeypatch, tmp_path
         assert_same_sketches(a, b)
 
 
+@pytest.mark.slow
 def test_a_script_without_main_guard_prepares_in_processes_once(kanji_folder, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

@@ -38,6 +38,7 @@ def test_the_second_load_comes_from_the_cache(load_kanji, counted, tmp_path):
     assert len(counted) == 1
 
 
+@pytest.mark.slow
 def test_other_settings_and_changed_files_are_prepared_anew(load_kanji, counted, kanji_folder):
     load_kanji()
     load_kanji(spacing=0.1)
@@ -72,6 +73,7 @@ def test_without_a_folder_the_users_cache_folder_is_used(load_kanji, monkeypatch
     assert len(list((tmp_path / "user" / "keras_sparse_dm").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_damaged_cache_files_are_rebuilt_with_a_warning(load_kanji, counted, tmp_path):
     good = load_kanji()
     (file,) = (tmp_path / "cache").iterdir()

@@ -233,6 +233,7 @@ def batches_of(dataset):
     return [batch["latents"] for batch in dataset.as_numpy_iterator()]
 
 
+@pytest.mark.slow
 def test_batches_are_those_of_the_images(cache, images):
     """Check that batches of latents have the order and flips of batches of images."""
     flipping = ImageArrays(images.images, images.names, flip=True)

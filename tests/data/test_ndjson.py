@@ -141,6 +141,7 @@ def test_a_line_beyond_the_bound_is_skipped_without_being_held(tmp_path):
         list(lines(path))
 
 
+@pytest.mark.slow
 def test_hostile_json_takes_a_bounded_memory():
     line = b'{"drawing":[' + b"[]," * 2**18 + b"[]]}"
     text, peak = peak_of(lambda: failure(lambda: parse_line(line, "x")))
@@ -148,6 +149,7 @@ def test_hostile_json_takes_a_bounded_memory():
     assert peak < 40 * len(line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"\n", b"9"])
 def test_a_gz_bomb_ends_with_an_error(tmp_path, content, monkeypatch):
     if content == b"\n":

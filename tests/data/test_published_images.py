@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 # Published data sets: folders of files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "counts", "flip"),
     [("celebahq", (12_500, 500), False), ("lsun_bedrooms", (10_598, 2_500), True)],
@@ -80,6 +81,7 @@ def test_imagenette_from_its_unpacked_folders(tmp_path, below):
 # Published data sets: tensorflow-datasets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["celebahq", "lsun_bedrooms", "imagenette"])
 def test_every_published_set_is_read_through_tensorflow_datasets(tfds, tmp_path, dataset):
     arguments = {"cache_dir": tmp_path, "size": 8, "progress": False}
@@ -120,6 +122,7 @@ def test_a_missing_set_is_answered_with_where_to_get_it(tfds, tmp_path, dataset,
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_celebahq_as_tensorflow_datasets_keeps_it(tfds, tmp_path):
     originals = {f"{i:05d}.png": smooth(256, 256, i) for i in range(12)}
     with tarfile.open(tmp_path / "data256x256.tar", "w") as tar:
@@ -156,6 +159,7 @@ def test_celebahq_as_tensorflow_datasets_keeps_it(tfds, tmp_path):
     assert {*every[0].names, *every[1].names} == set(originals)
 
 
+@pytest.mark.slow
 def test_imagenette_is_downloaded_only_on_request(tfds, tmp_path, monkeypatch):
     # A small version of fast.ai's archive.
     for part, count in (("train", 4), ("val", 2)):

@@ -176,6 +176,7 @@ def test_the_real_quickdraw_files_are_read_stroke_by_stroke(real_data):
         assert len(list(read_sketches(file, recognized=True))) == recognized
 
 
+@pytest.mark.slow
 def test_the_real_kanji_file_is_read_wholly(real_data):
     counts, lifts = Counter(), Counter()
     path = real_data / "kanji.rdp100.npz"
@@ -229,6 +230,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.slow
 def test_real_stroke3_sketches_lie_on_the_strokes_of_their_source(real_data):
     from shapely.geometry import LineString, Point
 

@@ -200,6 +200,7 @@ BOMBS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "reason"), BOMBS)
 def test_pickles_of_more_than_they_hold_take_a_bounded_memory(data, reason):
     def read():

@@ -280,6 +280,7 @@ def test_representations_agree_with_a_loop_over_the_definition(sketch):
     np.testing.assert_array_equal(to_delta(sketch)[:, 2], np.diff(counter, axis=0)[:, 2])
 
 
+@pytest.mark.slow
 @given(sketches(), st.sampled_from(["absolute", "delta"]), st.sampled_from([1.0, 10.0, 1e6]))
 @settings(deadline=None)
 def test_round_trip_of_representations(sketch, representation, scale):
@@ -351,6 +352,7 @@ def test_encoding_refuses_what_it_would_lose():
         from_points(np.zeros((1, 3)), "polar")
 
 
+@pytest.mark.slow
 def test_importing_the_data_package_is_light():
     script = (
         "import sys, keras_sparse_dm.data as data\n"

@@ -50,6 +50,7 @@ def test_json_loses_nothing(tmp_path):
     assert json.loads(path.read_text())["sketches"] == []
 
 
+@pytest.mark.slow
 def test_json_is_read_sketch_by_sketch(tmp_path):
     path = tmp_path / "a.json"
     points = np.random.default_rng(0).normal(size=(1000, 3))

@@ -191,6 +191,7 @@ def test_workers_give_what_one_process_gives(monkeypatch, tmp_path):
 # The user's own files
 
 
+@pytest.mark.slow
 def test_own_files_of_several_formats(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -210,6 +211,7 @@ def test_own_files_of_several_formats(tmp_path):
         load_sketches(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_prepared_is_told_by_file_and_place(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -231,6 +233,7 @@ def test_what_cannot_be_prepared_is_told_by_file_and_place(tmp_path):
     assert train.summary.read == 85
 
 
+@pytest.mark.slow
 def test_a_changed_file_of_ones_own_is_read_anew(tmp_path):
     file = tmp_path / "mine.json"
     write_sketch_json(file, [scribble(i) for i in range(4)])
@@ -253,6 +256,7 @@ def write_sketch_rnn(path, seeds, **others):
     return path
 
 
+@pytest.mark.slow
 def test_kanjivg_reads_the_training_part_of_a_sketch_rnn_file(tmp_path):
     file = write_sketch_rnn(tmp_path / "kanji.npz", range(20))
     for folder in (file, tmp_path):

@@ -162,6 +162,7 @@ def test_a_document_type_without_entities_is_no_harm(tmp_path):
     assert read_svg(path).strokes[0][:, :2].tolist() == [[0, 0], [1, 2]]
 
 
+@pytest.mark.slow
 def test_large_drawings_are_bounded(tmp_path, monkeypatch):
     path = draw(tmp_path / "a.svg", f'<path d="M0 0 {"h1" * 600_000}"/>')
     assert "path of 1,200,005 characters" in failure(lambda: read_svg(path))

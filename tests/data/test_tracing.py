@@ -277,6 +277,7 @@ def test_what_is_no_picture_of_ink_is_refused(image, message):
         trace(image)
 
 
+@pytest.mark.slow
 def test_tracing_needs_no_tensorflow():
     code = (
         "import sys, numpy as np\n"
@@ -335,6 +336,7 @@ def assert_sound(image, least):
     return sketch
 
 
+@pytest.mark.slow
 @given(st.one_of(drawings(), blobs()))
 @settings(deadline=None, max_examples=300)
 def test_every_picture_gives_sound_strokes(image):
@@ -369,6 +371,7 @@ def mnist():
     return load_digits(shared_folder("data") / "mnist")
 
 
+@pytest.mark.slow
 def test_mnists_digits_become_few_strokes_that_cover_them(mnist):
     chosen = np.random.default_rng(7).choice(len(mnist), 300, replace=False)
     sketches = [assert_sound(mnist.images[i], 0.75) for i in chosen]
@@ -386,6 +389,7 @@ def test_mnists_digits_become_few_strokes_that_cover_them(mnist):
     assert 35 < np.median(points) < 55 and max(points) < 200
 
 
+@pytest.mark.slow
 def test_scikit_learns_digits_become_strokes(monkeypatch):
     monkeypatch.setattr("keras_sparse_dm.data.sketches.digits._read_tfds", lambda *_: None)
     digits = load_digits()

@@ -67,6 +67,7 @@ def test_the_first_digits_only_and_the_cache(folder):
     assert load_vmnist(folder, progress=False)[0].summary.read == 12
 
 
+@pytest.mark.slow
 def test_the_embedded_digits(monkeypatch, tmp_path):
     train, validation = load_vmnist(progress=False, max_sketches=60)
     assert train.summary.read == 60

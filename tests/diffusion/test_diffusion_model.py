@@ -117,6 +117,7 @@ def test_loss_of_images_is_the_mean_over_everything():
     assert loss == pytest.approx(((0.3 * x_t - noise) ** 2).mean(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_old_name_of_clean_batch_still_works():
     class Halved(DiffusionModel):
         def clean_batch(self, data, training):
@@ -153,6 +154,7 @@ def test_a_smaller_last_batch_weighs_less():
     assert loss == pytest.approx(np.concatenate(errors).mean(), rel=1e-4)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("denoiser", ["chirodiff", "one that lets padding through"])
 @pytest.mark.parametrize("garbage", [1e6, np.inf, np.nan])
 def test_padding_never_enters_the_loss(garbage, denoiser):
@@ -175,6 +177,7 @@ def test_padding_never_enters_the_loss(garbage, denoiser):
     assert loss == pytest.approx(clean_loss, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_padding_never_enters_the_gradient():
     points, lengths = sketches()
     dirty = points.copy()
@@ -215,6 +218,7 @@ def test_diffuse_is_equation_4():
 # Draws -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evaluate_makes_the_same_draws_every_time_and_leaves_training_alone():
     model, without = compiled(), compiled()
     first = model.evaluate(batches(), verbose=0)
@@ -238,6 +242,7 @@ def test_validation_loss_of_frozen_weights_is_the_same_in_every_epoch():
     assert len(set(history["loss"])) == 3
 
 
+@pytest.mark.slow
 def test_the_seed_decides_training():
     losses = [
         compiled(seed).fit(batches(), epochs=2, verbose=0, shuffle=False).history["loss"]
@@ -250,6 +255,7 @@ def test_the_seed_decides_training():
 # Saving ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dense", "rigl", "magran"])
 def test_a_loaded_model_continues_to_the_same_bits(tmp_path, method):
     def callbacks():
@@ -308,6 +314,7 @@ def sketch_model():
     return DiffusionModel(ChiroDiff(4, 1, timesteps=T, seed=0), SCHEDULE, seed=0)
 
 
+@pytest.mark.slow
 def test_generated_sketches_do_not_depend_on_the_batch_size(sketch_model):
     lengths = [7, 2, 11, 5, 2]
     all_at_once = sketch_model.generate(lengths=lengths, steps=5, seed=3)
@@ -331,6 +338,7 @@ def test_generated_sketches_follow_the_seed_and_the_length(sketch_model):
     assert np.abs(unseeded[0] - unseeded[1]).max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [{"eta": 1.0}, {"sampler": "ddpm"}])
 def test_stochastic_sampling_follows_the_seed(sketch_model, arguments):
     first, again, other = (
@@ -365,6 +373,7 @@ def test_generate_says_what_is_wrong(sketch_model, arguments, received):
         sketch_model.generate(**arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cores", [1, 2, 3])
 def test_compiled_sketches_side_by_side_are_the_same(sketch_model, monkeypatch, cores):
     monkeypatch.setattr(generation, "cpu_count", lambda: cores)
@@ -399,6 +408,7 @@ def test_cores_share_the_sketches_evenly(monkeypatch, number, batch_size, cores,
     assert generation._batches_side_by_side(number, batch_size) == wanted
 
 
+@pytest.mark.slow
 def test_few_compilations_serve_all_batches_and_calls(sketch_model, monkeypatch):
     monkeypatch.setattr(generation, "cpu_count", lambda: 2)
     monkeypatch.setattr(generation, "LEAST_SKETCHES_A_THREAD", 3)
@@ -467,6 +477,7 @@ def test_large_samplings_are_compiled_where_that_pays(sketch_model, monkeypatch)
     assert choice(DiffusionModel(half, SCHEDULE), **many) == {False}
 
 
+@pytest.mark.slow
 def test_images_and_noisy_sketches_can_be_compiled(sketch_model):
     model = DiffusionModel(vector_denoiser(), SCHEDULE)
     plain, compiled = (
@@ -482,6 +493,7 @@ def test_images_and_noisy_sketches_can_be_compiled(sketch_model):
     assert np.isfinite(noisy[0]).all() and (noisy[0][0, 3:] == 0).all()
 
 
+@pytest.mark.slow
 def test_generating_uses_averaged_weights_and_then_restores_the_trained_ones():
     momentum = 0.8
     model = compiled(optimizer=keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=momentum))
@@ -511,6 +523,7 @@ def test_generating_uses_averaged_weights_and_then_restores_the_trained_ones():
     assert np.abs(samples - untrained).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_trained_weights_come_back_when_sampling_fails():
     model = compiled(optimizer=keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.9))
     for _ in range(3):
@@ -522,6 +535,7 @@ def test_trained_weights_come_back_when_sampling_fails():
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_images_train_and_sample_with_a_convolutional_denoiser(tmp_path):
     x = keras.Input((8, 8, 1))
     t = keras.Input((), dtype="int32")
@@ -550,6 +564,7 @@ def test_the_sparse_kernels_of_the_denoiser_are_found():
 # Other uses ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_trains_and_generates(policy):
     keras.config.set_dtype_policy(policy)
@@ -571,6 +586,7 @@ def test_mixed_precision_trains_and_generates(policy):
     assert samples.dtype == np.float32 and np.isfinite(samples).all()
 
 
+@pytest.mark.slow
 def test_weights_loaded_after_fit_bring_their_averages(tmp_path):
     model = compiled(optimizer=keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.9))
     path = tmp_path / "epoch.weights.h5"

@@ -56,6 +56,7 @@ def gru_cells(model):
         yield layer.backward_layer.cell
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), bias=st.booleans(), density=st.sampled_from([0.1, 0.3, 0.6]))
 def test_sketch_networks_answer_the_same(seed, bias, density):
@@ -76,6 +77,7 @@ def test_sketch_networks_answer_the_same(seed, bias, density):
     assert (removed.removed > 0) == (after < before)
 
 
+@pytest.mark.slow
 def test_units_of_the_sketch_network_by_hand():
     model = ChiroDiff(units=4, num_layers=2, timesteps=20, seed=0)
     randomize(model, np.random.default_rng(0), 1.0, 0.0, 0.0)
@@ -124,6 +126,7 @@ def test_units_of_the_sketch_network_by_hand():
     assert_same_answers(model, smaller, sketch_inputs())
 
 
+@pytest.mark.slow
 def test_a_trained_diffusion_model_keeps_its_averages(tmp_path):
     keras.utils.set_random_seed(0)
     model = DiffusionModel(
@@ -326,6 +329,7 @@ def test_two_consumers_of_one_layer():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_sparse_model_of_this_package_stays_sparse():
     model = dense_network()
     ksd.sparsify(model, 0.8, seed=0)

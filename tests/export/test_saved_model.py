@@ -17,6 +17,8 @@ from keras_sparse_dm.diffusion import DiffusionModel, NoiseSchedule, ddim
 from keras_sparse_dm.export import read_metadata, saved_model, to_saved_model
 from keras_sparse_dm.models import ChiroDiff, LatentDiffusion, UNet, VQAutoencoder
 
+SLOW_FIXTURES = {"images", "sketches"}
+
 ROOT = Path(__file__).resolve().parents[2]
 T = 20
 SCHEDULE = NoiseSchedule.scaled_linear(T, 0.01, 0.3)
@@ -134,6 +136,7 @@ def scaled(x, t):
     return 0.3 * x + 0.01 * keras.ops.cast(t, "float32")[:, None]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     timesteps=st.integers(1, 60),
@@ -318,6 +321,7 @@ def test_bad_input(tmp_path):
 # Directories are whole or not there ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_error_leaves_what_was_there(tmp_path, monkeypatch):
     model = ChiroDiff(units=4, num_layers=1, timesteps=T)
     path = to_saved_model(model, tmp_path / "m", {"number": 1})

@@ -77,6 +77,7 @@ def image_model():
 # Saving and loading ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
 def test_sizes_of_the_sketch_network(tmp_path, sparsity):
     model = sketch_model(sparsity)
@@ -104,6 +105,7 @@ def test_sizes_of_the_sketch_network(tmp_path, sparsity):
     np.testing.assert_array_equal(loaded.generate(lengths=[5, 9], steps=2, seed=0), wanted)
 
 
+@pytest.mark.slow
 def test_file_bytes_of_the_cost_are_those_of_the_file(tmp_path):
     model = ChiroDiff(units=24, num_layers=2)
     example = (np.zeros((1, 5, 3), "float32"), np.zeros(1, "int32"), np.array([5]))
@@ -317,6 +319,7 @@ def complains(path, match="model.sparse"):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("part", ["header", "data"])
@@ -396,6 +399,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, method",
     [
@@ -481,6 +485,7 @@ def test_training_of_a_diffusion_model_goes_on_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(*arrays([m._seed_generator.state for m in (model, loaded)]))
 
 
+@pytest.mark.slow
 def test_training_with_loss_scaling_goes_on_bit_for_bit(tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     try:
@@ -515,6 +520,7 @@ def test_training_with_loss_scaling_goes_on_bit_for_bit(tmp_path):
     assert float(model.optimizer.dynamic_scale) == float(loaded.optimizer.dynamic_scale)
 
 
+@pytest.mark.slow
 def test_the_state_of_an_optimizer_that_has_moved_pruned_weights_is_kept_whole(tmp_path):
     model = network()
     model.compile(keras.optimizers.Adam(1e-2), "mse")
@@ -529,6 +535,7 @@ def test_the_state_of_an_optimizer_that_has_moved_pruned_weights_is_kept_whole(t
 # Files are whole or not there ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_kill_while_writing_leaves_the_file_before(tmp_path):
     code = """
 import sys, time

@@ -161,6 +161,7 @@ def refused(path, match):
 # Classes that make their layers in another order -----------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sparsity, fresh", [(None, False), (0.5, True)], ids=["dense", "masked_with_the_same_names"]
 )
@@ -193,6 +194,7 @@ def test_a_list_of_named_layers_in_another_order(tmp_path):
     same_answers(model, loaded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fresh", [False, True], ids=["renumbered", "same_numbers"])
 @pytest.mark.parametrize("cls", [Listed, Graph])
 @pytest.mark.parametrize("kind", ["unnamed", "sequential", "bidirectional"])
@@ -226,6 +228,7 @@ def test_numbered_names_in_another_order_are_refused(tmp_path):
     refused(path, "'listed/block_0' and 'listed/block_1' may have changed places")
 
 
+@pytest.mark.slow
 def test_names_made_of_numbered_ones(tmp_path):
     class Outer(layers.Layer):
         def __init__(self, **kwargs):
@@ -372,6 +375,7 @@ def shuffled(value):
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [Parts, Listed, Graph])
 def test_records_in_another_order(tmp_path, cls):
     model = built(cls, 0.5)
@@ -453,6 +457,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fresh", [False, True], ids=["renumbered", "same_numbers"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_of_layers_in_another_order(tmp_path, name, fresh):

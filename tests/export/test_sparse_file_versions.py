@@ -19,6 +19,7 @@ def written():
     return runpy.run_path(VERSION_1 / "write.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["functional", "unnamed", "rigl", "snfs", "diffusion"])
 def test_version_1(written, name, tmp_path):
     path = VERSION_1 / f"{name}.sparse"

@@ -19,6 +19,8 @@ from keras_sparse_dm.export import (
 )
 from keras_sparse_dm.export.tflite import comparison, flatbuffer, write
 
+SLOW_FIXTURES = {"exported", "latent_diffusion"}
+
 interpreter = pytest.importorskip("ai_edge_litert.interpreter")
 
 LENGTH = 20
@@ -88,6 +90,7 @@ def tensors_of(path):
 # The answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "structure, quantize, bound, sparse",
     [
@@ -127,6 +130,7 @@ def test_a_file_answers_as_the_model_does(quantize, bound, sparse, structure, sk
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("representation", ["absolute", "delta"])
 def test_every_batch_size_length_and_representation(representation, tmp_path):
     denoiser = chirodiff(8, layers=1, representation=representation)
@@ -140,6 +144,7 @@ def test_every_batch_size_length_and_representation(representation, tmp_path):
     assert denoise.metadata["representation"] == representation
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_exported(sketches, tmp_path):
     model = ksd.diffusion.DiffusionModel(chirodiff(8, layers=1), SCHEDULE, seed=0)
     model.compile(keras.optimizers.AdamW(0.05, use_ema=True, ema_momentum=0.9))
@@ -198,6 +203,7 @@ def test_quantization_shrinks_what_is_left(model, sketches, tmp_path):
     assert sizes[0] > 1.2 * sizes[1] and sizes[1] > max(sizes[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`structure` blocks of 4 does not fit")
 def test_blocks_stay_blocks_in_the_file(tmp_path):
     denoiser = chirodiff(16, 0.9, ksd.sparsity.Blocks(4))
@@ -282,6 +288,7 @@ def test_metadata(exported, model):
     assert json.loads(text)["part"] == "denoiser"
 
 
+@pytest.mark.slow
 def test_old_name_of_the_part(model, sketches, tmp_path):
     path = tmp_path / "m.tflite"
     with pytest.warns(DeprecationWarning, match="`what` of `to_tflite` is now `part`"):
@@ -332,6 +339,7 @@ def test_files_draw_what_the_model_draws(model, exported, tmp_path):
             generate_from_tflite(path, lengths=lengths, steps=20)
 
 
+@pytest.mark.slow
 def test_a_step_in_integers(model, sketches, tmp_path):
     arguments = {"part": "sampler_step", "steps": 4, "length": LENGTH}
     data = representative_data(model, sketches, n=12, **arguments)
@@ -344,6 +352,7 @@ def test_a_step_in_integers(model, sketches, tmp_path):
     assert np.abs(drawn - expected).mean() < 0.1 * np.abs(expected).mean()
 
 
+@pytest.mark.slow
 def test_representative_data_are_noised_as_in_training(model, sketches):
     data = representative_data(model, sketches, length=LENGTH, n=300, batch_size=2, seed=1)
     t = np.concatenate([t for _, t, _ in data])
@@ -500,6 +509,7 @@ def small_network():
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantize", ["none", "float16", "int8_dynamic", "int8"])
 def test_any_functional_model(quantize, tmp_path):
     model, rng = small_network(), np.random.default_rng(0)
@@ -525,6 +535,7 @@ def test_any_functional_model(quantize, tmp_path):
     assert sizes[0] < 0.85 * sizes[1]
 
 
+@pytest.mark.slow
 def test_a_recurrent_classifier_of_another_kind(tmp_path):
     """The loop is Keras's; only the dense layers compute in integers."""
     model = keras.Sequential(
@@ -544,6 +555,7 @@ def test_a_recurrent_classifier_of_another_kind(tmp_path):
         assert exported.largest_difference < {"none": 1e-4, "int8": 0.05}[quantize]
 
 
+@pytest.mark.slow
 def test_integers_of_a_model_that_its_configuration_does_not_restore(tmp_path):
     class Recurrent(keras.layers.GRU):
         def __init__(self, sizes):
@@ -622,6 +634,7 @@ def test_models_that_cannot_be_exported(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_file_that_answers_otherwise_is_not_kept(model, tmp_path, monkeypatch):
     path = tmp_path / "model.tflite"
     path.write_bytes(b"earlier")

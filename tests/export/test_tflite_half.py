@@ -150,6 +150,7 @@ def attention():
     return keras.Model(inputs, kl.Dense(8)(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make, policy",
     [
@@ -168,6 +169,7 @@ def test_every_kind_of_layer(make, policy, tmp_path):
     assert exported.metadata["sparsity"] == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_field_report(tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     m = keras.Sequential([keras.Input((6,)), kl.Dense(64), kl.Dense(4, dtype="float32")])
@@ -259,6 +261,7 @@ def layers_of_one_s_own():
     return keras.Model(inputs, block()(gate(8, offset)(x)))
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "policy",
     ["float32", "mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)],
@@ -313,6 +316,7 @@ def denoiser_inputs(seed=0):
     return points, np.array([400], "int32"), np.array([5], "int32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy, quantize, sparse, bound",
     [
@@ -344,6 +348,7 @@ def test_chirodiff(policy, quantize, sparse, bound, tmp_path):
     assert any(t.sparsity is not None for graph in graphs for t in graph.tensors) == sparse
 
 
+@pytest.mark.slow
 def test_averaged_weights(tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = ksd.diffusion.DiffusionModel(randomize(chirodiff()), SCHEDULE, seed=0)
@@ -439,6 +444,7 @@ def test_latent_diffusion(policy, tmp_path):
     np.testing.assert_allclose(answer, twin.decode(latents), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_denoiser_of_one_s_own(tmp_path):
     """The denoiser is built by its first call, and so is the rebuilt one."""
 
@@ -489,6 +495,7 @@ def state_of(model):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [attention, layers_of_one_s_own])
 def test_the_model_and_the_settings_stay_as_they_are(make, tmp_path):
     model, _ = made(make, "mixed_float16")
@@ -499,6 +506,7 @@ def test_the_model_and_the_settings_stay_as_they_are(make, tmp_path):
     assert state_of(model) == before
 
 
+@pytest.mark.slow
 def test_the_rebuilt_model_is_float32_and_has_the_masks(monkeypatch, tmp_path):
     def convert(part, *arguments):
         rebuilt.append(part.model)
@@ -589,6 +597,7 @@ def test_a_model_that_gives_no_answer_in_half_precision(name, tmp_path):
     np.testing.assert_allclose(answers_of(tmp_path / "m.tflite", (x,)), call(x), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_users_layers_keep_their_methods_while_a_file_is_written(tmp_path, monkeypatch):
     """Only a copy's layers get other loops."""
     inputs = keras.Input((6, 4))

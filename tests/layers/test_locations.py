@@ -112,6 +112,7 @@ def test_references_to_others_are_no_way_to_them():
     assert list(check_complete(root)) == ["", "a", "b"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -31,6 +31,7 @@ from keras_sparse_dm.layers.masked import own_kernels
 from keras_sparse_dm.sparsity import masked_kernels
 
 
+@pytest.mark.slow
 def test_every_layer_is_compared():
     used = set()
     for case in CASES.values():
@@ -55,6 +56,7 @@ def assert_twins_agree(case, theirs, ours, run=lambda function: function, dtype=
         assert np.any(gradient) or "key/bias" in v.path
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", CASES)
 def test_full_masks_give_the_bits_of_the_keras_layer(name):
     case = CASES[name]
@@ -72,6 +74,7 @@ def test_full_masks_give_the_bits_of_the_keras_layer(name):
         assert one.dtype == other.dtype == y.dtype.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense", "einsum_shared", "conv2d", "gru", "lstm", "attention"])
 @pytest.mark.parametrize("jit", [False, True])
 def test_full_masks_give_the_bits_of_the_keras_layer_compiled(name, jit):
@@ -79,6 +82,7 @@ def test_full_masks_give_the_bits_of_the_keras_layer_compiled(name, jit):
     assert_twins_agree(case, *twins(case), lambda f: tf.function(f, jit_compile=jit))
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_dtype_policies(name, policy):
@@ -131,6 +135,7 @@ KERAS_CHECKS = {
 }
 
 
+@pytest.mark.cases(1)
 @pytest.mark.filterwarnings("ignore:.*shuffle=True")
 @pytest.mark.parametrize("name", SPARSE)
 def test_passes_the_checks_of_keras(name):
@@ -228,6 +233,7 @@ def described(variables):
     return [(re.sub(r"_\d+/", "/", v.path), v.shape, v.dtype, v.trainable) for v in variables]
 
 
+@pytest.mark.slow
 def test_initial_weights_are_those_of_the_keras_layer():
     for name in ONE_EACH:
         initial = []
@@ -239,6 +245,7 @@ def test_initial_weights_are_those_of_the_keras_layer():
         assert_same_bits(*initial)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "make, shapes",
     [
@@ -261,6 +268,7 @@ def test_dropout_is_that_of_the_keras_layer(make, shapes):
         assert np.any(numpy(dropped) != numpy(kept))
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["GRU", "LSTM", "SimpleRNN"])
 def test_state_and_initial_state_are_those_of_the_keras_layer(name):
     x = CASES["gru"].inputs()[0]
@@ -284,6 +292,7 @@ def sequence_cases():
     return [n for n, c in CASES.items() if len(c.shapes[0]) == 2 and "mask" not in c.call]
 
 
+@pytest.mark.cases(1)
 @pytest.mark.filterwarnings("ignore:.*mask attached")
 @pytest.mark.parametrize("name", sequence_cases())
 def test_padding_goes_the_way_it_goes_in_the_keras_layer(name):
@@ -317,6 +326,7 @@ def test_output_ignores_padding():
         np.testing.assert_allclose(full[i : i + 1, :length], alone, atol=1e-6)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_training_is_that_of_the_keras_layer(name):
     """A plain optimizer trains sparse layers with full masks."""

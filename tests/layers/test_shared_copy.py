@@ -59,6 +59,7 @@ CASES = {
 }
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_it_computes_the_same_by_other_layers(case, sparse):
@@ -88,6 +89,7 @@ def test_it_computes_the_same_by_other_layers(case, sparse):
     np.testing.assert_array_equal(new(x), wanted)
 
 
+@pytest.mark.slow
 def test_what_is_set_on_the_copy_stays_there():
     model, x = Nested(), np.ones((4, 4))
     wanted = np.asarray(model(x))

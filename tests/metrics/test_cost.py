@@ -21,6 +21,8 @@ from keras_sparse_dm.models import ChiroDiff, UNet, VQAutoencoder
 from keras_sparse_dm.sparsity import densities
 from keras_sparse_dm.study.paper import PAPER_COSTS, PAPER_SETTINGS
 
+SLOW_FIXTURES = {"paper_unet", "paper_networks"}
+
 
 def dense_network(*units, inputs=7, shape=()):
     layers = [keras.Input((*shape, inputs))]
@@ -162,6 +164,7 @@ def test_steps_of_a_sequence_count_each(layer, products):
     assert cost(model, np.zeros((1, 7, 3), "float32")).dense_flops == 2 * products
 
 
+@pytest.mark.slow
 def test_attention_counts_its_projections():
     x, y = keras.Input((7, 6)), keras.Input((5, 3))
     layer = sparse.SparseMultiHeadAttention(2, 4, value_dim=5, output_shape=8)
@@ -178,6 +181,7 @@ def test_attention_counts_its_projections():
     assert cost(model, example).dense_flops == 2 * products
 
 
+@pytest.mark.slow
 def test_a_keras_model_made_sparse_counts_like_one_of_sparse_layers():
     def model(conv, lstm, dense):
         layers = [keras.Input((9, 3)), conv(4, 2), keras.layers.Bidirectional(lstm(5)), dense(2)]
@@ -235,6 +239,7 @@ def test_a_layer_called_twice_counts_twice_and_one_not_called_not_at_all():
     assert cost(model, np.zeros((1, 4), "float32")).dense_flops == 2 * 2 * 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("points", [1, 40])
 def test_chirodiff_by_hand(points):
     model = ChiroDiff(units=6, num_layers=2)
@@ -266,6 +271,7 @@ def test_uniform_density_leaves_that_share_of_everything(sparsity):
         assert ratio == pytest.approx(1 - sparsity, rel=1e-3)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("update_every", [1, 100, 1100])
 def test_training_flops(update_every):
     model = dense_network(8, 8, inputs=8)
@@ -304,6 +310,7 @@ def test_training_flops_of_pruning_while_training():
     assert result.sparse_training_flops == pytest.approx(wanted)
 
 
+@pytest.mark.slow
 def test_the_papers_training_flops_of_kanjivg():
     """Training has 3 x forward FLOPs x 68 x 600 iterations."""
     model = ChiroDiff.from_preset("chirodiff_kanjivg")
@@ -379,6 +386,7 @@ def test_errors():
 # Dense models of Keras's own layers -------------------------------------------------------------
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "layer, shape",
     [
@@ -428,6 +436,7 @@ def test_dense_keras_layers_by_hand(layer, shape, products):
     assert cost(model, (None, *shape)).dense_flops == 2 * products
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "layer",
     [
@@ -581,6 +590,7 @@ def test_quantized_kernels_count_unless_they_are_packed(mode):
 # This project's models --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_unet_agrees_with_tensorflows_profiler():
     unet = UNet(model_channels=32, channel_mult=(1, 2), num_res_blocks=1)
     result = cost(unet, ((1, 8, 8, 3), (1,)))
@@ -592,6 +602,7 @@ def test_the_unet_agrees_with_tensorflows_profiler():
     assert not result.not_counted
 
 
+@pytest.mark.slow
 def test_chirodiff_agrees_with_tensorflows_profiler():
     model = ChiroDiff(units=6, num_layers=1)
     result = cost(model, ((1, 4, 3), (1,), (1,)))
@@ -602,6 +613,7 @@ def test_chirodiff_agrees_with_tensorflows_profiler():
     assert result.attention_flops == 0 and not result.not_counted
 
 
+@pytest.mark.slow
 def test_the_autoencoder_but_for_its_code_book_agrees_with_tensorflows_profiler():
     model = VQAutoencoder(channels=16, channel_mult=(1,), num_res_blocks=1, codes=8, norm_groups=4)
     result = cost(model, (1, 8, 8, 3))
@@ -782,6 +794,7 @@ def test_file_bytes_are_those_of_the_encodings():
     assert files.index < files.bitmask < files.dense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, ema", [("rigl", True), ("snfs", False)])
 def test_training_bytes_are_those_of_the_optimizer_in_training(method, ema):
     model = dense_network(6, 3)

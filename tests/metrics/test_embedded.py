@@ -24,6 +24,8 @@ from keras_sparse_dm.metrics.features.embedded import (
 )
 from keras_sparse_dm.metrics.features.sketch_images import render_sketches
 
+SLOW_FIXTURES = {"training"}
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
@@ -340,6 +342,7 @@ def test_training_pictures_depend_on_seed_and_number_alone(training, sketches):
 # Use -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_digits_are_told_apart_by_their_features_alone(features, sketches):
     from sklearn.linear_model import LogisticRegression
 
@@ -349,6 +352,7 @@ def test_digits_are_told_apart_by_their_features_alone(features, sketches):
     assert (guess == np.array(held_out.labels)).mean() > 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kanji", "digits"])
 def test_worse_sketches_are_farther_away(features, sketches, rank, name):
     train, held_out = sketches[name]

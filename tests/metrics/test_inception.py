@@ -67,6 +67,7 @@ def random_images(*shape, seed=0):
 # Results of the originals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tap", [64, "192", 768, 2048])
 def test_equals_torch_fidelity(state, answers, whole, stem, tap):
     made = {64: stem, 2048: whole}
@@ -78,6 +79,7 @@ def test_equals_torch_fidelity(state, answers, whole, stem, tap):
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_classifier_without_its_bias(state, answers):
     network = InceptionFeatures(state, "logits_unbiased")
     expected = answers["features_2048"] @ state["fc.weight"].T
@@ -85,6 +87,7 @@ def test_the_classifier_without_its_bias(state, answers):
     np.testing.assert_allclose(network(answers["images"]), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_equals_the_network_for_sketches_in_pytorch(programs, torch, sketch_state):
     # Strokes of every darkness on nearly white paper.
     images = np.random.default_rng(1).integers(231, 256, (2, 64, 48)).astype("uint8")
@@ -107,6 +110,7 @@ def test_equals_the_network_for_sketches_in_pytorch(programs, torch, sketch_stat
 # Dependence on images and batches
 
 
+@pytest.mark.slow
 def test_features_do_not_depend_on_the_batch_size(whole):
     images = random_images(5, 24, 30, 3)
     together = whole(images)
@@ -171,6 +175,7 @@ def as_pytorch_fid_wraps(state):
     }
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("wrap", [dict, as_pytorch_fid_wraps], ids=["plain", "pytorch-fid"])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_reads_pytorch_files_of_both_namings(tmp_path, torch, state, stem, whole, wrap, zipped):
@@ -184,6 +189,7 @@ def test_reads_pytorch_files_of_both_namings(tmp_path, torch, state, stem, whole
     np.testing.assert_array_equal(features(images), stem(images))
 
 
+@pytest.mark.slow
 def test_only_the_published_file_gives_fid(tmp_path, state, monkeypatch):
     path = tmp_path / "weights-inception-2015-12-05-6726825d.safetensors"
     save_file(state, path)

@@ -39,6 +39,7 @@ def draws(features, samples, seed=0):
     return draw, np.sum(mean**2) + np.sum((0.2 * scales) ** 2)
 
 
+@pytest.mark.slow
 def test_corrected_intervals_hold_the_distance_of_unlimited_samples():
     draw, distance = draws(features=12, samples=200)
     intervals = [
@@ -53,6 +54,7 @@ def test_corrected_intervals_hold_the_distance_of_unlimited_samples():
     assert np.mean([frechet_distance(*draw()) for _ in range(50)]) > 1.3 * distance
 
 
+@pytest.mark.slow
 def test_plain_intervals_hold_the_expectation_for_as_many_samples():
     draw, _ = draws(features=12, samples=200)
     expected = np.mean([frechet_distance(*draw()) for _ in range(1500)])

@@ -68,6 +68,7 @@ def test_any_form_of_the_same_sketches_gives_the_same_pictures():
         assert np.abs(pictures.astype(int) - expected).mean() < 0.2
 
 
+@pytest.mark.slow
 def test_workers_change_no_pixel(monkeypatch):
     monkeypatch.setattr(module, "_SERIAL", 10)
     monkeypatch.setattr(module, "_CHUNK", 3)

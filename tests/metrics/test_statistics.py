@@ -313,6 +313,7 @@ for _ in range(30):
 """
 
 
+@pytest.mark.slow
 def test_processes_at_once_do_not_disturb_each_other(tmp_path):
     command = [sys.executable, "-c", AT_ONCE, str(tmp_path)]
     processes = [

@@ -76,6 +76,7 @@ def test_quantizes_in_parts_no_larger_than_the_bound(shared, monkeypatch):
     assert set(seen) == {(10, 16)}
 
 
+@pytest.mark.slow
 def test_shapes_and_that_decoding_quantizes_first(shared):
     images = pictures()
     latents = shared.encode(images)
@@ -101,6 +102,7 @@ def test_trains_and_uses_its_codes():
     assert set(after) == {"loss", "reconstruction", "quantization", "codes_used"}
 
 
+@pytest.mark.slow
 def test_the_gradient_passes_straight_through_to_the_encoder():
     model = VQAutoencoder(**SMALL, commitment=0.0)
     with tf.GradientTape() as tape:
@@ -178,6 +180,7 @@ def test_refuses_arguments(arguments, message):
         VQAutoencoder(**(SMALL | arguments))
 
 
+@pytest.mark.slow
 def test_refuses_inputs(shared):
     with pytest.raises(ValueError, match="`images` must be multiples of 2"):
         shared.encode(np.zeros((1, 7, 8, 3), "float32"))

@@ -91,6 +91,7 @@ def reference_attention(query, key, value):
     return ops.einsum("bhqk,bkhc->bqhc", ops.softmax(scores), value)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("bound", [2**18, 60, 7], ids=["whole", "parts", "single rows"])
 @pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
 def test_attention_and_its_gradient_in_any_number_of_parts(monkeypatch, bound, mode):
@@ -148,6 +149,7 @@ def test_a_residual_block_starts_as_the_identity_and_adds_the_time():
     assert wider(x).shape == (2, 4, 4, 96) and wider.shortcut is not None
 
 
+@pytest.mark.slow
 def test_remat_gives_the_same_gradients():
     def gradients(remat):
         keras.utils.set_random_seed(0)

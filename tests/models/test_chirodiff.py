@@ -51,6 +51,7 @@ def converted(tensors, representation="absolute"):
     return model
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("representation", ["absolute", "delta"])
 def test_predicts_what_the_original_predicts(original, representation):
     arrays, tensors = original
@@ -97,6 +98,7 @@ def predict(model, points, t, lengths):
     )
 
 
+@pytest.mark.cases(1)
 def test_each_sketch_is_predicted_as_if_it_were_alone_and_unpadded(small):
     random = np.random.default_rng(0)
     lengths, t = [5, 1, 9, 3], [0, 49, 20, 7]
@@ -109,6 +111,7 @@ def test_each_sketch_is_predicted_as_if_it_were_alone_and_unpadded(small):
         assert (np.abs(alone) > 1e-6).all()
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("garbage", [1e30, np.nan, np.inf, -np.inf])
 def test_what_lies_in_the_padding_is_never_read(small, garbage):
     random = np.random.default_rng(1)
@@ -119,6 +122,7 @@ def test_what_lies_in_the_padding_is_never_read(small, garbage):
     np.testing.assert_array_equal(predict(small, points, [1, 2, 3], [4, 8, 1]), clean)
 
 
+@pytest.mark.slow
 @given(
     extra=st.integers(0, 6),
     lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4),
@@ -181,6 +185,7 @@ def test_the_timestep_matters():
 # Configuration ---------------------------------------------------------------------------------
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])
 def test_computes_in_other_precisions(small, policy):
     model = ChiroDiff.from_config(small.get_config() | {"dtype": policy})

@@ -89,6 +89,7 @@ def assert_same(got, wanted, tolerance=1e-5):
 # All three loops, and the gradient of the loop with a gradient of its own
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("loop", LOOPS)
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 2**31), length=st.integers(1, 20), batch_size=st.integers(1, 5))
@@ -98,6 +99,7 @@ def test_outputs_are_those_of_keras(layers, loop, seed, length, batch_size):
     np.testing.assert_allclose(LOOPS[loop](layers, sequences, mask), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 2**31), length=st.integers(1, 20), batch_size=st.integers(1, 5))
 def test_gradients_are_those_of_keras(layers, seed, length, batch_size):
@@ -106,6 +108,7 @@ def test_gradients_are_those_of_keras(layers, seed, length, batch_size):
     assert_same(got, keras_gradients(layers, *data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 3 * PART - 1])
 @pytest.mark.parametrize(
     "loop, xla",
@@ -124,6 +127,7 @@ def test_outputs_in_a_graph_are_those_of_keras(layers, loop, xla, length):
     np.testing.assert_allclose(compute(sequences, mask), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("xla", [False, True])
 def test_gradients_in_a_graph_are_those_of_keras(layers, xla):
     data = example(1, 6, PART + 1)
@@ -133,6 +137,7 @@ def test_gradients_in_a_graph_are_those_of_keras(layers, xla):
     assert_same(run(training_outputs, layers, *data), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["sampling", "training"])
 def test_one_graph_serves_all_shapes(layers, loop):
     specs = [tf.TensorSpec((None, None, FEATURES)), tf.TensorSpec((None, None), "bool")]
@@ -153,6 +158,7 @@ def test_sampling_never_reads_padding(layers):
     np.testing.assert_array_equal(sampling_outputs(layers, damaged, mask), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [None, False, True], ids=["eager", "graph", "xla"])
 def test_sampling_with_a_head_at_every_point(layers, compiled):
     kernel = np.random.default_rng(1).normal(size=(2 * UNITS[-1], 5))
@@ -175,6 +181,7 @@ def test_sampling_with_a_head_at_every_point(layers, compiled):
         np.testing.assert_allclose(got, np.where(mask[..., None], wanted, 0), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_one_xla_program_samples_all_lengths(layers):
     traced = []
 
@@ -190,6 +197,7 @@ def test_one_xla_program_samples_all_lengths(layers):
     assert len(traced) == 1
 
 
+@pytest.mark.slow
 def test_sampling_with_other_activations_and_in_half_precision():
     layers = make_layers(activation="relu", recurrent_activation="hard_sigmoid")
     sequences, mask, _ = example(0, 3, 11, lengths=[11] * 3)
@@ -238,6 +246,7 @@ def test_sampling_falls_back_to_keras_for_cells_of_the_users():
 # Training
 
 
+@pytest.mark.slow
 def test_one_graph_of_the_gradient_serves_all_shapes(layers):
     specs = [
         tf.TensorSpec((None, None, FEATURES)),
@@ -252,6 +261,7 @@ def test_one_graph_of_the_gradient_serves_all_shapes(layers):
         assert_same(run(*data), keras_gradients(layers, *data))
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_function_that_is_called_inside_the_tape(layers):
     data = example(3, 4, PART + 3)
     got = outputs_and_gradients(tf.function(training_outputs), layers, *data)
@@ -314,6 +324,7 @@ GRUS = {
 }
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("length", [1, 5, 40])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("options", GRUS.values(), ids=GRUS)

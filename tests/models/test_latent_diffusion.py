@@ -9,6 +9,8 @@ from keras_sparse_dm.diffusion import NoiseSchedule
 from keras_sparse_dm.models import LatentDiffusion, UNet, VQAutoencoder
 from keras_sparse_dm.sparsity import check_invariant, masked_kernels
 
+SLOW_FIXTURES = {"trained"}
+
 
 def new_model(**arguments):
     keras.utils.set_random_seed(0)
@@ -56,6 +58,7 @@ def test_the_autoencoder_stays_as_it_was(trained):
     assert all(k.name.startswith("u_net") for k in masked_kernels(model))
 
 
+@pytest.mark.slow
 def test_freezing_and_unfreezing_leaves_the_autoencoder_frozen():
     model = new_model()
     before = [v.path for v in model.trainable_variables]
@@ -144,6 +147,7 @@ def test_mixed_precision_trains_with_the_invariant_kept(policy):
     assert np.isfinite(pictures).all()
 
 
+@pytest.mark.slow
 def test_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"`image_size` must be a multiple of 2, .*received 7"):
         new_model(image_size=7)
@@ -168,6 +172,7 @@ def test_refuses_what_does_not_fit():
         model.diffuse(images()[:1, :4, :4], np.array([20]), 0.0)
 
 
+@pytest.mark.slow
 def test_the_presets_make_it():
     model = LatentDiffusion.from_preset("ldm_kanjivg", seed=0, model_channels=32)
     assert model.latent_shape == (16, 16, 3) and model.scale_latents

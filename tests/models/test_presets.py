@@ -68,6 +68,7 @@ def test_latent_diffusion_presets_hold_the_papers_settings(name, learning_rate, 
     assert (autoencoder.codes, autoencoder.code_channels) == (8192, 3)
 
 
+@pytest.mark.slow
 def test_every_preset_is_listed_under_its_name_and_makes_a_denoiser():
     for name, preset in PRESETS.items():
         assert preset.name == name

@@ -12,6 +12,8 @@ from keras import ops
 from keras_sparse_dm.models import UNet
 from keras_sparse_dm.sparsity import densities
 
+SLOW_FIXTURES = {"full_size"}
+
 SMALL = {"model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1}
 FULL_SIZE = """
 import json, resource
@@ -80,6 +82,7 @@ def test_the_flops_with_erk_are_the_papers(full_size, sparsity, ratio):
     assert round(sparse / sum(flops.values()), 4) == ratio
 
 
+@pytest.mark.slow
 def test_starts_as_zero_and_takes_any_size_that_it_divides():
     unet = UNet(**SMALL)
     for size in ((8, 8), (4, 12)):
@@ -89,6 +92,7 @@ def test_starts_as_zero_and_takes_any_size_that_it_divides():
         assert not np.any(predicted)
 
 
+@pytest.mark.slow
 def test_configuration_and_file_bring_the_same_network_back(tmp_path):
     unet = UNet(**SMALL, attention_factors=(1,), dropout=0.1, timesteps=10, remat=True)
     unet.output_conv.kernel.assign(keras.random.normal(unet.output_conv.kernel.shape, seed=0))
@@ -100,6 +104,7 @@ def test_configuration_and_file_bring_the_same_network_back(tmp_path):
     assert np.any(unet((x, t)))
 
 
+@pytest.mark.slow
 def test_the_timestep_counts():
     unet = UNet(**SMALL)
     unet.output_conv.kernel.assign(keras.random.normal(unet.output_conv.kernel.shape, seed=0))
@@ -136,6 +141,7 @@ def test_refuses_arguments(arguments, message):
         UNet(**(SMALL | {"attention_factors": (2,)} | arguments))
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     ("shape", "t", "message"),
     [

@@ -15,6 +15,8 @@ from keras_sparse_dm.metrics.intervals import Interval
 from keras_sparse_dm.runs import samples
 from keras_sparse_dm.runs.sketches import Sketches
 
+SLOW_FIXTURES = {"run"}
+
 
 @pytest.fixture
 def run(trained, tmp_path):

@@ -93,6 +93,7 @@ def test_fewer_drawings_than_a_presets_batch_train_as_one_batch(quickdraw, tmp_p
     assert (run / "samples.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_batch_that_was_asked_for_is_not_changed(quickdraw, tmp_path, capfd):
     options = ("--data-dir", quickdraw, "--batch-size", "100", "--output-dir", tmp_path / "run")
     assert train("chirodiff_quickdraw", *TINY, *options) == 2
@@ -130,6 +131,7 @@ def test_what_quickdraw_lacks_is_told_by_option(quickdraw, tmp_path, capfd):
         assert re.search(message, err, re.DOTALL), err
 
 
+@pytest.mark.slow
 def test_digits_are_traced_and_trained_on(mnist, tmp_path):
     run = tmp_path / "run"
     options = ("--data-dir", mnist, "--epochs", "3", "--batch-size", "16", "--output-dir", run)
@@ -141,6 +143,7 @@ def test_digits_are_traced_and_trained_on(mnist, tmp_path):
     assert float(rows[-1]["val_loss"]) < report["validation_loss_untrained"]
 
 
+@pytest.mark.slow
 def test_sketches_of_ones_own(tmp_path):
     rng = np.random.default_rng(0)
     points = rng.normal(size=(30, 12, 2)).cumsum(axis=1)
@@ -165,6 +168,7 @@ def test_short_runs_average_over_a_tenth_of_their_steps():
 # sparse-dm data
 
 
+@pytest.mark.slow
 def test_a_data_set_in_figures_and_a_picture(quickdraw, capsys, tmp_path):
     assert main(["data", "quickdraw", "--data-dir", str(quickdraw), "--batch-size", "16"]) == 0
     out = capsys.readouterr().out
@@ -178,6 +182,7 @@ def test_a_data_set_in_figures_and_a_picture(quickdraw, capsys, tmp_path):
     assert (tmp_path / "work" / "quickdraw.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_a_data_set_as_an_animation(quickdraw, capsys, tmp_path):
     picture = tmp_path / "drawn.gif"
     options = ("--data-dir", str(quickdraw), "--categories", "cat", "--picture", str(picture))

@@ -22,6 +22,8 @@ from keras_sparse_dm.runs.samples import load_run
 from keras_sparse_dm.sparsity import check_invariant, masked_kernels
 from keras_sparse_dm.sparsity.install import innermost_sparse_optimizer
 
+SLOW_FIXTURES = {"interrupted", "stopped", "unbroken"}
+
 pytestmark = pytest.mark.usefixtures("private_cache")
 
 STEPS = 3  # an epoch: 60 sketches, 51 of them for training, in batches of 16
@@ -383,6 +385,7 @@ def test_resuming_a_finished_run_changes_nothing(unbroken, tmp_path, monkeypatch
 # Errors -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_diverging_run_stops_and_says_so(data, tmp_path, capfd):
     folder = tmp_path / "run"
     arguments = (*TINY, "--epochs", "2", "--learning-rate-schedule", "constant")
@@ -512,6 +515,7 @@ def finished(folder):
     return report, model
 
 
+@pytest.mark.slow
 def test_a_dense_run_which_skips_and_names_broken_files(data, tmp_path, capfd):
     source = shutil.copytree(data, tmp_path / "svg")
     (source / "05a00.svg").write_text("<svg><path d='M 0 0")

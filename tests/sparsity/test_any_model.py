@@ -323,6 +323,7 @@ def assert_same_sparse_model(one, other, x):
         assert a.axes == b.axes
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "kind",
     [
@@ -381,6 +382,7 @@ def test_sparsify_train_save_load_and_train_on(kind, tmp_path):
         assert_same_sparse_model(loaded, keras.saving.load_model(path), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sequential", "recurrent", "subclassed", "blocks", "backbone"])
 def test_weights_file_and_list_of_weights_go_to_a_fresh_instance(kind, tmp_path):
     model = made(kind)
@@ -399,6 +401,7 @@ def test_weights_file_and_list_of_weights_go_to_a_fresh_instance(kind, tmp_path)
     assert all(map(np.array_equal, masks(model), masks(other)))
 
 
+@pytest.mark.slow
 def test_compiled_steps_train_it_too(kind="two inputs"):
     model = made(kind)
     ksd.sparsify(model, 0.6, seed=1)
@@ -408,6 +411,7 @@ def test_compiled_steps_train_it_too(kind="two inputs"):
     check_invariant(model, ones)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["blocks", "backbone"])
 def test_clone_is_sparse_once_it_has_the_weights(kind):
     model = made(kind)
@@ -425,6 +429,7 @@ def test_clone_is_sparse_once_it_has_the_weights(kind):
     assert all(map(np.array_equal, masks(model), masks(clone)))
 
 
+@pytest.mark.slow
 def test_layers_keep_being_what_they_were():
     """`isinstance`, class names and references stay valid."""
     model = made("blocks")
@@ -440,6 +445,7 @@ def test_layers_keep_being_what_they_were():
     assert [type(layer) for layer in model._flatten_layers()] == kinds
 
 
+@pytest.mark.slow
 def test_classes_themselves_stay_as_they_were():
     ksd.sparsify(made("blocks"), 0.5)
     another = made("blocks")

@@ -103,6 +103,7 @@ def rigl(update_every=4, prune_rate=0.4, **arguments):
     return ksd.DynamicSparsity("rigl", update_every, prune_rate, **arguments)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "build, method, optimizer",
     [
@@ -145,6 +146,7 @@ def test_training_keeps_the_invariant_and_changes_masks_when_due(build, method, 
         assert recorder.updates[step] == (0 if method == "static" else step // 5)
 
 
+@pytest.mark.slow
 def test_graph_xla_eager_and_many_steps_per_execution_agree():
     runs = {}
     for name, arguments in {
@@ -169,6 +171,7 @@ def test_graph_xla_eager_and_many_steps_per_execution_agree():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rigl", "magran"])
 def test_load_and_go_on_ends_with_the_bits_of_an_unbroken_run(method, tmp_path):
     def callback():
@@ -196,6 +199,7 @@ def test_load_and_go_on_ends_with_the_bits_of_an_unbroken_run(method, tmp_path):
     assert_same_bits(everything(loaded), everything(unbroken))
 
 
+@pytest.mark.slow
 def test_one_fit_is_two_fits():
     one, two = make(), make()
     fit(one, rigl(seed=0))
@@ -206,6 +210,7 @@ def test_one_fit_is_two_fits():
     assert len(everything(one)) == len(everything(two)) == 4 + (7 + 2) + (2 + 4 * 2)
 
 
+@pytest.mark.slow
 def test_loaded_model_does_not_train_densely_without_the_callback(tmp_path):
     model = make(run_eagerly=True)
     fit(model, rigl(), epochs=1)
@@ -219,6 +224,7 @@ def test_loaded_model_does_not_train_densely_without_the_callback(tmp_path):
     assert_same_bits(everything(loaded), before)
 
 
+@pytest.mark.slow
 def test_interrupted_run_goes_on_with_backup_and_restore(tmp_path):
     class Killed(Exception):
         pass
@@ -245,6 +251,7 @@ def test_interrupted_run_goes_on_with_backup_and_restore(tmp_path):
     assert_same_bits(everything(resumed), everything(unbroken))
 
 
+@pytest.mark.slow
 def test_mixed_float16_with_loss_scaling(tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     try:
@@ -270,6 +277,7 @@ def test_mixed_float16_with_loss_scaling(tmp_path):
         keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("trained_before", [False, True])
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_adafactor_is_restored_from_a_file(policy, trained_before, tmp_path):
@@ -294,6 +302,7 @@ def test_adafactor_is_restored_from_a_file(policy, trained_before, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_swapped_averages_and_learning_rate_callbacks(policy):
     """Keras's callbacks that use attributes of the optimizer work through the wrapper."""
@@ -325,6 +334,7 @@ def test_swapped_averages_and_learning_rate_callbacks(policy):
     )
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_and_train_on_batch():
     """With three batches per step, an update every two steps is one every six batches."""
     model = make(optimizer=keras.optimizers.SGD(0.1, 0.9, gradient_accumulation_steps=3))
@@ -342,6 +352,7 @@ def test_gradient_accumulation_and_train_on_batch():
     check_invariant(model)
 
 
+@pytest.mark.slow
 def test_method_and_schedule_of_a_later_fit_are_those_given():
     model = make(run_eagerly=True)
     start = masks_of(model)
@@ -355,6 +366,7 @@ def test_method_and_schedule_of_a_later_fit_are_those_given():
     check_invariant(model)
 
 
+@pytest.mark.slow
 def test_compiling_again_starts_afresh():
     model = make(run_eagerly=True)
     fit(model, rigl(), epochs=1)
@@ -368,6 +380,7 @@ def test_compiling_again_starts_afresh():
     assert any(np.any(a != b) for a, b in zip(weights, model.get_weights(), strict=True))
 
 
+@pytest.mark.slow
 def test_weights_file_without_optimizer_state_loads_as_into_any_keras_model(tmp_path):
     other = sequential("other")
     ksd.sparsify(other, 0.5, seed=4)
@@ -380,6 +393,7 @@ def test_weights_file_without_optimizer_state_loads_as_into_any_keras_model(tmp_
     check_invariant(model)
 
 
+@pytest.mark.slow
 def test_frozen_layer_keeps_weights_and_mask():
     model = sequential()
     ksd.sparsify(model, 0.5, seed=0)
@@ -393,6 +407,7 @@ def test_frozen_layer_keeps_weights_and_mask():
     assert np.any(masks_of(model)["m/b/kernel"] != start["m/b/kernel"])
 
 
+@pytest.mark.slow
 def test_cosine_schedule_exchanges_less_and_less():
     model = make(run_eagerly=True, sparsity=0.3)
     recorder = Recorder()
@@ -410,6 +425,7 @@ def test_cosine_schedule_exchanges_less_and_less():
     assert recorder.updates[-1] == 6
 
 
+@pytest.mark.slow
 def test_logs_hold_the_sparsity(tmp_path, capsys):
     model = make(run_eagerly=True, sparsity=0.5)
     recorder = Recorder()
@@ -425,6 +441,7 @@ def test_logs_hold_the_sparsity(tmp_path, capsys):
     assert "sparsity" in header.split(",") and len(rows) == 2
 
 
+@pytest.mark.slow
 def test_tensorboard_scalars(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -492,6 +509,7 @@ def custom_loop(model, optimizer, compiled=False):
     optimizer.finalize_variable_values(model.trainable_variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy, compiled, method, options",
     [
@@ -528,6 +546,7 @@ def test_a_custom_loop_is_fit(policy, compiled, method, options):
     assert any(np.any(mask != start[name]) for name, mask in masks_of(by_loop).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_train_on_batch_is_fit(policy):
     keras.config.set_dtype_policy(policy)
@@ -547,6 +566,7 @@ def test_train_on_batch_is_fit(policy):
     assert_same_bits(everything(by_batch), everything(by_fit))
 
 
+@pytest.mark.slow
 def test_kernels_made_sparse_after_training_are_trained_sparsely_and_saved(tmp_path):
     """The compiled step did not include them, and they come last in the state."""
     model = keras.Sequential(
@@ -571,6 +591,7 @@ def test_kernels_made_sparse_after_training_are_trained_sparsely_and_saved(tmp_p
         np.testing.assert_array_equal(numpy(dense), numpy(again))
 
 
+@pytest.mark.slow
 def test_gradients_added_up_for_another_schedule_are_forgotten():
     model = make(run_eagerly=True)
     fit(model, rigl(update_every=8, gradient_steps=4), epochs=1)  # steps 5 and 6 were accumulated
@@ -580,6 +601,7 @@ def test_gradients_added_up_for_another_schedule_are_forgotten():
     assert not any(np.any(numpy(total)) for total in totals)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_trained_sparsely_raises_before_the_first_step():
     class Begun(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):

@@ -61,6 +61,7 @@ def arrays(model):
 # tf.train.Checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, method",
     [(name, "rigl") for name in MODELS] + [("dense", "snfs"), ("dense", "magran")],
@@ -105,6 +106,7 @@ def test_a_tensorflow_checkpoint_restores_everything(name, method, tmp_path):
 # HDF5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, compiled", [("dense", True), ("dense", False), ("recurrent", True)])
 def test_hdf5_files_save_and_load(name, compiled, tmp_path):
     model = MODELS[name]()
@@ -130,6 +132,7 @@ def test_hdf5_files_save_and_load(name, compiled, tmp_path):
 # TensorBoard
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_kerass_tensorboard_draws_the_weights(name, tmp_path):
     model = MODELS[name]()
@@ -144,6 +147,7 @@ def test_kerass_tensorboard_draws_the_weights(name, tmp_path):
 # Weights restored by something else
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("competition", ["kernel", "global"])
 def test_early_stopping_in_any_order(order, competition, tmp_path):
@@ -168,6 +172,7 @@ def test_early_stopping_in_any_order(order, competition, tmp_path):
         check_invariant(one)
 
 
+@pytest.mark.slow
 def test_masks_are_those_of_weights_put_back_between_epochs():
     # In one linear layer every weight has a gradient and is nonzero one step after growth.
     model = keras.Sequential([keras.Input((12,)), keras.layers.Dense(4)])
@@ -235,6 +240,7 @@ def trained(build=dense_model):
     return model
 
 
+@pytest.mark.slow
 def test_random_masks_on_trained_weights_are_warned_of(recwarn):
     with pytest.warns(UserWarning, match='is trained .*use masks="magnitude"'):
         ksd.sparsify(trained(), 0.7, seed=0)
@@ -249,6 +255,7 @@ def test_random_masks_on_trained_weights_are_warned_of(recwarn):
     assert not [w for w in recwarn if "is trained" in str(w.message)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "structure, distribution, sparsity",
     [
@@ -288,6 +295,7 @@ def test_magnitude_masks_keep_the_largest_weights(structure, distribution, spars
         )
 
 
+@pytest.mark.slow
 def test_magnitude_masks_answer_better_than_random_ones():
     model = trained()
     model.fit(X, Y, epochs=40, verbose=0)
@@ -312,6 +320,7 @@ def test_masks_of_an_unbuilt_model_or_an_unknown_kind():
 # One optimizer, several models
 
 
+@pytest.mark.slow
 def test_an_optimizer_of_another_model_raises_kerass_own_error():
     optimizer = keras.optimizers.Adam()
     for i in range(2):
@@ -329,6 +338,7 @@ def test_an_optimizer_of_another_model_raises_kerass_own_error():
 # Updates that never come
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, fit, warns",
     [
@@ -369,6 +379,7 @@ def test_masks_are_no_parameters_and_print_no_arrays(capsys):
 # A failure changes nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_sparsify_that_fails_leaves_the_model_as_it_was(turned, monkeypatch):
     model = recurrent_model()
@@ -398,6 +409,7 @@ def test_a_sparsify_that_fails_leaves_the_model_as_it_was(turned, monkeypatch):
     model.fit(data("recurrent"), Y, verbose=0, callbacks=[ksd.DynamicSparsity("static")] * turned)
 
 
+@pytest.mark.slow
 def test_a_kernel_that_the_optimizer_does_not_know_is_refused_before_anything_changes():
     model = dense_model()
     model.layers[1].trainable = False
@@ -415,6 +427,7 @@ def test_a_kernel_that_the_optimizer_does_not_know_is_refused_before_anything_ch
 # Back to plain layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_to_plain_gives_the_same_model_of_plain_keras_layers(name, tmp_path):
     model, never = MODELS[name](), MODELS[name]()

@@ -24,6 +24,7 @@ def pruned_alive(model):
     )
 
 
+@pytest.mark.slow
 def test_dense_training_of_sparse_layers_is_that_of_keras():
     """With full masks, guards allow training and change no bit."""
     ours = make()
@@ -47,6 +48,7 @@ def test_a_sparse_model_without_the_callback_raises_before_its_first_step():
         np.testing.assert_array_equal(np.asarray(mine), other)
 
 
+@pytest.mark.slow
 def test_a_step_compiled_before_sparsify_leaves_pruned_weights_at_zero():
     model = make()
     model.fit(X, Y, verbose=0)
@@ -81,6 +83,7 @@ def test_a_kernel_keeps_its_own_constraint():
     assert isinstance(again.kernel_constraint, keras.constraints.NonNeg)
 
 
+@pytest.mark.slow
 def test_restored_weights_of_an_earlier_epoch_keep_the_invariant():
     model = make()
     ksd.sparsify(model, 0.6, seed=0)
@@ -104,6 +107,7 @@ def test_optimizers_that_cannot_be_wrapped_are_refused(inner):
         SparseOptimizer(inner(), "static")
 
 
+@pytest.mark.slow
 def test_freezing_a_layer_between_fits():
     model = make()
     ksd.sparsify(model, 0.6, seed=0)

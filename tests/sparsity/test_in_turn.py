@@ -48,6 +48,7 @@ def before(operation):
     return found
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_large_kernels_are_updated_from_the_last_to_the_first(optimizer):
     assert LARGE**2 >= steps.LARGE
@@ -66,6 +67,7 @@ def test_large_kernels_are_updated_from_the_last_to_the_first(optimizer):
         assert all(set(following) <= before(op) for op in own)
 
 
+@pytest.mark.slow
 def test_no_step_makes_later_reads_copy_a_kernel():
     """Forbid gather and scatter, because TensorFlow copies their variable whenever it is read."""
     step, model = compiled_step("adamw")
@@ -83,6 +85,7 @@ def test_a_step_without_gradients_changes_nothing():
         np.testing.assert_array_equal(now, then)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon", "nadam"])
 @pytest.mark.parametrize("clip", [{}, {"clipnorm": 0.01}, {"global_clipnorm": 0.01}])
 def test_the_turns_change_no_number(optimizer, clip):

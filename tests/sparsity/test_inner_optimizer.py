@@ -109,6 +109,7 @@ def adam_of_each_weight(weights, gradients, grown_at, lr, betas=(0.9, 0.999), ep
     return w
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("make", [keras.optimizers.Adam, keras.optimizers.AdamW])
 def test_adam_counts_from_each_weights_growth(make, graph):
@@ -143,6 +144,7 @@ def test_adam_counts_from_each_weights_growth(make, graph):
     check_invariant(model)
 
 
+@pytest.mark.slow
 def test_without_growth_the_warm_up_changes_nothing():
     kernels = []
     for grow_warmup in (False, True):
@@ -160,6 +162,7 @@ def test_without_growth_the_warm_up_changes_nothing():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_the_warm_up_is_saved_and_resumed(tmp_path):
     def make():
         model = keras.Sequential([keras.Input((8,), name="i"), SparseDense(8, name="d")])

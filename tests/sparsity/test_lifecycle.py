@@ -46,6 +46,7 @@ def pruned_is_zero(model, *optimizers):
             assert not np.any(numpy(variable)[~mask])
 
 
+@pytest.mark.slow
 def test_masks_drawn_anew_reach_an_optimizer_of_a_loop_of_its_own():
     model = dense_model()
     ksd.sparsify(model, 0.5, seed=0)
@@ -58,6 +59,7 @@ def test_masks_drawn_anew_reach_an_optimizer_of_a_loop_of_its_own():
         pruned_is_zero(model, optimizer)
 
 
+@pytest.mark.slow
 def test_two_optimizers_of_one_model():
     model = dense_model()
     ksd.sparsify(model, 0.8, seed=0)
@@ -72,6 +74,7 @@ def test_two_optimizers_of_one_model():
     assert one.topology_updates == 3
 
 
+@pytest.mark.slow
 def test_masks_follow_weights_restored_by_hand():
     model = dense_model()
     ksd.sparsify(model, 0.8, seed=0)
@@ -85,6 +88,7 @@ def test_masks_follow_weights_restored_by_hand():
     check_invariant(model)
 
 
+@pytest.mark.slow
 def test_old_name_of_sync_masks_with_weights():
     model = dense_model()
     ksd.sparsify(model, 0.8, seed=0)
@@ -98,6 +102,7 @@ def test_old_name_of_sync_masks_with_weights():
     check_invariant(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gmp", "global"])
 def test_early_stopping_where_the_numbers_of_ones_change(method):
     model = dense_model()
@@ -117,6 +122,7 @@ def test_early_stopping_where_the_numbers_of_ones_change(method):
     check_invariant(model)
 
 
+@pytest.mark.slow
 def test_gradual_pruning_of_a_model_trained_before(tmp_path):
     model = dense_model()
     fit(model, epochs=10)
@@ -135,6 +141,7 @@ def test_gradual_pruning_of_a_model_trained_before(tmp_path):
         check_invariant(loaded)
 
 
+@pytest.mark.slow
 def test_schedules_count_from_where_the_masks_were_drawn():
     model = dense_model()
     fit(model, epochs=5)
@@ -144,6 +151,7 @@ def test_schedules_count_from_where_the_masks_were_drawn():
     assert model.optimizer.topology_updates == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", [NM(2, 4), Blocks(4)])
 def test_a_clone_keeps_the_structure(structure):
     model = dense_model()
@@ -181,6 +189,7 @@ def test_a_step_that_trains_no_kernel(competition):
     assert optimizer.topology_updates == 0
 
 
+@pytest.mark.slow
 def test_lora_on_a_sparse_layer_is_saved_merged_and_dense(tmp_path):
     model = dense_model()
     ksd.sparsify(model, 0.8, seed=0)
@@ -196,6 +205,7 @@ def test_lora_on_a_sparse_layer_is_saved_merged_and_dense(tmp_path):
     assert lora.density == 1 and lora.nonzeros > 0.9 * lora.size and other.density < 0.3
 
 
+@pytest.mark.slow
 def test_quantized_after_training(tmp_path):
     model = dense_model()
     ksd.sparsify(model, 0.8, seed=0)
@@ -250,6 +260,7 @@ def test_a_later_report_says_what_cannot_be_sparse():
     assert ksd.sparsity_report(model).left_alone == {name: "frozen"}
 
 
+@pytest.mark.slow
 def test_an_exported_model_predicts_the_same(tmp_path):
     """`export` writes a SavedModel that works without Keras and this package."""
     model = dense_model()

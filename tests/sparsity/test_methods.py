@@ -180,6 +180,7 @@ STRUCTURES = {"single": {}, "blocks": {"structure": Blocks(4)}, "2:4": {"structu
 SHAPED = {"single": {}, "blocks": {"size": 4}, "2:4": {"nm": (2, 4)}}
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     "method, structure",
     [
@@ -246,6 +247,7 @@ def test_set_drops_of_each_sign_the_same_share():
             assert np.isin(np.abs(weights[gone & part]), weakest).all()
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("size", [None, 4])
 @pytest.mark.parametrize("method", ["rigl", "snfs"])
 def test_global_competition_moves_weights_between_kernels(method, size):
@@ -285,6 +287,7 @@ def test_global_competition_moves_weights_between_kernels(method, size):
     check_invariant(model)
 
 
+@pytest.mark.slow
 def test_gradient_of_the_last_steps_only():
     """An update after five steps uses the mean of exactly the last three gradients."""
     model = sparse_model()
@@ -317,6 +320,7 @@ def test_gradient_of_the_last_steps_only():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, gradient_steps", [("rigl", 1), ("rigl", 2), ("snfs", 1)])
 def test_accumulated_batches_count_as_one_step(method, gradient_steps):
     """Updates every 2 steps of 3 batches each use the mean gradient of all 6 batches."""
@@ -359,6 +363,7 @@ def test_accumulated_batches_count_as_one_step(method, gradient_steps):
     assert optimizer.topology_updates == 3 and optimizer.steps == 6
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_first_step_last_step_and_falling_rate(schedule):
     model = sparse_model()
@@ -430,6 +435,7 @@ def polynomial(step, final, begin, end, power=3):
     return final - final * (1 - share) ** power
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("structure", [None, Blocks(4)])
 def test_gradual_pruning_follows_the_schedule_to_the_exact_densities(structure):
     model = sparse_model(0.6, "erk", structure=structure, dense_start=True)
@@ -486,6 +492,7 @@ def test_gradual_pruning_takes_the_weakest():
             assert np.abs(weights[mask]).min() > np.abs(weights[~mask]).max()
 
 
+@pytest.mark.slow
 def test_gradual_pruning_goes_on_after_saving_and_stays_done(tmp_path):
     """A model loaded halfway resumes; after the end only the static method continues."""
 
@@ -521,6 +528,7 @@ def test_gradual_pruning_goes_on_after_saving_and_stays_done(tmp_path):
         fit(half, callback())
 
 
+@pytest.mark.slow
 def test_methods_and_options_that_do_not_go_together_are_refused():
     decay = PolynomialDecay(0.0, 0.5, 0, 10, frequency=5)
 
@@ -642,6 +650,7 @@ def test_methods_by_name_class_and_instance():
     assert snfs.momentum == 0.3
 
 
+@pytest.mark.slow
 def test_the_documented_method_of_a_user_trains_and_comes_back(tmp_path):
     [code] = re.findall(r"```python\n(.*?)```", methods.__doc__, flags=re.DOTALL)
     namespace = {"keras": keras, "ops": ops, "SparsityMethod": SparsityMethod}

@@ -44,6 +44,7 @@ def smallest_first(values):
     return np.argsort(np.abs(values).ravel(), kind="stable")
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["dense", "conv", "tiny"])
 def test_weights_mask_and_momentum_are_those_of_the_original_program(reference, name):
     """With these settings, Lion's own update leaves weights and momentum unchanged."""
@@ -85,6 +86,7 @@ def test_weights_mask_and_momentum_are_those_of_the_original_program(reference, 
     assert optimizer.exchanged() == {k.name: int((new_mask & ~mask).sum())}
 
 
+@pytest.mark.slow
 def test_one_step_of_rigl_by_hand():
     """One step of RigL on a linear model equals the step in NumPy, in float64."""
     rng = np.random.default_rng(5)
@@ -124,6 +126,7 @@ def test_one_step_of_rigl_by_hand():
     assert (expected & ~mask).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -159,6 +162,7 @@ def test_static_is_the_plain_optimizer_on_hand_masked_gradients(arguments):
     assert np.any(numpy(ours.layers[0].kernel) != numpy(make_model().layers[0].kernel))
 
 
+@pytest.mark.slow
 def test_magran_keeps_the_strongest_and_exchanges_what_was_asked():
     model = make_model(0.6)
     optimizer = SparseOptimizer(
@@ -195,6 +199,7 @@ def test_magran_keeps_the_strongest_and_exchanges_what_was_asked():
     check_invariant(model)
 
 
+@pytest.mark.slow
 def test_magran_draws_by_its_seed():
     def run(seed, global_seed):
         model = make_model()
@@ -241,6 +246,7 @@ def test_every_optimizer_of_keras_is_tried():
     assert {*known, *REFUSED} <= {*OPTIMIZERS} and len(OPTIMIZERS) >= 13
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("arguments", [{}, {"use_ema": True, "weight_decay": 0.01}], ids=len)
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in REFUSED])
 def test_an_optimizer_trains_the_active_weights_only(name, arguments):
@@ -281,6 +287,7 @@ def train_and_look(model, inner, steps=5):
     return optimizer
 
 
+@pytest.mark.slow
 def test_adafactor_with_whole_rows_and_columns_pruned():
     """Keras then divides the zero mean squares of a row and a column by each other."""
 
@@ -329,6 +336,7 @@ def test_muon_would_move_pruned_weights():
     assert np.any(weights_of(model)["m/a/kernel"][~masks["m/a/kernel"]])
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_optimizer_that_cannot_is_refused_when_fit_begins(name):
     model = make_model()
@@ -370,6 +378,7 @@ def test_a_gradient_that_is_nan_at_pruned_weights_does_no_harm():
     assert all(np.isfinite(v).all() for v in weights_of(model).values())
 
 
+@pytest.mark.slow
 def test_custom_training_loop_in_a_compiled_function():
     def run(compiled):
         model = make_model()
@@ -429,6 +438,7 @@ def test_config_round_trip_through_json(method):
     assert again.get_config() == optimizer.get_config()
 
 
+@pytest.mark.slow
 def test_wrong_use_raises():
     adam = keras.optimizers.Adam
     with pytest.raises(ValueError, match="`schedule` must be given for method 'rigl'"):
@@ -456,6 +466,7 @@ def test_wrong_use_raises():
         optimizer.attach(make_model())
 
 
+@pytest.mark.slow
 def test_kernels_without_a_gradient_keep_weights_and_masks():
     for method, given in (("rigl", None), ("magran", None), ("rigl", "some")):
         model = make_model()

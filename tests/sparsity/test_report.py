@@ -197,6 +197,7 @@ class Recorder(keras.callbacks.Callback):
         self.masks.append([numpy(k.mask).copy() for k in masked_kernels(self.model)])
 
 
+@pytest.mark.slow
 def test_what_was_exchanged_against_recorded_masks(tmp_path):
     model = keras.Sequential([keras.Input((8,)), layers.Dense(12), layers.Dense(4)], name="m")
     ksd.sparsify(model, 0.7, seed=0)

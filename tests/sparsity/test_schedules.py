@@ -33,6 +33,7 @@ def answers(schedule, steps):
     return {s: float(r) for s, d, r in zip(steps, due, rate, strict=True) if d}
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     update_every=st.integers(1, 12),
@@ -87,6 +88,7 @@ def test_schedules_of_the_toolkit_are_taken_as_they_are(schedule, due):
     assert found | {s: pytest.approx(r) for s, r in due.items()} == found
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "schedule",
     [

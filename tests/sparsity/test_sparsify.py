@@ -62,6 +62,7 @@ def same(one, other):
     return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("distribution", ["uniform", "er", "erk"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.8, 0.97])
 def test_counts_are_exact_and_values_are_kept(distribution, sparsity):
@@ -172,6 +173,7 @@ def functional_blocks_of_one_name():
     return keras.Model(x, block(50, 3)(block(6, 50)(x)))
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("make", [TwoOfOneName, functional_blocks_of_one_name])
 def test_layers_of_one_name_each_get_their_own_share(make):
     model = make()
@@ -196,6 +198,7 @@ def trained(method="rigl"):
     return model, fit
 
 
+@pytest.mark.slow
 def test_on_a_trained_model_the_state_of_pruned_weights_is_cleared():
     model, fit = trained()
     before = values(model)
@@ -224,6 +227,7 @@ def test_on_a_trained_model_sparsity_0_makes_it_dense_again():
     check_invariant(model)
 
 
+@pytest.mark.slow
 def test_model_trained_before_it_was_sparse():
     """The optimizer already has moments of dense training when the callback wraps it."""
     model = dense_model()
@@ -382,6 +386,7 @@ ALL = {
 }
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "items, matched",
     [
@@ -492,6 +497,7 @@ def test_naming_only_what_is_frozen_raises_and_says_so(argument):
     assert [k.active for k in report.kernels] == [50]
 
 
+@pytest.mark.slow
 def test_frozen_lora_and_layers_without_a_twin_are_left_alone_and_named():
     model = keras.Sequential(
         [
@@ -535,6 +541,7 @@ def test_frozen_lora_and_layers_without_a_twin_are_left_alone_and_named():
     check_invariant(model, {"m/free/kernel": 10})
 
 
+@pytest.mark.slow
 def test_quantized_model_has_nothing_to_sparsify():
     model = keras.Sequential(
         [
@@ -653,6 +660,7 @@ def train_a_little(model, method="rigl"):
     model.fit(x, y, batch_size=2, verbose=0, callbacks=[callback])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", ["uniform", "erk"])
 def test_blocks_lie_along_the_input_axis_and_stay_whole(distribution):
     model = everything()
@@ -677,6 +685,7 @@ def test_blocks_lie_along_the_input_axis_and_stay_whole(distribution):
     check_invariant(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n, m", [(2, 4), (1, 4), (3, 8)])
 def test_n_of_m_in_every_group(n, m):
     model = everything()
@@ -700,6 +709,7 @@ def test_n_of_m_in_every_group(n, m):
     check_invariant(model)
 
 
+@pytest.mark.slow
 def test_misfits_are_left_alone_with_a_warning_or_raise():
     def model():
         x = inputs = keras.Input((6, 6), name="x")
@@ -796,6 +806,7 @@ def test_dense_start_prunes_nothing_yet_and_remembers():
     assert ksd.sparsify(model, 0.5, seed=0).active == 110
 
 
+@pytest.mark.slow
 def test_other_structure_on_a_sparse_model():
     model = everything()
     ksd.sparsify(model, 0.5, "uniform", seed=0, structure=NM(2, 4))

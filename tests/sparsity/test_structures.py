@@ -194,6 +194,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, structure", CASES, ids=lambda v: str(v))
 def test_every_update_keeps_the_structure(name, structure):
     keras.utils.set_random_seed(0)
@@ -241,6 +242,7 @@ def test_every_update_keeps_the_structure(name, structure):
         assert total == sum(counts)
 
 
+@pytest.mark.slow
 def test_another_structure_after_training_is_kept_too():
     """The step that was compiled for the first structure must not be used again."""
     keras.utils.set_random_seed(0)
@@ -262,6 +264,7 @@ def test_another_structure_after_training_is_kept_too():
         assert (held.all(-1) == held.any(-1)).all()
 
 
+@pytest.mark.slow
 def test_masks_drawn_anew_for_another_method():
     """New masks may have a structure that only the next method supports."""
     keras.utils.set_random_seed(0)

@@ -74,6 +74,7 @@ def compiled_update(request):
     return MODES[request.param](prune_and_grow)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(case=cases())
 def test_compiled_update_is_that_of_a_stable_sort(compiled_update, case):
@@ -87,6 +88,7 @@ def test_eager_update_is_that_of_a_stable_sort(case):
     check_update(prune_and_grow, case)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("mode", MODES)
 def test_denormals_are_told_apart(mode):
     mask = np.array([[True, True, True, False, False, False]])
@@ -110,6 +112,7 @@ def check_update(update, case):
     assert new_mask.sum() == mask.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense", "conv", "tiny"])
 @pytest.mark.parametrize("mode", MODES)
 def test_update_agrees_with_the_original_program(reference, name, mode):
@@ -210,6 +213,7 @@ def compiled_top_k():
     return tf.function(top_k_mask, autograph=False)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     scores=arrays((23,), floats).map(np.abs),
@@ -252,6 +256,7 @@ def compiled_top_k_masks(request):
         on_tensorflow.shared_select.cache_clear()
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_top_k_of_several_arrays_is_that_of_one_sort(compiled_top_k_masks, data):
@@ -290,6 +295,7 @@ def large_scores():
     }
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", large_scores())
 def test_top_k_of_many_scores(compiled_top_k_masks, name):
     scores = large_scores()[name]
@@ -327,6 +333,7 @@ def test_top_k_masks_with_too_few_eligible_raises():
         top_k_masks([np.ones(2, "float32")] * 2, 1, [None])
 
 
+@pytest.mark.slow
 def test_random_masks_have_exact_counts_and_no_favourite_place():
     draws = np.stack([random_mask((6, 5), 0.37, seed) for seed in range(80)])
     assert set(draws.sum(axis=(1, 2))) == {round(0.37 * 30)}

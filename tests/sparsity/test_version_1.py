@@ -24,6 +24,7 @@ def assert_state(model, file):
         np.testing.assert_allclose(found[name], expected[name], 1e-4, 1e-7, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", models.MODELS)
 def test_a_keras_file_loads_and_resumes(name, recwarn, tmp_path):
     model = keras.models.load_model(FOLDER / f"{name}.keras")

@@ -71,6 +71,7 @@ def test_list_has_help(capsys):
     assert "--scale" in one_line(capsys, "list", "--scale")
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("arguments", [["list"], ["list", "--help"], ["run", "--help"]])
 def test_a_reader_that_ends_early_gets_no_traceback(arguments):
     command = [sys.executable, "-m", "keras_sparse_dm.cli", "study", *arguments]

@@ -113,6 +113,7 @@ def test_a_failed_run_is_tried_again_and_stops_no_other(folder, tmp_path, monkey
     assert len(ran(tmp_path)) == 7
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_a_failed_run(start, folder, tmp_path, capsys):
     (tmp_path / "hold").touch()
     launcher = start(1)
@@ -126,6 +127,7 @@ def test_a_killed_worker_is_a_failed_run(start, folder, tmp_path, capsys):
     assert launch(folder) == 0
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_launcher_and_the_next_one_resumes(start, folder, tmp_path):
     (tmp_path / "hold").touch()
     launcher = start()
@@ -139,6 +141,7 @@ def test_workers_end_with_a_killed_launcher_and_the_next_one_resumes(start, fold
     assert Counter(Counter(name for name, _ in ran(tmp_path)).values()) == {2: 2, 1: 4}
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_launchers_end_their_workers(start, folder, tmp_path, number):
     (tmp_path / "hold").touch()
@@ -150,6 +153,7 @@ def test_interrupted_launchers_end_their_workers(start, folder, tmp_path, number
     assert not any(is_running(pid) for _, pid in ran(tmp_path))
 
 
+@pytest.mark.slow
 def test_two_launchers_never_run_the_same_cell(start, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("SLOW", "0.3")
     launchers = [start(), start()]
@@ -163,6 +167,7 @@ def test_two_launchers_never_run_the_same_cell(start, folder, tmp_path, monkeypa
     assert statuses(folder) == {"finished": 6}
 
 
+@pytest.mark.slow
 def test_folders_of_other_settings_are_left_alone(folder, tmp_path, capsys):
     assert launch(folder) == 0
     config = folder / "runs" / FIRST / "config.json"
@@ -195,6 +200,7 @@ def test_another_number_of_epochs_is_a_clash_for_each_cell(folder, tmp_path, cap
     assert statuses(folder) == {"finished": 6}
 
 
+@pytest.mark.slow
 def test_other_sampling_steps_and_samples_are_evaluated_anew(folder, tmp_path):
     assert launch(folder) == 0
     more = dataclasses.replace(STUDY, sampling_steps=(5, 10))
@@ -244,6 +250,7 @@ def test_cells_are_chosen_by_pattern(folder):
 # Locks -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_waits_for_a_cell_that_another_process_works_on(start, folder, tmp_path):
     study_module.claim_folder(options_for(folder))
     with FileLock(folder / "locks" / f"{FIRST}.lock"):
@@ -263,6 +270,7 @@ def test_lock_files_of_the_previous_version_lock_nothing(folder, tmp_path):
     assert launch(folder) == 0 and len(ran(tmp_path)) == 6
 
 
+@pytest.mark.slow
 def test_a_worker_leaves_a_locked_cell_alone(tmp_path):
     lock = tmp_path / "a.lock"
     with FileLock(lock):

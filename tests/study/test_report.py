@@ -81,6 +81,7 @@ def report(study_folder):
     return path
 
 
+@pytest.mark.slow
 def test_equal_results_give_equal_reports(report, study_folder, tmp_path):
     path = report
     text = path.read_text(encoding="utf-8")
@@ -135,6 +136,7 @@ class Momentum(Mine):
 """
 
 
+@pytest.mark.slow
 def test_methods_that_are_new_need_a_registry_line_or_nothing(tmp_path, monkeypatch):
     (tmp_path / "my_methods.py").write_text(MY_METHODS)
     monkeypatch.syspath_prepend(tmp_path)
