@@ -174,7 +174,7 @@ print(f"largest difference from Keras: {np.abs(answers - expected).max():.1e}")
 np.testing.assert_allclose(answers, expected, atol=1e-4)
 
 metadata = ksd.export.read_tflite_metadata(files["TFLite, sparse"])
-print({key: metadata[key] for key in ("kind", "what", "quantize", "inputs", "length")})
+print({key: metadata[key] for key in ("kind", "part", "quantize", "inputs", "length")})
 
 # %% [markdown]
 # ## The same sketches from three places
