@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from keras_sparse_dm.checks import did_you_mean
+from keras_sparse_dm.checks import one_of
 from keras_sparse_dm.datasets import CHARACTERS, DIGITS, IMAGE_DATASETS, SKETCH_DATASETS
 from keras_sparse_dm.diffusion.noise_schedule import KINDS as NOISE_SCHEDULES
 from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule
@@ -367,7 +367,5 @@ def get_preset(name):
     Raises:
         ValueError: for an unknown name; the message lists the known ones.
     """
-    if name not in PRESETS:
-        hint = did_you_mean(name, PRESETS)
-        raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}; received {name!r}.{hint}")
+    one_of("`preset`", name, PRESETS)
     return PRESETS[name]

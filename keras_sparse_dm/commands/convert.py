@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from keras_sparse_dm import diffusion, models
-from keras_sparse_dm.checks import UsageError
+from keras_sparse_dm.checks import UsageError, one_of
 from keras_sparse_dm.commands.options import fail, load_quietly, parse_options
 from keras_sparse_dm.files import os_error_text, whole_file
 from keras_sparse_dm.lazy import lazy_module
@@ -104,10 +104,8 @@ def _check(settings):
         raise UsageError(
             f"SOURCE or TARGET must be a .keras file, and not both; received {source} and {target}."
         )
-    if settings.preset is not None and settings.preset not in PRESETS:
-        raise UsageError(
-            f"--preset must be one of {', '.join(PRESETS)}; received {settings.preset!r}."
-        )
+    if settings.preset is not None:
+        one_of("--preset", settings.preset, PRESETS, error=UsageError)
     if target.is_file() and not settings.overwrite:
         raise UsageError(f"TARGET {target} exists; --overwrite replaces it.")
     if not target.parent.is_dir() and settings.naming == "original":

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_sparse_dm._keras import flatten_layers
+from keras_sparse_dm.checks import one_of
 from keras_sparse_dm.convert import diffusers, original
 from keras_sparse_dm.convert.architecture import arguments_from_shapes
 from keras_sparse_dm.convert.plan import Slot, fill_plan, read_plan
@@ -113,8 +114,7 @@ def write_checkpoint(model, path, naming="original", prefix=False, overwrite=Fal
         `(tensors, parameters)`: numbers of tensors and of their values.
     """
     networks = networks_of(model)
-    if naming not in NAMINGS:
-        raise ValueError(f"`naming` must be one of {', '.join(NAMINGS)}; received {naming!r}.")
+    one_of("`naming`", naming, NAMINGS)
     write = {"original": _write_original, "diffusers": _write_diffusers}[naming]
     written = write(model, networks, Path(path), prefix, overwrite)
     return len(written), sum(tensor.size for tensor in written)

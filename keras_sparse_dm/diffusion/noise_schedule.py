@@ -6,6 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
+from keras_sparse_dm.checks import one_of
+
 KINDS = ("linear", "scaled_linear", "cosine")
 
 
@@ -28,8 +30,7 @@ class NoiseSchedule:
     beta_end: float | None = None
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"`kind` must be one of {', '.join(KINDS)}; received {self.kind!r}.")
+        one_of("`kind`", self.kind, KINDS)
         if int(self.timesteps) != self.timesteps or self.timesteps < 1:
             raise ValueError(
                 f"`timesteps` must be a whole number, 1 or more; received {self.timesteps!r}."

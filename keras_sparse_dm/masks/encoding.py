@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 
+from keras_sparse_dm.checks import one_of
+
 ENCODINGS = ("bitmask", "elias_fano")
 
 
@@ -80,8 +82,7 @@ def decode_mask(data, encoding, size, ones):
     Raises:
         ValueError: for an unknown encoding, or data that do not encode such a mask.
     """
-    if encoding not in ENCODINGS:
-        raise ValueError(f"`encoding` must be one of {ENCODINGS}; received {encoding!r}.")
+    one_of("`encoding`", encoding, ENCODINGS)
     data = np.asarray(data, "uint8")
     wanted = bitmask_bytes(size) if encoding == "bitmask" else elias_fano_bytes(size, ones)
     if len(data) != wanted:

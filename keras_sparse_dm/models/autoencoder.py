@@ -6,6 +6,7 @@ import json
 import keras
 from keras import ops
 
+from keras_sparse_dm.checks import one_of
 from keras_sparse_dm.models.autoencoder_layers import apply, coarsest_point, resolutions
 from keras_sparse_dm.models.autoencoder_training import AutoencoderTraining
 from keras_sparse_dm.models.blocks import GroupNorm, conv_layer
@@ -105,11 +106,7 @@ class VQAutoencoder(AutoencoderTraining):
                 f"`attention_factors` must be among {factors}, the downsampling factors of "
                 f"{len(channel_mult)} resolutions; received {attention_factors}."
             )
-        if reconstruction not in RECONSTRUCTION_LOSSES:
-            raise ValueError(
-                f"`reconstruction` must be one of {', '.join(RECONSTRUCTION_LOSSES)}; received "
-                f"{reconstruction!r}."
-            )
+        one_of("`reconstruction`", reconstruction, RECONSTRUCTION_LOSSES)
         if commitment < 0 or restart_after < 0:
             raise ValueError(
                 "`commitment` and `restart_after` must be 0 or more; received "

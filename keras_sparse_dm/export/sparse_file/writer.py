@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_sparse_dm._keras import object_sharing_scope
+from keras_sparse_dm.checks import one_of
 from keras_sparse_dm.export.averages import averages_of
 from keras_sparse_dm.export.sparse_file.format import TYPES, bit_planes, write
 from keras_sparse_dm.export.sparse_file.layer_state import layer_arrays
@@ -71,8 +72,7 @@ def save_sparse(model, path, dtype="float32", optimizer=False, metadata=None):
     >>> save_sparse(model, "model.sparse", dtype="float16")
     >>> model = load_sparse("model.sparse")
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"`dtype` must be one of {DTYPES}; received {dtype!r}.")
+    one_of("`dtype`", dtype, DTYPES)
     if not model.built:
         raise ValueError(f"`model` {model.name!r} must be built: call it on a batch first.")
     if optimizer and getattr(model, "optimizer", None) is None:

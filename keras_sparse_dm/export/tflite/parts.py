@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_sparse_dm.checks import one_of
 from keras_sparse_dm.diffusion.model import DiffusionModel
 from keras_sparse_dm.diffusion.samplers import ddim, ddim_factors
 from keras_sparse_dm.export.tflite.float32_copy import HALF
@@ -68,7 +69,7 @@ def part_of(model, name, quantize, batch_size, length, shape, steps):
     if name is None:
         name = "decoder" if isinstance(model, VQAutoencoder) else "model"
         name = "denoiser" if is_denoiser or isinstance(model, UNet) else name
-    check_choice("part", name, PARTS)
+    one_of("`part`", name, PARTS)
     _check_whole("batch_size", batch_size)
     for argument, value in (("length", length), ("steps", steps)):
         if value is not None:
@@ -269,11 +270,6 @@ def _whole_model(model, batch_size, length):
         )
 
     return Part("model", call, inputs, "output", draw, model, {"kind": "model"})
-
-
-def check_choice(name, value, choices):
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}; received {value!r}.")
 
 
 def _check_whole(name, value):

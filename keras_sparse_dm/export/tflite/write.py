@@ -8,6 +8,7 @@ from pathlib import Path
 from keras import ops
 
 import keras_sparse_dm
+from keras_sparse_dm.checks import one_of
 from keras_sparse_dm.diffusion.model import DiffusionModel
 from keras_sparse_dm.export.tflite import flatbuffer
 from keras_sparse_dm.export.tflite.comparison import check_file
@@ -16,7 +17,7 @@ from keras_sparse_dm.export.tflite.float32_copy import (
     has_half_precision,
     in_float32,
 )
-from keras_sparse_dm.export.tflite.parts import check_choice, part_of
+from keras_sparse_dm.export.tflite.parts import part_of
 from keras_sparse_dm.export.tflite.representative import checked_representative
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.lazy import load
@@ -127,7 +128,7 @@ def to_tflite(
     >>> generate_from_tflite("kanji.tflite", lengths=[60, 80], steps=50, seed=0).shape
     (2, 80, 3)
     """
-    check_choice("quantize", quantize, QUANTIZATIONS)
+    one_of("`quantize`", quantize, QUANTIZATIONS)
     load(flatbuffer.schema)
     part = part_of(model, part, quantize, batch_size, length, shape, steps)
     if representative is not None:

@@ -18,6 +18,7 @@ import tensorflow as tf
 from keras import ops
 from tqdm import tqdm
 
+from keras_sparse_dm.checks import one_of
 from keras_sparse_dm.convert.plan import as_float32
 from keras_sparse_dm.metrics.features.inception_network import KINDS, run_steps
 from keras_sparse_dm.metrics.features.inception_weights import (
@@ -49,8 +50,7 @@ def where_to_get(kind="fid"):
 
 
 def _kind_of(kind):
-    if kind not in KINDS:
-        raise ValueError(f"`kind` must be one of {', '.join(KINDS)}; received {kind!r}.")
+    one_of("`kind`", kind, KINDS)
     return KINDS[kind]
 
 

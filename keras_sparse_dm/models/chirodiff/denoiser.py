@@ -6,6 +6,7 @@ import math
 import keras
 from keras import ops
 
+from keras_sparse_dm.checks import one_of
 from keras_sparse_dm.layers import SparseDense, SparseGRU
 from keras_sparse_dm.models.chirodiff.gru_for_sampling import can_sample, sampling_outputs
 from keras_sparse_dm.models.chirodiff.gru_for_training import can_train, training_outputs
@@ -69,10 +70,7 @@ class ChiroDiff(keras.Model):
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
-        if representation not in REPRESENTATIONS:
-            raise ValueError(
-                f"`representation` must be one of {REPRESENTATIONS}; received {representation!r}."
-            )
+        one_of("`representation`", representation, REPRESENTATIONS)
         of_each = isinstance(units, (list, tuple))
         sizes = [
             ("num_layers", num_layers),
