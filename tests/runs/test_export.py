@@ -14,6 +14,7 @@ import keras_sparse_dm as ksd
 from keras_sparse_dm.cli import main
 from keras_sparse_dm.export.averages import averages_of
 from keras_sparse_dm.runs import formats
+from keras_sparse_dm.runs.export import export_run
 from keras_sparse_dm.runs.exported import load_exported
 from keras_sparse_dm.runs.formats import tflite
 from keras_sparse_dm.runs.samples import load_run
@@ -259,7 +260,7 @@ def test_a_format_is_a_module_and_one_line(trained, tmp_path, monkeypatch):
     monkeypatch.setitem(
         formats.FORMATS, "count", formats.Format("count_format", ".count", ("none",))
     )
-    assert command("export", trained, "--format", "count", "--output-dir", tmp_path / "out") == 0
-    model = load_run(trained, verbose=0).model
-    assert load_exported(tmp_path / "out" / "model.count") == model.count_params()
+    run = load_run(trained, verbose=0)
+    export_run(run, tmp_path / "out", ["count"])
+    assert load_exported(tmp_path / "out" / "model.count") == run.model.count_params()
     assert 'print(open("model.count").read())' in (tmp_path / "out" / "README.md").read_text()

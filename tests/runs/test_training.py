@@ -1,5 +1,6 @@
 import csv
 import errno
+import importlib
 import json
 import os
 import re
@@ -432,8 +433,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(stopped, monkeypatch, capfd):
 def test_a_disk_that_is_full_from_the_start_does_not_block_the_folder(
     data, tmp_path, monkeypatch, capfd
 ):
-    from keras_sparse_dm.runs import train as training
-
+    training = importlib.import_module("keras_sparse_dm.runs.train")
     folder = tmp_path / "run"
     arguments = (*TINY, "--epochs", "1", "--data-dir", data, "--output-dir", folder)
 
