@@ -49,9 +49,9 @@ def did_you_mean(value, choices, most=1):
 
 
 def at_least(*values, error=ValueError):
-    """Raise an error for the first of `(name, value, lowest)` whose value is too low."""
+    """Raise an error for the first `(name, value, lowest)` whose value is too low; None passes."""
     for name, value, low in values:
-        if value < low:
+        if value is not None and value < low:
             raise error(f"{name} must be {low} or more; received {value}.")
 
 

@@ -22,7 +22,7 @@ def test_a_module_loads_on_first_use_and_not_before(tmp_path, monkeypatch):
     assert module.value == 1
     import loaded_late
 
-    # What is changed in the module, such as by a test, is seen.
+    # The lazy module sees changes of the module, such as by a test.
     monkeypatch.setattr(loaded_late, "value", 2)
     assert module.value == 2
     assert load(module) is loaded_late

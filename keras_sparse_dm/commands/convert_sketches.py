@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from tqdm import tqdm
 
-from keras_sparse_dm.checks import UsageError
+from keras_sparse_dm.checks import UsageError, at_least
 from keras_sparse_dm.commands.options import fail, parse_options
 from keras_sparse_dm.files import os_error_text
 from keras_sparse_dm.lazy import lazy_module
@@ -117,8 +117,7 @@ def convert_sketches_command(argv, prog="sparse-dm convert-sketches"):
 
 def _check(settings):
     target = settings.target
-    if settings.max_sketches is not None and settings.max_sketches < 1:
-        raise UsageError(f"--max-sketches must be 1 or more; received {settings.max_sketches}.")
+    at_least(("--max-sketches", settings.max_sketches, 1), error=UsageError)
     if target.suffix.lower() not in (JSON, SVG, ""):
         raise UsageError(
             f"TARGET must be a .json file, an .svg file or a folder; received {target}."

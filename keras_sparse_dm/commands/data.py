@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 
 from keras_sparse_dm import data as data_sets
-from keras_sparse_dm.checks import SettingsError, UsageError
+from keras_sparse_dm.checks import SettingsError, UsageError, at_least
 from keras_sparse_dm.commands.options import fail, load_quietly, parse_options
 from keras_sparse_dm.datasets import SKETCH_DATASETS
 from keras_sparse_dm.files import os_error_text
@@ -56,10 +56,9 @@ class DataSettings:
                 f"the data set must be one of {', '.join(SKETCH_DATASETS)}; received {received!r}."
             )
         check_sketch_settings(replace(self.data, dataset=self.name), self.data_dir)
-        if self.batch_size < 1:
-            raise SettingsError(f"--batch-size must be 1 or more; received {self.batch_size}.")
-        if self.seed < 0:
-            raise SettingsError(f"--seed must be 0 or more; received {self.seed}.")
+        at_least(
+            ("--batch-size", self.batch_size, 1), ("--seed", self.seed, 0), error=SettingsError
+        )
         folder = self.picture_path.parent
         if not folder.is_dir():
             raise SettingsError(f"--picture: the folder {folder} does not exist.")

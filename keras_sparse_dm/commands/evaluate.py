@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from keras_sparse_dm.checks import SettingsError, UsageError, check_choices
+from keras_sparse_dm.checks import SettingsError, UsageError, at_least, check_choices, in_range
 from keras_sparse_dm.commands.options import fail, load_quietly, parse_options
 from keras_sparse_dm.diffusion.registry import SAMPLERS
 from keras_sparse_dm.files import os_error_text
@@ -59,8 +59,7 @@ class EvaluateSettings:
         check_folder_of_run(self.run)
         check_choices(self)
         _check_sampling(self, self.samples, "--samples", 8)
-        if self.real_samples < 8:
-            raise SettingsError(f"--real-samples must be 8 or more; received {self.real_samples}.")
+        at_least(("--real-samples", self.real_samples, 8), error=SettingsError)
         for path in self.weights:
             if not path.is_file():
                 sources = f"{inception.where_to_get()} {inception.where_to_get('quickdraw')}"
@@ -121,12 +120,9 @@ def check_folder_of_run(run):
 
 
 def _check_sampling(settings, count, option, least):
-    if count < least:
-        raise SettingsError(f"{option} must be {least} or more; received {count}.")
-    if settings.steps is not None and settings.steps < 1:
-        raise SettingsError(f"--steps must be 1 or more; received {settings.steps}.")
-    if settings.eta is not None and not 0 <= settings.eta <= 1:
-        raise SettingsError(f"--eta must be a number in [0, 1]; received {settings.eta:g}.")
+    at_least((option, count, least), ("--steps", settings.steps, 1), error=SettingsError)
+    if settings.eta is not None:
+        in_range("--eta", settings.eta, 0, 1, error=SettingsError)
     if not 0 <= settings.seed < 2**31:
         raise SettingsError(f"--seed must be from 0 to 2147483647; received {settings.seed}.")
 

@@ -7,7 +7,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from keras_sparse_dm.checks import SettingsError, check_choices
+from keras_sparse_dm.checks import SettingsError, at_least, check_choices
 from keras_sparse_dm.commands.evaluate import (
     check_folder_of_run,
     load_for,
@@ -84,13 +84,12 @@ class ExportSettings:
                 "--with-optimizer and --remove-dead-units exclude each other: the optimizer's "
                 "state is of all units."
             )
-        for option, value, least in (
-            ("--length", 1 if self.length is None else self.length, 1),
+        at_least(
+            ("--length", self.length, 1),
             ("--batch-size", self.batch_size, 1),
             ("--rounds", self.rounds, 0),
-        ):
-            if value < least:
-                raise SettingsError(f"{option} must be {least} or more; received {value}.")
+            error=SettingsError,
+        )
         folder = self.output_dir
         if folder is not None and folder.exists() and not folder.is_dir():
             raise SettingsError(f"--output-dir must be a folder; {folder} is a file.")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from keras_sparse_dm.checks import SettingsError, UsageError, check_choices, did_you_mean
+from keras_sparse_dm.checks import SettingsError, UsageError, at_least, check_choices, did_you_mean
 from keras_sparse_dm.commands.options import fail, parse_options
 from keras_sparse_dm.commands.study_report import study_report_command
 from keras_sparse_dm.files import os_error_text
@@ -73,13 +73,12 @@ class StudyRunSettings:
             SettingsError: for an invalid option; the message says what would be right.
         """
         check_choices(self)
-        for option, value, low in (
+        at_least(
             ("--jobs", self.jobs, 1),
             ("--seeds", self.seeds, 1),
             ("--samples", self.samples, 8),
-        ):
-            if value is not None and value < low:
-                raise SettingsError(f"{option} must be {low} or more; received {value}.")
+            error=SettingsError,
+        )
         if self.data_dir is not None and not self.data_dir.is_dir():
             raise SettingsError(f"--data-dir: there is no folder {self.data_dir}.")
         for path in self.weights:

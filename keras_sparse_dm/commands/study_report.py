@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_sparse_dm.checks import SettingsError, UsageError
+from keras_sparse_dm.checks import SettingsError, UsageError, at_least
 from keras_sparse_dm.commands.options import fail, load_quietly, parse_options
 from keras_sparse_dm.files import os_error_text
 from keras_sparse_dm.lazy import lazy_module
@@ -43,8 +43,7 @@ class StudyReportSettings:
             SettingsError: for an invalid option; the message says what would be right.
         """
         find_study(self.name)
-        if self.seeds is not None and self.seeds < 1:
-            raise SettingsError(f"--seeds must be 1 or more; received {self.seeds}.")
+        at_least(("--seeds", self.seeds, 1), error=SettingsError)
         if self.output_dir is not None and self.output_dir.exists():
             if not self.output_dir.is_dir():
                 raise SettingsError(f"--output-dir {self.output_dir} is not a folder.")

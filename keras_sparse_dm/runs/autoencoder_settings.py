@@ -4,11 +4,15 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from keras_sparse_dm.checks import SettingsError, at_least
+from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.presets import AutoencoderSettings, ImageSettings, from_plain, get_preset
 from keras_sparse_dm.runs.folder import CONFIG_FILE
-from keras_sparse_dm.runs.setting_checks import check_autoencoder_settings, check_image_settings
+from keras_sparse_dm.runs.setting_checks import (
+    check_autoencoder_settings,
+    check_image_settings,
+    check_seed_and_verbose,
+)
 from keras_sparse_dm.runs.settings import RunSettings
 
 tyro = lazy_module("tyro")
@@ -95,8 +99,4 @@ class AutoencoderRunSettings:
         """
         check_image_settings(self.data, self.data_dir)
         check_autoencoder_settings(self.model, "--")
-        at_least(("--seed", self.seed, 0), error=SettingsError)
-        if self.seed >= 2**31:
-            raise SettingsError(f"--seed must be below 2147483648; received {self.seed}.")
-        if self.verbose not in (-1, 0, 1, 2):
-            raise SettingsError(f"--verbose must be -1, 0, 1 or 2; received {self.verbose}.")
+        check_seed_and_verbose(self)

@@ -94,7 +94,7 @@ def export_run(
     return written, removed
 
 
-# What is told of the files -------------------------------------------------------------------
+# Descriptions of the files --------------------------------------------------------------------
 
 
 def _record(folder, run, metadata, written):

@@ -4,6 +4,7 @@ All that runs on sketches and runs on images differ in is answered by one object
 Another kind is a module with such an object and a line in `KINDS`.
 """
 
+import abc
 from typing import NamedTuple
 
 from keras_sparse_dm.places import load_place
@@ -27,7 +28,7 @@ KINDS = {
 }
 
 
-class Kind:
+class Kind(abc.ABC):
     """Kind of data: the parts of a run that depend on it.
 
     Attributes:
@@ -49,6 +50,7 @@ class Kind:
     metadata_keys = frozenset()
     example_call = example_number = ""
 
+    @abc.abstractmethod
     def training_run(self, settings):
         """Return the data, model and pictures of a run to train.
 
@@ -58,28 +60,28 @@ class Kind:
         Raises:
             SettingsError: for data or sizes that cannot work.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def load(self, settings, progress=True):
         """Return a run's data for training and validation.
 
         Raises:
             SettingsError: for data that are missing, broken or too few.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def put_in_cache(self, settings):
         """Prepare the cached data of a run, and return a line about them."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def example(self, run):
         """Return inputs of the denoiser of batch size 1, for which FLOPs are counted."""
-        raise NotImplementedError
 
     def lengths(self, run, n, seed):
         """Return the lengths of `n` samples, int32 (n,), or None if samples have no length."""
         return None
 
+    @abc.abstractmethod
     def draw_samples(self, model, n, lengths, **options):
         """Return samples of a `DiffusionModel` as float arrays.
 
@@ -89,8 +91,8 @@ class Kind:
             lengths: As `lengths` gives them.
             options: As of `generate`: steps, sampler, eta and seed.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def finished(self, samples, broken):
         """Return samples as they are kept.
 
@@ -98,20 +100,20 @@ class Kind:
             samples: Array (n, ...) of `draw_samples`, which may be changed.
             broken: Boolean array (n,): samples that are not finite.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def joined(self, run, parts, lengths):
         """Return all samples from arrays of `part_size` of them."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def first(self, samples, n):
         """Return the first `n` samples."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def write(self, samples, path):
         """Write samples to a file in one step; its ending is one of `endings`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def chosen(self, data, numbers):
         """Return `(parts, state)` of some real examples, to compute features of.
 
@@ -122,11 +124,10 @@ class Kind:
         Returns:
             An iterable of what `pictures` takes, and values that change with the examples.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def pictures(self, examples, progress):
         """Return the pictures for a feature network, a uint8 array (n, height, width, 3)."""
-        raise NotImplementedError
 
     def metadata(self, run):
         """Return the facts about a run that exported files of this kind store in addition."""

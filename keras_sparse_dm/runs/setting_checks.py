@@ -66,6 +66,19 @@ def check_image_settings(data, data_dir):
         )
 
 
+def check_seed_and_verbose(settings):
+    """Check two settings of every run.
+
+    Raises:
+        SettingsError: naming the option, what was received and what would be right.
+    """
+    at_least(("--seed", settings.seed, 0), error=SettingsError)
+    if settings.seed >= 2**31:
+        raise SettingsError(f"--seed must be below 2147483648; received {settings.seed}.")
+    if settings.verbose not in (-1, 0, 1, 2):
+        raise SettingsError(f"--verbose must be -1, 0, 1 or 2; received {settings.verbose}.")
+
+
 def check_autoencoder_settings(autoencoder, prefix):
     """Check the settings of an autoencoder, whose options begin with a prefix.
 

@@ -32,6 +32,7 @@ from keras_sparse_dm.runs.kinds import kind_named, kind_of_model
 from keras_sparse_dm.runs.setting_checks import (
     check_autoencoder_settings,
     check_image_settings,
+    check_seed_and_verbose,
     check_sketch_settings,
     checked_method,
 )
@@ -191,7 +192,6 @@ class RunSettings:
             ("--update-every", t.update_every, 1),
             ("--epochs", t.epochs, 1),
             ("--batch-size", t.batch_size, 1),
-            ("--seed", self.seed, 0),
             ("--samples", self.samples, 1),
             ("--samples-every", self.samples_every, 0),
             ("--distance-every", self.distance_every, 0),
@@ -204,8 +204,6 @@ class RunSettings:
             raise SettingsError(
                 f"--sampling.evaluation must be 0, or 8 or more; received {s.evaluation}."
             )
-        if self.seed >= 2**31:
-            raise SettingsError(f"--seed must be below 2147483648; received {self.seed}.")
         if s.steps > n.timesteps:
             raise SettingsError(
                 f"--sampling.steps must be at most the {n.timesteps} timesteps; received {s.steps}."
@@ -215,8 +213,7 @@ class RunSettings:
                 "--noise.beta-start and --noise.beta-end must satisfy 0 < start <= end < 1; "
                 f"received {n.beta_start} and {n.beta_end}."
             )
-        if self.verbose not in (-1, 0, 1, 2):
-            raise SettingsError(f"--verbose must be -1, 0, 1 or 2; received {self.verbose}.")
+        check_seed_and_verbose(self)
 
     def _check_growth(self, facts):
         t = self.training
@@ -325,5 +322,5 @@ class ImageRunSettings(RunSettings):
             )
 
 
-# Of each kind in `kinds.KINDS`.
+# Settings class of each kind in `kinds.KINDS`.
 SETTINGS = {"sketches": SketchRunSettings, "images": ImageRunSettings}

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from keras import ops
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from keras_sparse_dm.sparsity.columns import html_table_of_columns, text_table
 from keras_sparse_dm.sparsity.install import innermost_sparse_optimizer
 from keras_sparse_dm.sparsity.kernels import check_is_layer, masked_kernels, what_is_left_alone
 
@@ -195,40 +194,17 @@ class SparsityReport:
         return lines
 
     def __str__(self):
-        table = Table(show_footer=True)
-        columns = self._columns()
-        for i, (header, total, _) in enumerate(columns):
-            side = "left" if i < 2 else "right"
-            table.add_column(header, total, justify=side, overflow="fold")
-        for row in zip(*(cells for _, _, cells in columns), strict=True):
-            table.add_row(*map(escape, row))
         text = io.StringIO()
         console = Console(file=text, width=200)
-        console.print(table)
+        console.print(text_table(self._columns()))
         for line in self._left_alone_lines():
             console.print(f"left alone: {line}", markup=False, highlight=False)
         return text.getvalue().rstrip()
 
     def _repr_html_(self):
-        columns = self._columns()
-        rows = zip(*(cells for _, _, cells in columns), strict=True)
-
-        def line(cells, tag):
-            return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
-
-        parts = [
-            "<table><thead><tr>",
-            line([header for header, _, _ in columns], "th"),
-            "</tr></thead><tbody>",
-            *(f"<tr>{line(row, 'td')}</tr>" for row in rows),
-            "</tbody><tfoot><tr>",
-            line([total for _, total, _ in columns], "th"),
-            "</tr></tfoot></table>",
-        ]
-        if self.left_alone:
-            reasons = [f"<li>{html.escape(line)}</li>" for line in self._left_alone_lines()]
-            parts.append(f"<p>Left alone:</p><ul>{''.join(reasons)}</ul>")
-        return "".join(parts)
+        table = html_table_of_columns(self._columns())
+        reasons = [f"<li>{html.escape(line)}</li>" for line in self._left_alone_lines()]
+        return table + (f"<p>Left alone:</p><ul>{''.join(reasons)}</ul>" if reasons else "")
 
 
 def sparsity_report(model, left_alone=None):

@@ -8,7 +8,7 @@ import fnmatch
 import itertools
 from dataclasses import dataclass
 
-from keras_sparse_dm.checks import SettingsError, one_of
+from keras_sparse_dm.checks import SettingsError, at_least, one_of
 from keras_sparse_dm.presets import ImageSettings, TrainingSettings
 from keras_sparse_dm.runs.setting_checks import checked_method
 from keras_sparse_dm.study.wording import counted
@@ -99,8 +99,7 @@ class Cell:
             raise SettingsError(
                 f"full can be true for ldm_celebahq only; received it for {self.preset}."
             )
-        if self.update_every is not None and self.update_every < 1:
-            raise SettingsError(f"update_every must be 1 or more; received {self.update_every!r}.")
+        at_least(("update_every", self.update_every, 1), error=SettingsError)
         for name, _ in self.options:
             one_of("options", name, OPTIONS, error=SettingsError)
             if OPTIONS[name][0] == "data" and self.preset not in LATENT_DIFFUSION:

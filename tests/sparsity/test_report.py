@@ -110,7 +110,7 @@ def test_frozen_layer_is_reported_and_parameters_count_what_trains(model):
     model.get_layer("gru").trainable = False
     report = ksd.sparsity_report(model)
     assert (report.size, report.active) == (160, 40)
-    # Of 202 parameters the GRU's 144 do not train; counts must not become negative.
+    # The GRU's 144 of 202 parameters do not train; counts must not become negative.
     assert 0 <= report.active_parameters <= report.parameters
 
 

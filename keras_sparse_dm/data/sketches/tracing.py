@@ -170,7 +170,7 @@ def _from_its_start(path: np.ndarray) -> np.ndarray:
         loop = path[:-1]
         top = min(range(len(loop)), key=lambda i: (loop[i, 1], loop[i, 0]))
         loop = np.roll(loop, -top, axis=0)
-        # Of the two ways from the top, the one that first goes left.
+        # A closed stroke goes left first from the top.
         n = max(1, len(loop) // 8)
         if loop[n, 0] > loop[-n, 0]:
             loop = np.concatenate([loop[:1], loop[:0:-1]])

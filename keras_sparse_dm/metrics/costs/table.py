@@ -5,15 +5,17 @@ import io
 from dataclasses import asdict, dataclass, field
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from keras_sparse_dm.metrics.costs.memory import FileBytes, TrainingBytes
+from keras_sparse_dm.sparsity.columns import html_table, html_table_of_columns, text_table
 
 CONVENTION = (
     "FLOPs: 2 per multiply-add, kernels only, without normalization, activations, biases, "
     "embeddings and attention's products of activations."
 )
+# Header of the table of totals.
+_TOTALS = ("", "dense", "as it is", "share")
 
 
 @dataclass(frozen=True)
@@ -167,49 +169,23 @@ class Cost:
         return notes
 
     def __str__(self):
-        table = Table(show_footer=True)
-        columns = self._columns()
-        for i, (header, total, _) in enumerate(columns):
-            side = "left" if i < 2 else "right"
-            table.add_column(header, total, justify=side, overflow="fold")
-        for row in zip(*(cells for _, _, cells in columns), strict=True):
-            table.add_row(*map(escape, row))
         totals = Table()
-        for i, header in enumerate(("", "dense", "as it is", "share")):
+        for i, header in enumerate(_TOTALS):
             totals.add_column(header, justify="right" if i else "left")
         for row in self._lines():
             totals.add_row(*row)
         text = io.StringIO()
         console = Console(file=text, width=200)
-        console.print(table)
+        console.print(text_table(self._columns()))
         console.print(totals)
         for note in self._notes():
             console.print(note, markup=False, highlight=False)
         return text.getvalue().rstrip()
 
     def _repr_html_(self):
-        columns = self._columns()
-        rows = zip(*(cells for _, _, cells in columns), strict=True)
-
-        def line(cells, tag):
-            return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
-
-        return "".join(
-            [
-                "<table><thead><tr>",
-                line([header for header, _, _ in columns], "th"),
-                "</tr></thead><tbody>",
-                *(f"<tr>{line(row, 'td')}</tr>" for row in rows),
-                "</tbody><tfoot><tr>",
-                line([total for _, total, _ in columns], "th"),
-                "</tr></tfoot></table><table><thead><tr>",
-                line(("", "dense", "as it is", "share"), "th"),
-                "</tr></thead><tbody>",
-                *(f"<tr>{line(row, 'td')}</tr>" for row in self._lines()),
-                "</tbody></table>",
-                *(f"<p>{html.escape(note)}</p>" for note in self._notes()),
-            ]
-        )
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self._notes())
+        totals = html_table(_TOTALS, self._lines())
+        return html_table_of_columns(self._columns()) + totals + notes
 
 
 def _number(value):

@@ -8,7 +8,7 @@ from keras_sparse_dm.convert.tensor_files import read_tensors
 from keras_sparse_dm.metrics.features.inception_network import FIRST_CONVOLUTION, KINDS
 
 EPSILON = 1e-3
-# How many problems of each kind an error names.
+# Number of problems of each kind that an error names.
 _NAMED = 4
 
 
