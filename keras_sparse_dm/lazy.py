@@ -6,7 +6,6 @@ up to the point where it needs a package of the extra.
 """
 
 import importlib
-import types
 
 # Packages that the plain installation lacks, or that do not exist for all systems: the name that
 # Python imports, the name on PyPI, and what to give to `pip install`.
@@ -50,9 +49,17 @@ def lazy_module(name):
     return _LazyModule(name)
 
 
-class _LazyModule(types.ModuleType):
+class _LazyModule:
+    # No `types.ModuleType`, which takes ten times as long to find that it lacks a name.
+    def __init__(self, name):
+        self.__name__ = name
+
     def __getattr__(self, name):
-        return getattr(load(self), name)
+        loaded = vars(self).get("_loaded")
+        if loaded is None:
+            # Looked up once: names are used in every step of an eager loop.
+            loaded = vars(self)["_loaded"] = load(self)
+        return getattr(loaded, name)
 
 
 def load(module):
