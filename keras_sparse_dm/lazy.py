@@ -51,15 +51,16 @@ def lazy_module(name):
 
 class _LazyModule:
     # No `types.ModuleType`, which takes ten times as long to find that it lacks a name.
+    _loaded = None
+
     def __init__(self, name):
         self.__name__ = name
 
     def __getattr__(self, name):
-        loaded = vars(self).get("_loaded")
-        if loaded is None:
+        if self._loaded is None:
             # Looked up once: names are used in every step of an eager loop.
-            loaded = vars(self)["_loaded"] = load(self)
-        return getattr(loaded, name)
+            self._loaded = load(self)
+        return getattr(self._loaded, name)
 
 
 def load(module):
