@@ -26,14 +26,14 @@ def pytest_configure(config):
     for area in AREAS:
         config.addinivalue_line("markers", f"{area}: tests in tests/{area}")
     config.addinivalue_line("markers", "torch: tests that need PyTorch")
-    config.addinivalue_line("markers", "cases(n): all but the first n cases of the test are slow")
+    config.addinivalue_line("markers", "cases(n): all but the first n cases of the test are nightly")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items):
-    """Mark tests by area, those that need PyTorch, and as slow by `cases` and `SLOW_FIXTURES`.
+    """Mark tests by area, those that need PyTorch, and by `cases` and `SLOW_FIXTURES`.
 
-    `SLOW_FIXTURES` names the fixtures of a file that take long.
+    `SLOW_FIXTURES` names the fixtures of a file that take long: tests with one of them are slow.
     """
     seen = collections.Counter()
     for item in items:
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items):
         test = item.nodeid.partition("[")[0]
         seen[test] += 1
         if cases and seen[test] > cases.args[0]:
-            item.add_marker("slow")
+            item.add_marker("nightly")
         if getattr(item.module, "SLOW_FIXTURES", set()) & set(item.fixturenames):
             item.add_marker("slow")
 

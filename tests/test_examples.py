@@ -17,20 +17,15 @@ def example(name):
 
 
 # A kernel that must be sparse, and the number of sparse kernels.
+@pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "model, kernel, count",
     [
         # Two layers have two directions with two kernels each; the last layer has one.
-        pytest.param(
-            "tagger", "forward_lstm_1/lstm_cell/recurrent_kernel", 9, marks=pytest.mark.slow
-        ),
-        pytest.param("mobilenet", "expanded_conv_1_depthwise/kernel", 54, marks=pytest.mark.slow),
-        pytest.param(
-            "convnext",
-            "convnext_tiny_stage_2_block_3_pointwise_conv_1/kernel",
-            59,
-            marks=pytest.mark.slow,
-        ),
+        ("tagger", "forward_lstm_1/lstm_cell/recurrent_kernel", 9),
+        ("mobilenet", "expanded_conv_1_depthwise/kernel", 54),
+        ("convnext", "convnext_tiny_stage_2_block_3_pointwise_conv_1/kernel", 59),
     ],
 )
 def test_any_keras_model(model, kernel, count, tmp_path, capsys):

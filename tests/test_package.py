@@ -66,6 +66,7 @@ def test_using_the_library_loads_neither_the_toolkit_nor_the_command_line():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "first",
     [
@@ -182,7 +183,7 @@ def test_errors_name_every_package_of_the_extra():
     assert {canonicalize_name(title) for title in named} == extra
 
 
-@pytest.mark.slow  # `.ci/run` checks a real plain installation
+@pytest.mark.nightly  # `.ci/run` checks a real plain installation
 def test_what_works_without_the_extra():
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     result = python("tests/plain_install.py", "--hide", env=environment, timeout=600)

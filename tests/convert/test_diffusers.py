@@ -112,6 +112,7 @@ def test_every_way_to_name_the_same_network(tmp_path, pipeline, converted, torch
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("kind, new", [("unet", new_unet), ("autoencoder", new_autoencoder)])
 def test_the_names_that_attention_had_in_2022(kind, new):
     tensors = random_tensors(kind, naming="diffusers")
@@ -249,6 +250,7 @@ def test_the_published_settings_are_the_defaults():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("new", [new_autoencoder, lambda: shared(new_unet)])
 def test_folders_without_the_network_are_refused(tmp_path, new):
     with pytest.raises(ValueError, match="config.json of a (VQModel|UNet2DModel); .* has none"):

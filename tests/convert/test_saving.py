@@ -22,6 +22,7 @@ from keras_sparse_dm.models import UNet, VQAutoencoder
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "file, new",
     [
@@ -42,6 +43,7 @@ def test_saving_gives_the_tensors_that_were_loaded(tmp_path, reference, file, ne
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_what_is_saved_loads_to_the_same_bits(tmp_path, torch, kind):
     model, tensors = NETWORKS[kind](), random_tensors(kind)

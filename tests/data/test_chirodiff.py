@@ -152,6 +152,7 @@ def test_broken_unpacked_drawings_are_told_by_their_file(tmp_path, content, reas
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("column", [[0] * 1000, np.zeros(1000)])
 def test_a_stroke_that_is_repeated_for_ever_takes_a_bounded_memory(tmp_path, column):
     (tmp_path / "sketch_0").write_bytes(pickle.dumps({"drawing": [[column] * 3] * 100_000}))

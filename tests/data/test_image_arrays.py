@@ -128,6 +128,7 @@ def test_values_run_from_minus_one_to_one():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_stream_begun_later_gives_the_same_bits(flip):
     arrays = numbered(23, flip=flip)

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     ("dataset", "counts", "flip"),
     [("celebahq", (12_500, 500), False), ("lsun_bedrooms", (10_598, 2_500), True)],

@@ -256,6 +256,7 @@ def test_the_seed_decides_training():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("method", ["dense", "rigl", "magran"])
 def test_a_loaded_model_continues_to_the_same_bits(tmp_path, method):
     def callbacks():
@@ -339,6 +340,7 @@ def test_generated_sketches_follow_the_seed_and_the_length(sketch_model):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("arguments", [{"eta": 1.0}, {"sampler": "ddpm"}])
 def test_stochastic_sampling_follows_the_seed(sketch_model, arguments):
     first, again, other = (
@@ -374,6 +376,7 @@ def test_generate_says_what_is_wrong(sketch_model, arguments, received):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("cores", [1, 2, 3])
 def test_compiled_sketches_side_by_side_are_the_same(sketch_model, monkeypatch, cores):
     monkeypatch.setattr(generation, "cpu_count", lambda: cores)
@@ -565,6 +568,7 @@ def test_the_sparse_kernels_of_the_denoiser_are_found():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_trains_and_generates(policy):
     keras.config.set_dtype_policy(policy)

@@ -78,6 +78,7 @@ def image_model():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
 def test_sizes_of_the_sketch_network(tmp_path, sparsity):
     model = sketch_model(sparsity)
@@ -320,6 +321,7 @@ def complains(path, match="model.sparse"):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("part", ["header", "data"])
@@ -400,6 +402,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "name, method",
     [

@@ -162,6 +162,7 @@ def refused(path, match):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(4)
 @pytest.mark.parametrize(
     "sparsity, fresh", [(None, False), (0.5, True)], ids=["dense", "masked_with_the_same_names"]
 )
@@ -195,6 +196,7 @@ def test_a_list_of_named_layers_in_another_order(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("fresh", [False, True], ids=["renumbered", "same_numbers"])
 @pytest.mark.parametrize("cls", [Listed, Graph])
 @pytest.mark.parametrize("kind", ["unnamed", "sequential", "bidirectional"])
@@ -376,6 +378,7 @@ def shuffled(value):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("cls", [Parts, Listed, Graph])
 def test_records_in_another_order(tmp_path, cls):
     model = built(cls, 0.5)
@@ -458,6 +461,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.slow
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("fresh", [False, True], ids=["renumbered", "same_numbers"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_of_layers_in_another_order(tmp_path, name, fresh):

@@ -91,6 +91,7 @@ def tensors_of(path):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(3)
 @pytest.mark.parametrize(
     "structure, quantize, bound, sparse",
     [
@@ -131,6 +132,7 @@ def test_a_file_answers_as_the_model_does(quantize, bound, sparse, structure, sk
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("representation", ["absolute", "delta"])
 def test_every_batch_size_length_and_representation(representation, tmp_path):
     denoiser = chirodiff(8, layers=1, representation=representation)
@@ -510,6 +512,7 @@ def small_network():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("quantize", ["none", "float16", "int8_dynamic", "int8"])
 def test_any_functional_model(quantize, tmp_path):
     model, rng = small_network(), np.random.default_rng(0)

@@ -151,6 +151,7 @@ def attention():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(6)
 @pytest.mark.parametrize(
     "make, policy",
     [
@@ -496,6 +497,7 @@ def state_of(model):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("make", [attention, layers_of_one_s_own])
 def test_the_model_and_the_settings_stay_as_they_are(make, tmp_path):
     model, _ = made(make, "mixed_float16")

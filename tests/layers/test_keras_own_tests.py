@@ -15,6 +15,11 @@ import pytest
 
 LAYERS = Path(keras.__file__).parent / "src" / "layers"
 FILES = {
+    "recurrent": ["rnn/gru_test.py", "rnn/lstm_test.py", "rnn/simple_rnn_test.py"],
+    "attention": [
+        "attention/multi_head_attention_test.py",
+        "attention/grouped_query_attention_test.py",
+    ],
     "dense": ["core/dense_test.py"],
     "einsum": ["core/einsum_dense_test.py"],
     "convolution": [
@@ -23,17 +28,13 @@ FILES = {
         "convolutional/depthwise_conv_test.py",
         "convolutional/separable_conv_test.py",
     ],
-    "recurrent": ["rnn/gru_test.py", "rnn/lstm_test.py", "rnn/simple_rnn_test.py"],
-    "attention": [
-        "attention/multi_head_attention_test.py",
-        "attention/grouped_query_attention_test.py",
-    ],
 }
 # Tests that a sparse layer cannot pass, with the reason.
 REFUSED = {}
 
 
 @pytest.mark.slow
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("kind", FILES)
 def test_kerass_own_tests_pass_with_the_sparse_twins(kind):
     files = [LAYERS / file for file in FILES[kind]]

@@ -113,6 +113,7 @@ def test_references_to_others_are_no_way_to_them():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(7)
 @pytest.mark.parametrize(
     "make",
     [

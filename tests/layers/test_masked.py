@@ -75,6 +75,7 @@ def test_full_masks_give_the_bits_of_the_keras_layer(name):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("name", ["dense", "einsum_shared", "conv2d", "gru", "lstm", "attention"])
 @pytest.mark.parametrize("jit", [False, True])
 def test_full_masks_give_the_bits_of_the_keras_layer_compiled(name, jit):

@@ -240,6 +240,7 @@ def test_a_layer_called_twice_counts_twice_and_one_not_called_not_at_all():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("points", [1, 40])
 def test_chirodiff_by_hand(points):
     model = ChiroDiff(units=6, num_layers=2)
@@ -795,6 +796,7 @@ def test_file_bytes_are_those_of_the_encodings():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("method, ema", [("rigl", True), ("snfs", False)])
 def test_training_bytes_are_those_of_the_optimizer_in_training(method, ema):
     model = dense_network(6, 3)

@@ -353,6 +353,7 @@ def test_digits_are_told_apart_by_their_features_alone(features, sketches):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["kanji", "digits"])
 def test_worse_sketches_are_farther_away(features, sketches, rank, name):
     train, held_out = sketches[name]

@@ -68,6 +68,7 @@ def random_images(*shape, seed=0):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("tap", [64, "192", 768, 2048])
 def test_equals_torch_fidelity(state, answers, whole, stem, tap):
     made = {64: stem, 2048: whole}

@@ -109,6 +109,7 @@ def test_gradients_are_those_of_keras(layers, seed, length, batch_size):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("length", [1, 3 * PART - 1])
 @pytest.mark.parametrize(
     "loop, xla",
@@ -128,6 +129,7 @@ def test_outputs_in_a_graph_are_those_of_keras(layers, loop, xla, length):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("xla", [False, True])
 def test_gradients_in_a_graph_are_those_of_keras(layers, xla):
     data = example(1, 6, PART + 1)
@@ -138,6 +140,7 @@ def test_gradients_in_a_graph_are_those_of_keras(layers, xla):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("loop", ["sampling", "training"])
 def test_one_graph_serves_all_shapes(layers, loop):
     specs = [tf.TensorSpec((None, None, FEATURES)), tf.TensorSpec((None, None), "bool")]
@@ -159,6 +162,7 @@ def test_sampling_never_reads_padding(layers):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("compiled", [None, False, True], ids=["eager", "graph", "xla"])
 def test_sampling_with_a_head_at_every_point(layers, compiled):
     kernel = np.random.default_rng(1).normal(size=(2 * UNITS[-1], 5))

@@ -307,7 +307,7 @@ def test_an_interrupted_run_keeps_its_finished_epochs(stopped):
     assert not (stopped / "model.keras").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_stopped_before_its_first_checkpoint_starts_anew(data, tmp_path, monkeypatch, capfd):
     folder = tmp_path / "run"
     arguments = (*TINY, "--epochs", "1", "--data-dir", data, "--output-dir", folder)

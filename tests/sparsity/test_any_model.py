@@ -383,6 +383,7 @@ def test_sparsify_train_save_load_and_train_on(kind, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("kind", ["sequential", "recurrent", "subclassed", "blocks", "backbone"])
 def test_weights_file_and_list_of_weights_go_to_a_fresh_instance(kind, tmp_path):
     model = made(kind)
@@ -412,6 +413,7 @@ def test_compiled_steps_train_it_too(kind="two inputs"):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("kind", ["blocks", "backbone"])
 def test_clone_is_sparse_once_it_has_the_weights(kind):
     model = made(kind)

@@ -172,6 +172,7 @@ def test_graph_xla_eager_and_many_steps_per_execution_agree():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("method", ["rigl", "magran"])
 def test_load_and_go_on_ends_with_the_bits_of_an_unbroken_run(method, tmp_path):
     def callback():
@@ -303,6 +304,7 @@ def test_adafactor_is_restored_from_a_file(policy, trained_before, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_swapped_averages_and_learning_rate_callbacks(policy):
     """Keras's callbacks that use attributes of the optimizer work through the wrapper."""
@@ -510,6 +512,7 @@ def custom_loop(model, optimizer, compiled=False):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "policy, compiled, method, options",
     [
@@ -547,6 +550,7 @@ def test_a_custom_loop_is_fit(policy, compiled, method, options):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_train_on_batch_is_fit(policy):
     keras.config.set_dtype_policy(policy)

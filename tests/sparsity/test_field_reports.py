@@ -62,6 +62,7 @@ def arrays(model):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "name, method",
     [(name, "rigl") for name in MODELS] + [("dense", "snfs"), ("dense", "magran")],
@@ -107,6 +108,7 @@ def test_a_tensorflow_checkpoint_restores_everything(name, method, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name, compiled", [("dense", True), ("dense", False), ("recurrent", True)])
 def test_hdf5_files_save_and_load(name, compiled, tmp_path):
     model = MODELS[name]()
@@ -133,6 +135,7 @@ def test_hdf5_files_save_and_load(name, compiled, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_kerass_tensorboard_draws_the_weights(name, tmp_path):
     model = MODELS[name]()
@@ -148,6 +151,7 @@ def test_kerass_tensorboard_draws_the_weights(name, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("competition", ["kernel", "global"])
 def test_early_stopping_in_any_order(order, competition, tmp_path):
@@ -256,6 +260,7 @@ def test_random_masks_on_trained_weights_are_warned_of(recwarn):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "structure, distribution, sparsity",
     [
@@ -339,6 +344,7 @@ def test_an_optimizer_of_another_model_raises_kerass_own_error():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "arguments, fit, warns",
     [
@@ -380,6 +386,7 @@ def test_masks_are_no_parameters_and_print_no_arrays(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_sparsify_that_fails_leaves_the_model_as_it_was(turned, monkeypatch):
     model = recurrent_model()
@@ -428,6 +435,7 @@ def test_a_kernel_that_the_optimizer_does_not_know_is_refused_before_anything_ch
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_to_plain_gives_the_same_model_of_plain_keras_layers(name, tmp_path):
     model, never = MODELS[name](), MODELS[name]()

@@ -86,6 +86,7 @@ def test_a_step_without_gradients_changes_nothing():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon", "nadam"])
 @pytest.mark.parametrize("clip", [{}, {"clipnorm": 0.01}, {"global_clipnorm": 0.01}])
 def test_the_turns_change_no_number(optimizer, clip):

@@ -258,7 +258,7 @@ class Checked(keras.callbacks.Callback):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # kernels that stay dense or become empty
 @settings(
-    max_examples=10,
+    max_examples=5,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],  # shrinking would take minutes

@@ -103,6 +103,7 @@ def test_old_name_of_sync_masks_with_weights():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("method", ["gmp", "global"])
 def test_early_stopping_where_the_numbers_of_ones_change(method):
     model = dense_model()
@@ -152,6 +153,7 @@ def test_schedules_count_from_where_the_masks_were_drawn():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("structure", [NM(2, 4), Blocks(4)])
 def test_a_clone_keeps_the_structure(structure):
     model = dense_model()

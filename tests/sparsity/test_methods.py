@@ -321,6 +321,7 @@ def test_gradient_of_the_last_steps_only():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("method, gradient_steps", [("rigl", 1), ("rigl", 2), ("snfs", 1)])
 def test_accumulated_batches_count_as_one_step(method, gradient_steps):
     """Updates every 2 steps of 3 batches each use the mean gradient of all 6 batches."""

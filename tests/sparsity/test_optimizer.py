@@ -127,6 +127,7 @@ def test_one_step_of_rigl_by_hand():
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "arguments",
     [

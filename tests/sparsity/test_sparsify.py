@@ -661,6 +661,7 @@ def train_a_little(model, method="rigl"):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("distribution", ["uniform", "erk"])
 def test_blocks_lie_along_the_input_axis_and_stay_whole(distribution):
     model = everything()
@@ -686,6 +687,7 @@ def test_blocks_lie_along_the_input_axis_and_stay_whole(distribution):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("n, m", [(2, 4), (1, 4), (3, 8)])
 def test_n_of_m_in_every_group(n, m):
     model = everything()

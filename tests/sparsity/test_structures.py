@@ -195,6 +195,7 @@ CASES = [
 
 
 @pytest.mark.slow
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("name, structure", CASES, ids=lambda v: str(v))
 def test_every_update_keeps_the_structure(name, structure):
     keras.utils.set_random_seed(0)

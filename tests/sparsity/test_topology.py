@@ -75,6 +75,7 @@ def compiled_update(request):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @settings(max_examples=60, deadline=None)
 @given(case=cases())
 def test_compiled_update_is_that_of_a_stable_sort(compiled_update, case):
@@ -113,6 +114,7 @@ def check_update(update, case):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(7)
 @pytest.mark.parametrize("name", ["dense", "conv", "tiny"])
 @pytest.mark.parametrize("mode", MODES)
 def test_update_agrees_with_the_original_program(reference, name, mode):
@@ -257,6 +259,7 @@ def compiled_top_k_masks(request):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_top_k_of_several_arrays_is_that_of_one_sort(compiled_top_k_masks, data):

@@ -25,6 +25,7 @@ def assert_state(model, file):
 
 
 @pytest.mark.slow
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", models.MODELS)
 def test_a_keras_file_loads_and_resumes(name, recwarn, tmp_path):
     model = keras.models.load_model(FOLDER / f"{name}.keras")

@@ -303,7 +303,7 @@ def test_the_table_stays_short_with_many_cells(folder):
 # The real worker ---------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # `.ci/run` kills and resumes a real study
 def test_real_runs_resume_after_a_kill(start, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_SPARSE_DM_CACHE", str(tmp_path / "cache"))
     launcher = start(1, "real")
