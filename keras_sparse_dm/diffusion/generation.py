@@ -7,13 +7,15 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 from loky import cpu_count
 from tqdm import tqdm
 
 from keras_sparse_dm.checks import one_of
 from keras_sparse_dm.diffusion.registry import SAMPLERS, load_sampler
+from keras_sparse_dm.lazy import lazy_module
+
+tf = lazy_module("tensorflow")
 
 # Floating-point operations of a sampling from which XLA saves more time than it takes to compile.
 WORTH_COMPILING = 1e12
@@ -42,7 +44,10 @@ def generate(model, shape, lengths, steps, sampler, eta, seed, batch_size, progr
         seed = int(keras.random.randint((), 0, 2**31 - 1))
     batch_size = int(batch_size)
     noiseless = facts.is_noiseless(eta)
-    if jit_compile == "auto":
+    if keras.backend.backend() != "tensorflow":
+        # JAX always compiles; PyTorch never does.
+        jit_compile = False
+    elif jit_compile == "auto":
         jit_compile = noiseless and _worth_compiling(model.denoiser, lengths, steps)
     # Threads cannot share the random generator of a sampler that adds noise.
     side_by_side = jit_compile and noiseless and lengths is not None
@@ -75,7 +80,7 @@ def generate(model, shape, lengths, steps, sampler, eta, seed, batch_size, progr
         if lengths is not None:
             context = (lengths[chosen],)
             length = lengths[chosen].max()
-            if side_by_side:
+            if side_by_side or keras.backend.backend() == "jax":
                 # A rounded length, so that the next call usually finds its program compiled.
                 length = -(-shape[1] // LENGTH_STEP) * LENGTH_STEP
                 part = np.pad(part, ((0, 0), (0, length - shape[1]), (0, 0)))
@@ -141,6 +146,8 @@ def _denoise_function(denoiser):
     def denoise(x, t, *context):
         return denoiser((x, t, *context), training=False)
 
+    # A compiled loop on JAX reads these.
+    denoise.variables = lambda: denoiser.variables
     return vars(denoiser).setdefault("_denoise_function", denoise)
 
 

@@ -6,20 +6,21 @@ import warnings
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from keras_sparse_dm._keras import averages, has_compiled_loss
 from keras_sparse_dm.diffusion.generation import generate
 from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule, check_timesteps
+from keras_sparse_dm.own_loss import OwnLossModel
 from keras_sparse_dm.seeds import seed_generator
 from keras_sparse_dm.sparsity.install import build_optimizer, innermost_optimizer
+from keras_sparse_dm.sparsity.wrapper import own_values
 
 _RENAMED = "DiffusionModel.prepare is now clean_batch; the old name will go in the next version."
 
 
 @keras.saving.register_keras_serializable(package="keras_sparse_dm")
-class DiffusionModel(keras.Model):
+class DiffusionModel(OwnLossModel):
     """A denoiser and its noise schedule, trained to predict the noise (paper, Algorithm 1).
 
     Each training step draws a timestep and noise for every example, and minimizes the mean
@@ -128,24 +129,18 @@ class DiffusionModel(keras.Model):
         warnings.warn(_RENAMED, DeprecationWarning, stacklevel=2)
         return self.prepare(data, training)
 
-    def train_step(self, data):
-        x, lengths = self._clean_batch(data, training=True)
-        with tf.GradientTape() as tape:
-            loss = self._noise_prediction_loss(x, lengths, self._seed_generator, training=True)
-            # Regularizers of the denoiser's layers.
-            total_loss = sum(self.losses, loss)
-            scaled_loss = self.optimizer.scale_loss(total_loss)
-        gradients = tape.gradient(scaled_loss, self.trainable_variables)
-        self.optimizer.apply(gradients, self.trainable_variables)
-        return self._record(loss, x)
+    def _prepared(self, data, training):
+        return self._clean_batch(data, training)
 
-    def test_step(self, data):
-        x, lengths = self._clean_batch(data, training=False)
-        loss = self._noise_prediction_loss(x, lengths, self._eval_seed_generator, training=False)
-        return self._record(loss, x)
+    def _loss(self, batch, training):
+        x, lengths = batch
+        seed = self._seed_generator if training else self._eval_seed_generator
+        loss = self._noise_prediction_loss(x, lengths, seed, training)
+        return loss, loss
 
-    def _record(self, loss, x):
+    def _finished(self, batch, loss, training):
         """Add a batch's loss to Keras's mean loss, and return all metrics."""
+        x, _ = batch
         tracker = next(metric for metric in self.metrics if metric.name == "loss")
         tracker.update_state(loss, sample_weight=ops.shape(x)[0])
         return self.get_metrics_result()
@@ -262,6 +257,7 @@ class DiffusionModel(keras.Model):
             return
         trained = [ops.convert_to_numpy(v) for v in self.trainable_variables]
         optimizer.finalize_variable_values(self.trainable_variables)
+        own_values(self.trainable_variables)
         self._averages_in_use = True
         try:
             yield

@@ -12,9 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_sparse_dm.lazy import lazy_module
-
-tf = lazy_module("tensorflow")
+from keras_sparse_dm.compiled import compiled
 
 # Number of calls of `on_progress` for one batch.
 PROGRESS_PARTS = 20
@@ -197,6 +195,10 @@ def _make_sampling_loop(denoise, noisy, jit_compile):
 
         return ops.fori_loop(bounds[0], bounds[1], step, x_T)
 
-    if keras.backend.backend() == "tensorflow":
-        loop = tf.function(loop, reduce_retracing=True, jit_compile=jit_compile or None)
-    return loop, generator
+    variables = getattr(denoise, "variables", None)
+    if keras.backend.backend() == "jax" and variables is None:
+        # Nobody knows which variables a function reads, so its loop is compiled for each call.
+        return loop, generator
+    assigned = [generator.state] if noisy else []
+    options = {"reduce_retracing": True, "jit_compile": jit_compile or None}
+    return compiled(loop, variables, assigned, **options), generator

@@ -44,7 +44,8 @@ class SparseTrainingOnly(keras.constraints.Constraint):
                 "`keras_sparse_dm.sparse_optimizer`."
             )
         w = own(w)
-        return keras.ops.where(self.record.mask, w, keras.ops.zeros((), w.dtype))
+        mask = keras.ops.convert_to_tensor(self.record.mask)
+        return keras.ops.where(mask, w, keras.ops.zeros((), w.dtype))
 
     def get_config(self):
         return {"constraint": keras.saving.serialize_keras_object(self.constraint)}

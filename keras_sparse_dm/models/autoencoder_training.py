@@ -3,15 +3,15 @@
 import functools
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from keras_sparse_dm.models.codebook import count_codes, restart_unused, share_used
+from keras_sparse_dm.own_loss import OwnLossModel
 from keras_sparse_dm.seeds import seed_generator
 from keras_sparse_dm.sparsity.install import build_optimizer
 
 
-class AutoencoderTraining(keras.Model):
+class AutoencoderTraining(OwnLossModel):
     """Base class with the losses and steps that train an autoencoder on images.
 
     A subclass has the methods `encode`, `quantize` and `decode`, the variables `codebook` and
@@ -39,22 +39,20 @@ class AutoencoderTraining(keras.Model):
         build_optimizer(self)
         return super().fit(*args, **kwargs)
 
-    def train_step(self, data):
-        images = _images(data)
-        with tf.GradientTape() as tape:
-            loss, losses, latents, indices = self._batch_losses(images, training=True)
-            scaled_loss = self.optimizer.scale_loss(sum(self.losses, loss))
-        gradients = tape.gradient(scaled_loss, self.trainable_variables)
-        self.optimizer.apply(gradients, self.trainable_variables)
-        used = self._restart_unused(latents, indices)
-        return self._track(images, losses | {"codes_used": used})
+    def _prepared(self, data, training):
+        return _images(data)
 
-    def test_step(self, data):
-        images = _images(data)
-        _, losses, _, indices = self._batch_losses(images, training=False)
-        return self._track(
-            images, losses | {"codes_used": share_used(count_codes(indices, self.codes))}
-        )
+    def _loss(self, images, training):
+        loss, *outcome = self._batch_losses(images, training)
+        return loss, outcome
+
+    def _finished(self, images, outcome, training):
+        losses, latents, indices = outcome
+        if training:
+            used = self._restart_unused(latents, indices)
+        else:
+            used = share_used(count_codes(indices, self.codes))
+        return self._track(images, losses | {"codes_used": used})
 
     def _batch_losses(self, images, training):
         """Compute the losses of a batch (van den Oord et al. 2017, equation 3).

@@ -1,8 +1,11 @@
 """The vectors of a vector-quantized autoencoder: nearest codes, and restarts of unused ones."""
 
 import keras
-import tensorflow as tf
 from keras import ops
+
+from keras_sparse_dm.lazy import lazy_module
+
+tf = lazy_module("tensorflow")
 
 # Distances between latents and codes to hold at a time.
 DISTANCES = 2**22
@@ -26,6 +29,8 @@ def nearest_codes(latents, codebook):
     def nearest(part):
         # The latent's own square is the same for all codes.
         distances = squared - 2 * ops.matmul(part, ops.transpose(codebook))
+        if keras.backend.backend() != "tensorflow":
+            return ops.cast(ops.argmin(distances, axis=-1), "int32")
         # `ops.argmin` uses bitcasts, which TensorFlow Lite does not have.
         return tf.argmin(distances, axis=-1, output_type="int32")
 
@@ -61,9 +66,10 @@ def restart_unused(codebook, unused_steps, counts, latents, restart_after, seed)
         restart_after: Number of unused steps before a restart.
         seed: `SeedGenerator` that draws the latents.
     """
-    unused = ops.where(counts > 0, 0, unused_steps + 1)
+    unused = ops.where(counts > 0, 0, ops.convert_to_tensor(unused_steps) + 1)
     restarted = unused >= restart_after
     flat = ops.reshape(latents, (-1, codebook.shape[-1]))
     chosen = keras.random.randint((codebook.shape[0],), 0, ops.shape(flat)[0], seed=seed)
-    codebook.assign(ops.where(restarted[:, None], ops.take(flat, chosen, axis=0), codebook))
+    old, new = ops.convert_to_tensor(codebook), ops.take(flat, chosen, axis=0)
+    codebook.assign(ops.where(restarted[:, None], new, old))
     unused_steps.assign(ops.where(restarted, 0, unused))

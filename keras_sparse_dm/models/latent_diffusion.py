@@ -2,10 +2,10 @@
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 from tqdm import tqdm
 
+from keras_sparse_dm.compiled import compiled
 from keras_sparse_dm.diffusion.model import DiffusionModel
 from keras_sparse_dm.models.autoencoder import VQAutoencoder
 from keras_sparse_dm.models.unet import UNet
@@ -179,8 +179,9 @@ class LatentDiffusion(DiffusionModel):
             latents: Float tensor (batch_size, height, width, channels), not scaled.
         """
         scale = 1 / ops.maximum(ops.std(latents), 1e-12)
-        known = self.scale_known > 0
-        self.scale_factor.assign(ops.where(known, self.scale_factor, scale))
+        known = ops.convert_to_tensor(self.scale_known) > 0
+        before = ops.convert_to_tensor(self.scale_factor)
+        self.scale_factor.assign(ops.where(known, before, scale))
         self.scale_known.assign(1.0)
 
     def encode(self, images):
@@ -246,7 +247,10 @@ class LatentDiffusion(DiffusionModel):
             batch_size=batch_size,
             progress=progress,
         )
-        decode = vars(self).setdefault("_compiled_decode", tf.function(self.decode))
+        decode = vars(self).setdefault(
+            "_compiled_decode",
+            compiled(self.decode, lambda: [*self.autoencoder.variables, self.scale_factor]),
+        )
         shape = (n, self.image_size, self.image_size, self.autoencoder.image_channels)
         images = np.zeros(shape, "float32")
         bar = tqdm(total=n, desc="Decoding", unit=" images", disable=not progress)

@@ -1,7 +1,6 @@
 """The sparse model of a run before training, and the callback that trains it."""
 
 import keras
-from tensorflow_model_optimization.sparsity.keras import PolynomialDecay
 
 from keras_sparse_dm.checks import SettingsError
 from keras_sparse_dm.masks import structures
@@ -9,6 +8,7 @@ from keras_sparse_dm.masks.structure_text import parse_structure
 from keras_sparse_dm.runs.callbacks import averaging_momentum, cosine_with_warmup
 from keras_sparse_dm.sparsity import DynamicSparsity, masked_kernels, sparsify
 from keras_sparse_dm.sparsity.registry import facts_of
+from keras_sparse_dm.sparsity.schedules import PolynomialDecay
 
 
 def new_model(run, settings, sparsity):

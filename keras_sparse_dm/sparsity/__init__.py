@@ -16,7 +16,13 @@ _own_attribute, _, _own_names = _lazy.attach(
         "optimizer": ["SparseOptimizer"],
         "options": ["SparsityOptions"],
         "report": ["SparsityReport", "sparsity_report"],
-        "schedules": ["ConstantPruneRate", "CosinePruneRate"],
+        "schedules": [
+            "ConstantPruneRate",
+            "ConstantSparsity",
+            "CosinePruneRate",
+            "PolynomialDecay",
+            "UpdateSchedule",
+        ],
         "sparsify": ["sparsify", "to_plain"],
     },
 )

@@ -10,6 +10,7 @@ from keras_sparse_dm.sparsity.install import install
 from keras_sparse_dm.sparsity.options import SparsityOptions, takes_options
 from keras_sparse_dm.sparsity.report import sparsity_report
 from keras_sparse_dm.sparsity.schedules import next_update
+from keras_sparse_dm.sparsity.topology_update import masked
 
 tensorboard = lazy_module("tensorboard")
 tf = lazy_module("tensorflow")
@@ -85,9 +86,11 @@ class DynamicSparsity(keras.callbacks.Callback):
         if logs is not None:
             logs["sparsity"] = self._sparsity
         if not self._verified:
+            self._sync()
             self._verify()
         if self._writer is None or not self.method.dynamic:
             return
+        self._sync()
         updates = self._optimizer.topology_updates
         if updates != self._seen_updates:
             self._seen_updates = updates
@@ -116,11 +119,15 @@ class DynamicSparsity(keras.callbacks.Callback):
             self._writer.close()
             self._writer = None
 
+    def _sync(self):
+        """Write the values of the last step to the variables; on JAX `fit` holds them apart."""
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()
+
     def _verify(self):
         """Raise a ValueError if a step has changed pruned weights."""
         for k in self._optimizer.kernels:
-            pruned = keras.ops.where(k.mask, keras.ops.zeros_like(k.kernel), k.kernel)
-            if bool(keras.ops.any(pruned != 0)):
+            if bool(keras.ops.any(masked(keras.ops.logical_not(k.mask), k.kernel) != 0)):
                 raise ValueError(
                     f"Pruned weights of {k.name} have changed although their gradients are zero. "
                     f"Either optimizer {type(self._optimizer.inner_optimizer).__name__} does not "

@@ -54,7 +54,8 @@ def step_difference(optimizer, slots, grown_at, steps, learning_rate):
         Float array of the kernel's shape; zero for weights that are active since the start.
     """
     m = ops.convert_to_tensor(slots["momentum"])
-    v = slots["velocity_hat" if optimizer.amsgrad else "velocity"]
+    v = ops.convert_to_tensor(slots["velocity_hat" if optimizer.amsgrad else "velocity"])
+    grown_at = ops.convert_to_tensor(grown_at)
 
     def alpha(t):
         t = ops.cast(t, m.dtype)

@@ -157,8 +157,7 @@ class GMP(SparsityMethod):
 
     Starts from full masks (`sparsify(..., dense_start=True)`) and prunes the smallest weights
     at each update until each kernel has the density that `sparsify` recorded; nothing grows.
-    Its schedule gives the sparsity at each step: a `PolynomialDecay` of
-    tensorflow_model_optimization.
+    Its schedule gives the sparsity at each step: a `PolynomialDecay`.
     """
 
     name = "gmp"

@@ -184,7 +184,7 @@ class SparseOptimizer(OptimizerWrapper):
         known = self._state.counts("mask_ones")
         if fresh or masks_changed:
             known = dict.fromkeys(known, -1)
-            self._state.start.assign(self.inner_optimizer.iterations)
+            self._state.start.assign(ops.copy(self.inner_optimizer.iterations))
         # Kernels that are frozen now, or trained for the first time, have no number to compare.
         differ = [k.name for k in kernels if known[self._key(k)] not in (-1, ones[self._key(k)])]
         # If updates change the numbers, a callback may have restored an earlier mask.
@@ -255,6 +255,10 @@ class SparseOptimizer(OptimizerWrapper):
         if options.grow_warmup:
             steps = ops.cast(self.iterations, "int32") + 1
             learning_rate = ops.convert_to_tensor(self.learning_rate)
+        for k in trained.values():
+            if keras.backend.backend() == "jax" and len(k.record.optimizers) > 1:
+                # Another optimizer may have changed the mask since.
+                self._clear(k)
         with sparse_training():
             apply_masked(
                 self.inner_optimizer,

@@ -8,12 +8,9 @@ from typing import Any
 
 import keras
 
-from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.masks.structures import NM
+from keras_sparse_dm.sparsity import schedules
 from keras_sparse_dm.sparsity.methods import get_method
-
-# Loads the toolkit.
-schedules = lazy_module("keras_sparse_dm.sparsity.schedules")
 
 COMPETITION = ("kernel", "global")
 GROW_INIT = ("zeros", "normal")
@@ -35,9 +32,9 @@ class SparsityOptions:
         start_step: First training step that may have an update. Steps count from the draw of the
             masks.
         stop_step: Last training step that may have an update; -1 for no limit, as in the paper.
-        schedule: `"constant"`, `"cosine"` (falls to zero at `stop_step`) or a `PruningSchedule` of
-            tensorflow_model_optimization, which replaces the four arguments above. `"gmp"` needs
-            a `PolynomialDecay` of the sparsity.
+        schedule: `"constant"`, `"cosine"` (falls to zero at `stop_step`), an `UpdateSchedule` or a
+            `PruningSchedule` of tensorflow_model_optimization, which replace the four arguments
+            above. `"gmp"` needs a `PolynomialDecay` of the sparsity.
         seed: Integer seed of methods that draw; None for a random seed. A model that was already
             trained sparsely continues its random sequence.
         competition: `"kernel"`: each kernel grows as many weights as it dropped. `"global"`: all
@@ -73,7 +70,7 @@ class SparsityOptions:
         if method.dense_to_sparse and isinstance(self.schedule, str):
             raise ValueError(
                 f"`schedule` must give the sparsity at each step for method {method.name!r}: a "
-                "PolynomialDecay of tensorflow_model_optimization.sparsity.keras; received "
+                "keras_sparse_dm.sparsity.PolynomialDecay; received "
                 f"{self.schedule!r}."
             )
         schedule = schedules.make_schedule(

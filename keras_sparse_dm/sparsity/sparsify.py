@@ -17,6 +17,7 @@ from keras_sparse_dm.sparsity.install import innermost_sparse_optimizer, unwrap_
 from keras_sparse_dm.sparsity.kernels import candidates, check_is_layer, masked_kernels
 from keras_sparse_dm.sparsity.report import sparsity_report
 from keras_sparse_dm.sparsity.selection import listed, matching
+from keras_sparse_dm.sparsity.topology_update import masked
 
 MASKS = ("random", "magnitude")
 
@@ -138,7 +139,7 @@ def sparsify(
         record.ones_vary = dense_start
         record.ask(k.variable, targets[name])
         record.mask.assign(drawn[name])
-        k.variable.assign(ops.where(drawn[name], k.variable, ops.zeros_like(k.variable)))
+        k.variable.assign(masked(drawn[name], k.variable))
     if unguarded:
         # A step that was compiled earlier does not include the guards.
         model.train_function = None

@@ -126,14 +126,14 @@ class SparsityState:
 
     def begin(self, key, mask):
         """Start the history of a kernel."""
-        bits = ops.where(mask, ACTIVE_AT_START + EVER_ACTIVE, 0)
+        bits = ops.where(ops.convert_to_tensor(mask), ACTIVE_AT_START + EVER_ACTIVE, 0)
         self.kernels[key].history.assign(ops.cast(bits, "uint8"))
 
     def clear_gradients(self):
         """Set accumulated gradients to zero."""
         for state in self.kernels.values():
             if state.gradient is not None:
-                state.gradient.assign(ops.zeros_like(state.gradient))
+                state.gradient.assign(ops.zeros(state.gradient.shape, "float32"))
 
     def counts(self, which):
         """Return `mask_ones` or `exchanged` as `{key: number}`."""

@@ -45,7 +45,8 @@ def masked(mask, values):
 
     Uses `where` instead of a product, so that a pruned NaN also becomes zero.
     """
-    # A scalar zero saves the memory of an array of zeros.
+    # JAX's `where` takes no variables. A scalar zero saves the memory of an array of zeros.
+    mask, values = ops.convert_to_tensor(mask), ops.convert_to_tensor(values)
     return ops.where(mask, values, ops.zeros((), values.dtype))
 
 
@@ -142,6 +143,7 @@ def exchange(k, units, slots, history, grow_init, seed):
         drawn = ops.cast(drawn * ops.sqrt(mean_square), weights.dtype)
         weights = ops.where(grown, drawn, weights)
     ever_active = ops.convert_to_tensor(EVER_ACTIVE, "uint8")
+    history = ops.convert_to_tensor(history)
     return Exchange(
         weights,
         new,

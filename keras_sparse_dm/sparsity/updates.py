@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_sparse_dm.lazy import lazy_module
 from keras_sparse_dm.masks.select import count
+from keras_sparse_dm.sparsity.conditional import assign_if
 from keras_sparse_dm.sparsity.options import SparsityOptions
 from keras_sparse_dm.sparsity.state import SparsityState
 from keras_sparse_dm.sparsity.topology_update import exchange, new_units, new_units_among
@@ -71,10 +72,10 @@ class Updates:
                     gradient = ops.cast(gradient, "float32")
                     kept[key].assign_add(gradient / batches_per_update)
 
-            ops.cond(near, add, lambda: None)
+            assign_if(near, add, list(kept.values()))
             gradients = kept
         steps = batches // accumulation_steps
-        ops.cond(due, lambda: self.update(gradients, rate, steps), lambda: None)
+        assign_if(due, lambda: self.update(gradients, rate, steps), self._assigned())
 
     def update(self, gradients, rate, steps):
         """Update the topology now.
@@ -131,20 +132,36 @@ class Updates:
             stay = set() if options.method.dense_to_sparse else self.full
         return {key: k for key, k in self.kernels.items() if key not in stay}
 
+    def _assigned(self):
+        """List the variables that `update` may assign."""
+        state, changing = self.state, self._changing()
+        variables = [state.updates, state.exchanged, state.mask_ones, self.seed.state]
+        for key, k in changing.items():
+            variables += [k.kernel, k.mask, *self._slots(key, k)]
+            variables += state.kernels[key].variables().values()
+        return variables
+
+    def _slots(self, key, k):
+        """List the optimizer state of a kernel that an update sets to zero."""
+        slots = list(self.state.kernels[key].slots.values())
+        if keras.backend.backend() != "jax":
+            # Other optimizers of the kernel hold state of it too. A step on JAX cannot assign it:
+            # there, each optimizer clears its own before it steps.
+            for optimizer in k.record.optimizers:
+                slots += [v for v in optimizer.state_of(k.kernel) if all(v is not s for s in slots)]
+        return slots
+
     def _exchange(self, key, k, units, steps):
         """Assign a kernel's new units, and return the `Exchange`."""
-        own = self.state.kernels[key]
-        # Other optimizers of the kernel hold state of it too.
-        slots = list(own.slots.values())
-        for optimizer in k.record.optimizers:
-            slots += [v for v in optimizer.state_of(k.kernel) if all(v is not s for s in slots)]
+        own, slots = self.state.kernels[key], self._slots(key, k)
         # Compute everything before the first assignment.
         new = exchange(k, units, slots, own.history, self.options.grow_init, self.seed)
         k.kernel.assign(new.weights)
         for slot, value in zip(slots, new.slots, strict=True):
             slot.assign(value)
         if own.grown_at is not None:
-            own.grown_at.assign(ops.where(new.grown, steps, own.grown_at))
+            before = ops.convert_to_tensor(own.grown_at)
+            own.grown_at.assign(ops.where(new.grown, steps, before))
         own.history.assign(new.history)
         k.mask.assign(new.mask)
         return new

@@ -6,6 +6,16 @@ from keras import ops
 from keras_sparse_dm import _keras
 
 
+def own_values(variables):
+    """Give variables values of their own after Keras has assigned other variables to them.
+
+    On JAX both then share an array, which the next step would donate twice.
+    """
+    if keras.backend.backend() == "jax":
+        for variable in variables:
+            variable.assign(ops.copy(variable))
+
+
 class OptimizerWrapper(_keras.AveragesOfInner, keras.optimizers.Optimizer):
     """Optimizer that delegates its steps to an `inner_optimizer`.
 
@@ -42,6 +52,7 @@ class OptimizerWrapper(_keras.AveragesOfInner, keras.optimizers.Optimizer):
 
     def finalize_variable_values(self, var_list):
         self.inner_optimizer.finalize_variable_values(var_list)
+        own_values(var_list)
 
     @property
     def steps(self):

@@ -50,7 +50,7 @@ def cost(
             dense gradient also pays for it: at every update, or at every step (SNFS).
         update_every: Steps between topology updates; needed if the updates use the dense
             gradient, as RigL's do.
-        schedule: The `PruningSchedule` of a method that prunes while it trains, such as `"gmp"`;
+        schedule: The `UpdateSchedule` of a method that prunes while it trains, such as `"gmp"`;
             each step counts at its own sparsity.
         batch_size: Examples per training iteration, for the `..._batch_training_flops`.
         sparsity: Sparsity in [0, 1) to count the model at, as `sparsify(model, sparsity,
