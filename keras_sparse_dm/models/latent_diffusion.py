@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras import ops
 from tqdm import tqdm
 
+from keras_sparse_dm.checks import whole_number
 from keras_sparse_dm.diffusion.model import DiffusionModel
 from keras_sparse_dm.models.autoencoder import VQAutoencoder
 from keras_sparse_dm.models.unet import UNet
@@ -234,9 +235,7 @@ class LatentDiffusion(DiffusionModel):
             ValueError: for `n` or `batch_size` below 1, an unknown sampler, or steps or eta out
                 of range.
         """
-        for name, value in (("n", n), ("batch_size", batch_size)):
-            if int(value) != value or value < 1:
-                raise ValueError(f"`{name}` must be a whole number, 1 or more; received {value}.")
+        n, batch_size = whole_number("`n`", n, 1), whole_number("`batch_size`", batch_size, 1)
         latents = super().generate(
             shape=(n, *self.latent_shape),
             steps=steps,

@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_sparse_dm.checks import whole_number
 from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule
 from keras_sparse_dm.diffusion.samplers import ddim
 from keras_sparse_dm.export.tflite import flatbuffer
@@ -156,9 +157,7 @@ def generate_from_tflite(
         shape = (len(lengths), int(lengths.max()), facts["point_features"])
         context = (lengths,)
     else:
-        if int(n) != n or n < 1:
-            raise ValueError(f"`n` must be a whole number, 1 or more; received {n}.")
-        shape = (int(n), *facts["shape"])
+        shape = (whole_number("`n`", n, 1), *facts["shape"])
     if seed is None:
         seed = int(keras.random.randint((), 0, 2**31 - 1))
     x = keras.ops.convert_to_numpy(keras.random.normal(shape, seed=seed))

@@ -17,7 +17,7 @@ from keras_sparse_dm.export.tflite.float32_copy import (
     has_half_precision,
     in_float32,
 )
-from keras_sparse_dm.export.tflite.parts import part_of
+from keras_sparse_dm.export.tflite.parts import part_of, whole_sizes
 from keras_sparse_dm.export.tflite.representative import checked_representative
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.lazy import load
@@ -130,6 +130,7 @@ def to_tflite(
     """
     one_of("`quantize`", quantize, QUANTIZATIONS)
     load(flatbuffer.schema)
+    batch_size, length, steps = whole_sizes(batch_size, length, steps)
     part = part_of(model, part, quantize, batch_size, length, shape, steps)
     if representative is not None:
         representative = checked_representative(representative, part.inputs)
