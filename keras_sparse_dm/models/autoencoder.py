@@ -56,12 +56,14 @@ class VQAutoencoder(AutoencoderTraining):
 
     Example:
 
-    >>> autoencoder = VQAutoencoder(channels=32, codes=256)
+    >>> autoencoder = VQAutoencoder(channels=32, channel_mult=(1, 2), num_res_blocks=1, codes=256)
     >>> autoencoder.compile(keras.optimizers.Adam(1e-3))
-    >>> autoencoder.fit(images, epochs=10)
+    >>> images = np.zeros((2, 8, 8, 3), "float32")
+    >>> history = autoencoder.fit(images)
     >>> latents = autoencoder.encode(images)
     >>> quantized, indices = autoencoder.quantize(latents)
-    >>> images = autoencoder.decode(latents)
+    >>> autoencoder.decode(latents).shape
+    TensorShape([2, 8, 8, 3])
     """
 
     def __init__(

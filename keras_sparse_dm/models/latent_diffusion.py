@@ -40,12 +40,15 @@ class LatentDiffusion(DiffusionModel):
 
     Example:
 
-    >>> model = LatentDiffusion.from_preset("ldm_celebahq")
-    >>> load_pytorch(model.autoencoder, "vq-f4.ckpt")
-    >>> sparsify(model, 0.5)
-    >>> model.compile(keras.optimizers.AdamW(2e-6, weight_decay=1e-2, use_ema=True))
-    >>> model.fit(batches, epochs=150, callbacks=[DynamicSparsity("rigl", update_every=1100)])
-    >>> images = model.generate(16)
+    >>> unet = UNet(model_channels=32, channel_mult=(1,), num_res_blocks=1)
+    >>> autoencoder = VQAutoencoder(channels=32, channel_mult=(1, 2), num_res_blocks=1, codes=16)
+    >>> model = LatentDiffusion(unet, autoencoder, NoiseSchedule.scaled_linear(1000), image_size=8)
+    >>> report = sparsify(model, 0.5)
+    >>> model.compile(keras.optimizers.AdamW(1e-3, weight_decay=1e-2, use_ema=True))
+    >>> images = np.zeros((2, 8, 8, 3), "float32")
+    >>> history = model.fit(images, callbacks=[DynamicSparsity("rigl", update_every=1100)])
+    >>> model.generate(1, steps=2).shape
+    (1, 8, 8, 3)
     """
 
     def __init__(

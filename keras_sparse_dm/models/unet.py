@@ -103,9 +103,10 @@ class UNet(keras.Model):
 
     Example:
 
-    >>> unet = UNet(model_channels=32, channel_mult=(1, 2))
+    >>> unet = UNet(model_channels=32, channel_mult=(1, 2), num_res_blocks=1)
+    >>> latents, t = np.zeros((2, 8, 8, 3)), np.array([0, 999])
     >>> unet((latents, t)).shape
-    TensorShape([12, 64, 64, 3])
+    TensorShape([2, 8, 8, 3])
     """
 
     def __init__(

@@ -79,8 +79,12 @@ class TFLiteDenoiser:
 
     Example:
 
-    >>> denoise = TFLiteDenoiser("kanji.tflite")
-    >>> points = ddim(denoise, NoiseSchedule.linear(1000), noise, 50, context=(lengths,))
+    >>> model = ChiroDiff(units=8, num_layers=1)
+    >>> file = to_tflite(model, "kanji.tflite", length=8)
+    >>> denoise = TFLiteDenoiser(file.path)
+    >>> noise, lengths = keras.random.normal((2, 8, 3)), [6, 8]
+    >>> ddim(denoise, NoiseSchedule.linear(1000), noise, 50, context=(lengths,)).shape
+    TensorShape([2, 8, 3])
     """
 
     def __init__(self, path, num_threads=1):

@@ -123,10 +123,10 @@ def to_tflite(
 
     Example:
 
-    >>> to_tflite(model, "kanji.tflite", length=90, quantize="float16").bytes
-    213328
-    >>> generate_from_tflite("kanji.tflite", lengths=[60, 80], steps=50, seed=0).shape
-    (2, 80, 3)
+    >>> model = DiffusionModel(ChiroDiff(units=8, num_layers=1), NoiseSchedule.linear(1000))
+    >>> file = to_tflite(model, "kanji.tflite", length=8, quantize="float16")
+    >>> generate_from_tflite(file.path, lengths=[6, 8], steps=50, seed=0).shape
+    (2, 8, 3)
     """
     one_of("`quantize`", quantize, QUANTIZATIONS)
     load(flatbuffer.schema)

@@ -50,8 +50,9 @@ class ChiroDiff(keras.Model):
     Example:
 
     >>> model = ChiroDiff(units=48, num_layers=2)
+    >>> points, t, lengths = np.zeros((2, 9, 3)), np.array([0, 999]), np.array([9, 5])
     >>> model((points, t, lengths)).shape
-    TensorShape([128, 90, 3])
+    TensorShape([2, 9, 3])
     """
 
     point_features = 3
