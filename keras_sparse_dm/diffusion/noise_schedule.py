@@ -22,6 +22,12 @@ class NoiseSchedule:
         timesteps: Number T of timesteps; they count from 0 to T - 1.
         beta_start: First variance, in (0, 1); None for cosine.
         beta_end: Last variance, in [beta_start, 1); None for cosine.
+
+    Example:
+
+    >>> schedule = NoiseSchedule.linear(1000)
+    >>> schedule.betas.shape, float(schedule.betas[-1])
+    ((1000,), 0.02)
     """
 
     kind: str
