@@ -38,7 +38,8 @@ class LatentDiffusion(DiffusionModel):
         ValueError: if sizes or channels do not fit together, and for the reasons of
             `DiffusionModel`.
 
-    Example:
+    Example, of a tiny model; `LatentDiffusion.from_preset("ldm_celebahq")` makes the paper's, and
+    `load_pytorch(model.autoencoder, "vq-f4.ckpt")` loads its published autoencoder:
 
     >>> unet = UNet(model_channels=32, channel_mult=(1,), num_res_blocks=1)
     >>> autoencoder = VQAutoencoder(channels=32, channel_mult=(1, 2), num_res_blocks=1, codes=16)
