@@ -55,6 +55,33 @@ def at_least(*values, error=ValueError):
             raise error(f"{name} must be {low} or more; received {value}.")
 
 
+def whole_number(name, value, low):
+    """Return a whole number as an int; raise a ValueError for any other value, or one below `low`.
+
+    A float without a fraction is a whole number, but neither a bool nor a text is.
+    """
+    try:
+        if isinstance(value, (bool, str)) or int(value) != value or value < low:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"{name} must be a whole number, {low} or more; received {value!r}."
+        ) from None
+    return int(value)
+
+
+def whole_numbers(name, values, low):
+    """Raise a ValueError unless a sequence holds one or more whole numbers, none below `low`."""
+    try:
+        fit = bool([whole_number(name, value, low) for value in values])
+    except ValueError:
+        fit = False
+    if not fit:
+        raise ValueError(
+            f"{name} must be one or more whole numbers, each {low} or more; received {values!r}."
+        )
+
+
 def in_range(name, value, low, high, closed_low=True, closed_high=True, error=ValueError):
     """Raise an error unless a number is finite and lies between two others."""
     inside = (value >= low if closed_low else value > low) and (

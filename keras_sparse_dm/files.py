@@ -8,20 +8,22 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def whole_file(path):
+def whole_file(path, temporary=None):
     """Write a file in one step: a context that yields a temporary path, renamed at the end.
 
-    The temporary file lies beside `path` and has the same ending. If the block succeeds, the file
-    is synced and renamed to `path`; otherwise it is removed and `path` stays unchanged.
+    If the block succeeds, the file is synced and renamed to `path`; otherwise it is removed and
+    `path` stays unchanged.
 
     Args:
         path: The file to write.
+        temporary: The temporary file, in the same folder; its name must be unique if several
+            processes may write `path` at once. By default one of the same ending.
 
     Yields:
         The `pathlib.Path` to write to.
     """
     path = Path(path)
-    temporary = path.with_name(f".partial-{path.name}")
+    temporary = temporary or path.with_name(f".partial-{path.name}")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -32,7 +34,7 @@ def whole_file(path):
 
 
 @contextlib.contextmanager
-def whole_directory(path):
+def whole_directory(path, keep_others=False):
     """Write a directory in one step: a context that yields a temporary one, renamed at the end.
 
     The temporary directory lies beside `path`. If the block succeeds, the directory is synced and
@@ -41,11 +43,13 @@ def whole_directory(path):
 
     Args:
         path: The directory to write; an existing one is replaced with all its contents.
+        keep_others: Whether an existing directory stays instead, and gets the new files, each in
+            one step; its files of other names are kept.
 
     Yields:
         The `pathlib.Path` of an empty directory.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     temporary = path.with_name(f".partial-{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -55,7 +59,10 @@ def whole_directory(path):
             for name in names:
                 with open(Path(folder, name), "rb") as file:
                     os.fsync(file.fileno())
-        if path.exists():
+        if keep_others and path.is_dir():
+            for file in temporary.iterdir():
+                file.replace(path / file.name)
+        elif path.exists():
             _exchange(temporary, path)
         else:
             temporary.rename(path)

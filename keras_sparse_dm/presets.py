@@ -366,6 +366,11 @@ def get_preset(name):
 
     Raises:
         ValueError: for an unknown name; the message lists the known ones.
+
+    Example:
+
+    >>> get_preset("chirodiff_vmnist").model.units
+    48
     """
     one_of("`preset`", name, PRESETS)
     return PRESETS[name]

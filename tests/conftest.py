@@ -26,9 +26,7 @@ def pytest_configure(config):
     for area in AREAS:
         config.addinivalue_line("markers", f"{area}: tests in tests/{area}")
     config.addinivalue_line("markers", "torch: tests that need PyTorch")
-    config.addinivalue_line(
-        "markers", "cases(n): all but the first n cases of the test are nightly"
-    )
+    config.addinivalue_line("markers", "cases(n): all but the first n cases of a test are nightly")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_sparse_dm as ksd
 from keras_sparse_dm import cli
@@ -247,17 +248,42 @@ def test_docstrings_start_with_a_noun_or_an_imperative(folder):
     assert not wrong, "\n".join(wrong)
 
 
-# Folders whose docstring examples run here, and files whose examples need a download.
-WITH_EXAMPLES = ("layers", "masks", "metrics", "sparsity")
+# Files of the package whose examples need a download, and those whose examples take seconds.
 NEEDS_A_FILE = {"metrics/features/inception.py"}
+SLOW_EXAMPLES = {
+    "convert/pytorch.py",
+    "data/sketches/vmnist.py",
+    "diffusion/model.py",
+    "export/saved_model.py",
+    "export/tflite/inference.py",
+    "export/tflite/write.py",
+    "metrics/costs/cost.py",
+    "models/autoencoder.py",
+    "models/latent_diffusion.py",
+    "models/unet.py",
+    "sparsity/callback.py",
+}
+# Packages whose public names the examples use without imports.
+WITH_NAMES = ("convert", "data", "diffusion", "export", "layers", "metrics", "models", "sparsity")
 
 
 def files_with_examples():
-    for folder in WITH_EXAMPLES:
-        for file in sorted((ROOT / "keras_sparse_dm" / folder).rglob("*.py")):
-            name = file.relative_to(ROOT / "keras_sparse_dm").as_posix()
-            if ">>> " in read(file) and name not in NEEDS_A_FILE:
-                yield name
+    """Return the files of the package whose docstrings hold examples, with marks of slow ones."""
+    files = []
+    for file in sorted((ROOT / "keras_sparse_dm").rglob("*.py")):
+        name = file.relative_to(ROOT / "keras_sparse_dm").as_posix()
+        if ">>> " in read(file) and name not in NEEDS_A_FILE:
+            marks = [pytest.mark.slow] if name in SLOW_EXAMPLES else []
+            files.append(pytest.param(name, marks=marks))
+    return files
+
+
+def public_names(text):
+    """Return the public names of the package that a text uses, with NumPy and Keras, by name."""
+    words = set(re.findall(r"\w+", text))
+    areas = [getattr(ksd, area) for area in WITH_NAMES]
+    names = {name: getattr(area, name) for area in areas for name in words & set(area.__all__)}
+    return names | {"keras": keras, "keras_sparse_dm": ksd, "np": np}
 
 
 class ShownOutput(doctest.OutputChecker):
@@ -267,19 +293,22 @@ class ShownOutput(doctest.OutputChecker):
         return not want or super().check_output(want, got, optionflags)
 
 
-@pytest.mark.cases(1)
+@pytest.fixture
+def eager():
+    """Run what TensorFlow would trace and compile, which takes longer than one call of it."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.mark.parametrize("file", files_with_examples())
-def test_docstring_examples_run(file, empty_folder):
-    module = importlib.import_module(f"keras_sparse_dm.{file[:-3].replace('/', '.')}")
-    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
-    model.compile("adam", "mse")
-    ksd.sparsify(model, 0.5)
-    # Names that the examples use.
-    names = {"model": model, "keras": keras}
-    names |= {"keras_sparse_dm": ksd, "UNet": ksd.models.UNet, "ChiroDiff": ksd.models.ChiroDiff}
-    names |= {name: getattr(ksd.sparsity, name) for name in ksd.sparsity.__all__}
-    names["data"] = (((np.ones((2, 8), "float32"), np.ones((2, 4), "float32"))) for _ in range(3))
+def test_docstring_examples_run(file, empty_folder, eager):
+    path = file.removesuffix(".py").removesuffix("/__init__")
+    module = importlib.import_module(f"keras_sparse_dm.{path.replace('/', '.')}")
+    text = read(ROOT / "keras_sparse_dm" / file)
+    names = public_names(text)
     runner = doctest.DocTestRunner(ShownOutput(), optionflags=doctest.NORMALIZE_WHITESPACE)
     for test in doctest.DocTestFinder().find(module, extraglobs=names):
         runner.run(test)
-    assert runner.tries and not runner.failures
+    # A decorator could hide a docstring.
+    assert runner.tries == text.count(">>> ") and not runner.failures

@@ -39,6 +39,20 @@ def test_an_error_leaves_the_directory_before_and_nothing_partial(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_existing_directory_can_keep_its_other_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with whole_directory("new", keep_others=True) as temporary:
+        (temporary / "a").write_text("one")
+        (temporary / "b").write_text("one")
+    monkeypatch.chdir(tmp_path / "new")
+    with whole_directory(".", keep_others=True) as temporary:
+        (temporary / "a").write_text("two")
+        assert (tmp_path / "new" / "a").read_text() == "one"
+    found = {file.name: file.read_text() for file in (tmp_path / "new").iterdir()}
+    assert found == {"a": "two", "b": "one"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "new"]
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path):
     left = tmp_path / ".partial-model"
     left.mkdir()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import re
-import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +14,7 @@ from tqdm import tqdm
 
 from keras_sparse_dm.checks import UsageError, at_least
 from keras_sparse_dm.commands.options import fail, parse_options
-from keras_sparse_dm.files import os_error_text
+from keras_sparse_dm.files import os_error_text, whole_directory
 from keras_sparse_dm.lazy import lazy_module
 
 tyro = lazy_module("tyro")
@@ -185,27 +183,10 @@ def _write(settings, sketches):
             )
         svg.write_svg(settings.target, two[0])
     else:
-        with _whole_folder(settings.target) as folder:
+        with whole_directory(settings.target, keep_others=True) as folder:
             names = _Names()
             for sketch in sketches:
                 svg.write_svg(folder / f"{names.of(sketch.name)}{SVG}", sketch)
-
-
-@contextlib.contextmanager
-def _whole_folder(target):
-    """Context that yields a folder to fill; if the block succeeds, its files move to `target`."""
-    temporary = target.absolute().with_name(f".partial-{target.absolute().name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if target.is_dir():
-            for file in temporary.iterdir():
-                os.replace(file, target / file.name)
-        else:
-            temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class _Names:

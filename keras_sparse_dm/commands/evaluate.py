@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from keras_sparse_dm.checks import SettingsError, UsageError, at_least, check_choices, in_range
 from keras_sparse_dm.commands.options import fail, load_quietly, parse_options
@@ -18,6 +18,21 @@ run_samples = lazy_module("keras_sparse_dm.runs.samples")
 
 SAMPLE_ENDINGS = (".png", ".svg", ".pdf", ".gif", ".npz", ".json")
 
+# Options that several commands of runs share.
+_arg = tyro.conf.arg
+Steps = Annotated[int | None, _arg(help="Steps of ddim, from 1 to T; the run's by default.")]
+Sampler = Annotated[Literal[tuple(SAMPLERS)] | None, _arg(help="Sampler; the run's by default.")]
+Eta = Annotated[float | None, _arg(help="Noise of ddim, from 0 to 1; the run's by default.")]
+DataDir = Annotated[
+    Path | None,
+    _arg(help="Folder of the data set's files, if they have moved since the run read them."),
+]
+CacheDir = Annotated[
+    Path | None,
+    _arg(help="Folder for prepared data; by default the user's cache folder."),
+]
+Verbose = Annotated[int, _arg(help="0 for no progress bars.")]
+
 
 @dataclass(frozen=True)
 class EvaluateSettings:
@@ -27,12 +42,9 @@ class EvaluateSettings:
     """Folder of the run; of an unfinished run, the last checkpoint is used."""
     samples: int = 10_000
     """Number of samples to generate; the paper's is 10,000."""
-    steps: int | None = None
-    """Steps of ddim, from 1 to T; the run's by default."""
-    sampler: Literal[tuple(SAMPLERS)] | None = None
-    """Sampler; the run's by default."""
-    eta: float | None = None
-    """Noise of ddim, from 0 to 1; the run's by default."""
+    steps: Steps = None
+    sampler: Sampler = None
+    eta: Eta = None
     real: Literal["train", "validation"] = "train"
     """Real data to compare the samples with: the training data, as in the paper, or those for
     validation."""
@@ -43,12 +55,10 @@ class EvaluateSettings:
     Ge et al.'s a distance of sketches. FD-kanji, of the embedded network, needs no file."""
     seed: int = 0
     """Seed of the samples and of the intervals."""
-    data_dir: Path | None = None
-    """Folder of the data set's files, if they have moved since the run read them."""
+    data_dir: DataDir = None
     cache_dir: Path | None = None
     """Folder for prepared data and features; by default the user's cache folder."""
-    verbose: int = 1
-    """0 for no progress bars."""
+    verbose: Verbose = 1
 
     def check(self):
         """Check all that can be checked without loading Keras or data.
@@ -78,20 +88,14 @@ class SampleSettings:
     (points and lengths, or images) or .json (sketches, which convert-sketches reads)."""
     n: int = 64
     """Number of samples (-n)."""
-    steps: int | None = None
-    """Steps of ddim, from 1 to T; the run's by default."""
-    sampler: Literal[tuple(SAMPLERS)] | None = None
-    """Sampler; the run's by default."""
-    eta: float | None = None
-    """Noise of ddim, from 0 to 1; the run's by default."""
+    steps: Steps = None
+    sampler: Sampler = None
+    eta: Eta = None
     seed: int = 0
     """Seed of the samples."""
-    data_dir: Path | None = None
-    """Folder of the data set's files, if they have moved since the run read them."""
-    cache_dir: Path | None = None
-    """Folder for prepared data; by default the user's cache folder."""
-    verbose: int = 1
-    """0 for no progress bars."""
+    data_dir: DataDir = None
+    cache_dir: CacheDir = None
+    verbose: Verbose = 1
 
     def check(self):
         """Check all that can be checked without loading Keras or data.

@@ -9,6 +9,9 @@ from rich.table import Table
 
 from keras_sparse_dm.checks import SettingsError, at_least, check_choices
 from keras_sparse_dm.commands.evaluate import (
+    CacheDir,
+    DataDir,
+    Verbose,
     check_folder_of_run,
     load_for,
     run_command,
@@ -49,12 +52,9 @@ class ExportSettings:
     """Remove the units of a ChiroDiff that pruning left without use."""
     rounds: int = 20
     """Number of timed calls; 0 for no timing."""
-    data_dir: Path | None = None
-    """Folder of the data set's files, if they have moved since the run read them."""
-    cache_dir: Path | None = None
-    """Folder for prepared data; by default the user's cache folder."""
-    verbose: int = 1
-    """0 for no progress bars."""
+    data_dir: DataDir = None
+    cache_dir: CacheDir = None
+    verbose: Verbose = 1
 
     def check(self):
         """Check all that can be checked without loading Keras or data.

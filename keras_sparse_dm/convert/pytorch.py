@@ -67,8 +67,9 @@ def load_pytorch(model, source, ema=None):
 
     Example:
 
-    >>> autoencoder = VQAutoencoder.from_preset("ldm_celebahq")
-    >>> load_pytorch(autoencoder, "vq-f4.ckpt")
+    >>> autoencoder = VQAutoencoder(channels=32, channel_mult=(1,), num_res_blocks=1, codes=16)
+    >>> save_pytorch(autoencoder, "autoencoder.safetensors")
+    >>> load_pytorch(autoencoder, "autoencoder.safetensors")
     """
     if ema not in (None, True, False):
         raise ValueError(f"`ema` must be True, False or None; received {ema!r}.")
@@ -98,6 +99,7 @@ def save_pytorch(model, path, naming="original", prefix=False, overwrite=False):
 
     Example:
 
+    >>> unet = UNet(model_channels=32, channel_mult=(1,), num_res_blocks=1)
     >>> save_pytorch(unet, "unet.safetensors", prefix=True)
     >>> save_pytorch(unet, "ldm/unet", naming="diffusers")
     """

@@ -81,6 +81,13 @@ def train_batches(
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+
+    >>> arrays = SketchArrays.from_list([np.ones((n, 3)) for n in (5, 7, 9, 11)])
+    >>> for batch in train_batches(arrays, batch_size=4, seed=0, epochs=1):
+    ...     print(batch["points"].shape, batch["lengths"].numpy())
+    (4, 11, 3) [ 5  7  9 11]
     """
     check_whole("num_shards", num_shards, 1, 2**31)
     check_whole("shard", shard, 0, num_shards)
@@ -190,6 +197,12 @@ def eval_batches(arrays: SketchArrays, batch_size: int) -> tf.data.Dataset:
 
     Raises:
         ValueError: if `batch_size` is below 1, or there is no sketch.
+
+    Example:
+
+    >>> arrays = SketchArrays.from_list([np.ones((n, 3)) for n in (5, 7, 9, 11)])
+    >>> [batch["lengths"].numpy().tolist() for batch in eval_batches(arrays, batch_size=3)]
+    [[5, 7, 9], [11]]
     """
     batch_size = _check_batch_size(batch_size)
     if len(arrays) == 0:
@@ -213,6 +226,12 @@ def padding_waste(arrays: SketchArrays, batch_size: int, seed: int = 0, epochs: 
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+
+    >>> arrays = SketchArrays.from_list([np.ones((n, 3)) for n in (5, 7, 9, 11)])
+    >>> padding_waste(arrays, batch_size=4)
+    0.2727272727272727
     """
     steps = steps_per_epoch(arrays, batch_size)
     check_whole("seed", seed, 0, 2**63)

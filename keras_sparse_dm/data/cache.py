@@ -7,12 +7,13 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
+import uuid
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.lazy import lazy_module
 
 platformdirs = lazy_module("platformdirs")
@@ -64,8 +65,8 @@ def state_of(files: Iterable[Path], root=None) -> list[tuple[str, int, int]]:
 def new_cache_file(path: Path, leftovers: str):
     """Open a temporary file that replaces `path` when the block ends without an error.
 
-    Unlike that of `files.whole_file`, the temporary name is unique, so that two processes can
-    prepare the same data at once. If the block raises, the file is removed and `path` stays.
+    The temporary name is unique, so that two processes can prepare the same data at once. If the
+    block raises, the file is removed and `path` stays.
 
     Args:
         path: file to write; its folder is created if needed.
@@ -76,17 +77,11 @@ def new_cache_file(path: Path, leftovers: str):
         The binary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem + "-", suffix=".tmp")
+    temporary = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.tmp")
     try:
-        with os.fdopen(descriptor, "w+b") as file:
+        with whole_file(path, temporary), open(temporary, "w+b") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     finally:
-        # After a success the temporary file is gone.
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
         # Another process's unfinished file is younger than an hour.
         for leftover in path.parent.glob(leftovers):
             with contextlib.suppress(OSError):

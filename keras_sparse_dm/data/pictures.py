@@ -47,6 +47,11 @@ def draw(sketches, path=None, columns=8, titles=(), cell=1.1, stacked=False):
     Raises:
         ValueError: if there is no sketch, a value is not a `Sketch`, or `columns` is out of its
             range.
+
+    Example:
+
+    >>> sketch = Sketch([[(0, 0, 0), (3, 4, 1)]])
+    >>> figure = draw([[sketch], [sketch]], "two.png", columns=1, titles=("drawn", "generated"))
     """
     sketches = [sketches] if isinstance(sketches, Sketch) else list(sketches)
     several = bool(sketches) and isinstance(sketches[0], (list, tuple))
@@ -97,6 +102,12 @@ def animate(sketches, path, columns=8, frames=60, seconds=4.0, size=96):
     Raises:
         ValueError: if there is no sketch, a value is not a `Sketch`, or an argument is out of its
             range.
+
+    Example:
+
+    >>> sketch = Sketch([[(0, 0, 0), (3, 4, 1)]])
+    >>> animate([sketch, sketch], "two.gif", frames=10, seconds=1.0)
+    'two.gif'
     """
     sketches = _list_of(sketches)
     if not sketches:
@@ -177,6 +188,10 @@ def draw_images(images, path=None, columns=8, titles=(), cell=1.1, stacked=False
 
     Raises:
         ValueError: if there is no image or `columns` is out of its range.
+
+    Example:
+
+    >>> figure = draw_images(np.zeros((4, 16, 16, 3)), "grey.png", columns=2)
     """
     groups = images if isinstance(images, (list, tuple)) else [images]
     if not any(len(group) for group in groups):

@@ -55,6 +55,12 @@ def rasterize(
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+
+    >>> sketch = Sketch([[(0, 0, 0), (3, 4, 1)]])
+    >>> rasterize(sketch, size=32).shape
+    (32, 32)
     """
     size = _check_size(size)
     if line_width is None:

@@ -147,6 +147,12 @@ def read_sketches(
         ValueError: if a file's format is unknown, a folder holds no sketch file, or an argument is
             out of its range; and, while iterating without `on_broken`, for a sketch or file that
             cannot be read: the message begins with the `where` above.
+
+    Example:
+
+    >>> write_sketch_json("drawings.json", [Sketch([[(0, 0, 0), (3, 4, 1)]], name="line")])
+    >>> [sketch.name for sketch in read_sketches("*.json")]
+    ['line']
     """
     check_max_strokes(max_strokes)
     options = {

@@ -25,6 +25,14 @@ def to_absolute(sketch: Sketch) -> np.ndarray:
 
     Raises:
         ValueError: if a stroke has a single point, or the sketch does not start at (0, 0).
+
+    Example:
+
+    >>> sketch = Sketch([[(0, 0, 0), (3, 4, 1)], [(3, 0, 2), (0, 4, 3)]])
+    >>> to_absolute(sketch)
+    array([[3., 4., 1.],
+           [3., 0., 0.],
+           [0., 4., 1.]], dtype=float32)
     """
     points, pen = _join(sketch)
     if points[0].any():
@@ -75,6 +83,14 @@ def to_delta(sketch: Sketch) -> np.ndarray:
 
     Raises:
         ValueError: if the sketch has no stroke, or a stroke has a single point.
+
+    Example:
+
+    >>> sketch = Sketch([[(0, 0, 0), (3, 4, 1)], [(3, 0, 2), (0, 4, 3)]])
+    >>> to_delta(sketch)
+    array([[ 3.,  4.,  1.],
+           [ 0., -4.,  0.],
+           [-3.,  4.,  1.]], dtype=float32)
     """
     points, pen = _join(sketch)
     # All |values| < 2**exponent, so a difference of two fits in float32's 24 bits on this grid.
@@ -143,6 +159,12 @@ def from_points(
 
     Raises:
         ValueError: if `representation` is unknown, or `from_absolute` or `from_delta` raises one.
+
+    Example:
+
+    >>> sketch = from_points([[3, 4, 1], [0, -4, 0], [-3, 4, 1]], "delta", name="cross")
+    >>> [stroke[:, :2].tolist() for stroke in sketch]
+    [[[0.0, 0.0], [3.0, 4.0]], [[3.0, 0.0], [0.0, 4.0]]]
     """
     return REPRESENTATIONS[check_representation(representation)][1](points, threshold, name)
 

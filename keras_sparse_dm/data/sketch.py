@@ -22,6 +22,12 @@ class Sketch:
 
     Raises:
         ValueError: if a stroke has another shape, no point, or a value that is not finite.
+
+    Example:
+
+    >>> sketch = Sketch([[(0, 0, 0), (3, 4, 1)], [(3, 0, 2), (0, 4, 3)]], name="cross")
+    >>> len(sketch), sketch.num_points
+    (2, 4)
     """
 
     strokes: tuple[np.ndarray, ...]

@@ -28,6 +28,12 @@ class SketchArrays:
 
     Raises:
         ValueError: if shapes or sizes do not fit together, or a point is not finite.
+
+    Example:
+
+    >>> arrays = SketchArrays.from_list([np.zeros((5, 3)), np.ones((7, 3))])
+    >>> len(arrays), arrays[1].shape
+    (2, (7, 3))
     """
 
     points: np.ndarray

@@ -65,6 +65,12 @@ def simplify(sketch: Sketch, tolerance: float) -> Sketch:
 
     Raises:
         ValueError: if `tolerance` is negative or not finite, or a stroke has a single point.
+
+    Example:
+
+    >>> sketch = Sketch([[(0, 0, 0), (1, 0.01, 1), (2, 0, 2)]])
+    >>> simplify(sketch, tolerance=0.1).num_points
+    2
     """
     if not (tolerance >= 0 and np.isfinite(tolerance)):
         raise ValueError(f"tolerance={tolerance!r} must be a number, 0 or more")
@@ -147,6 +153,12 @@ def resample(sketch: Sketch, spacing: float = 0.05) -> Sketch:
     Raises:
         ValueError: if `spacing` is not a positive number, or a stroke has a single point or would
             get more than a million.
+
+    Example:
+
+    >>> sketch = Sketch([[(0, 0, 0), (1, 0, 1)]])
+    >>> resample(sketch, spacing=0.2).strokes[0][:, 0]
+    array([0.  , 0.25, 0.5 , 0.75, 1.  ])
     """
     check_positive("spacing", spacing)
     return replace(sketch, strokes=tuple(_resample(s, spacing, sketch) for s in sketch.strokes))
@@ -233,6 +245,13 @@ def prepare_sketch(
     Raises:
         ValueError: if no stroke has two points, all points lie at one place, or time stands
             still or decreases; the message names the sketch.
+
+    Example:
+
+    >>> sketch = Sketch([[(0, 0, 0), (3, 4, 1)], [(3, 0, 2), (0, 4, 3)]])
+    >>> prepared = prepare_sketch(sketch)
+    >>> len(prepared), prepared.num_points
+    (2, 40)
     """
     if max_strokes is not None:
         sketch = keep_strokes(sketch, max_strokes)

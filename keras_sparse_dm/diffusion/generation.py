@@ -11,7 +11,7 @@ from keras import ops
 from loky import cpu_count
 from tqdm import tqdm
 
-from keras_sparse_dm.checks import one_of
+from keras_sparse_dm.checks import one_of, whole_number
 from keras_sparse_dm.diffusion.registry import SAMPLERS, load_sampler
 from keras_sparse_dm.lazy import lazy_module
 
@@ -34,15 +34,11 @@ def generate(model, shape, lengths, steps, sampler, eta, seed, batch_size, progr
         raise ValueError("Give one of `shape` and `lengths`, not both and not neither.")
     if lengths is not None:
         lengths, shape = _lengths_and_shape(model.denoiser, lengths)
-    if int(batch_size) != batch_size or batch_size < 1:
-        raise ValueError(
-            f"`batch_size` must be a whole number, 1 or more; received {batch_size!r}."
-        )
+    batch_size = whole_number("`batch_size`", batch_size, 1)
     if jit_compile not in (True, False, "auto"):
         raise ValueError(f'`jit_compile` must be True, False or "auto"; received {jit_compile!r}.')
     if seed is None:
         seed = int(keras.random.randint((), 0, 2**31 - 1))
-    batch_size = int(batch_size)
     noiseless = facts.is_noiseless(eta)
     if keras.backend.backend() != "tensorflow":
         # JAX always compiles; PyTorch never does.

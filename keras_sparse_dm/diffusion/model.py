@@ -48,11 +48,13 @@ class DiffusionModel(OwnLossModel):
 
     Example:
 
-    >>> model = DiffusionModel(ChiroDiff(units=48, num_layers=2), NoiseSchedule.linear(1000))
-    >>> sparsify(model, 0.5)
+    >>> model = DiffusionModel(ChiroDiff(units=8, num_layers=1), NoiseSchedule.linear(1000))
+    >>> report = sparsify(model, 0.5)
     >>> model.compile(keras.optimizers.AdamW(1e-3))
-    >>> model.fit(batches, epochs=10, callbacks=[DynamicSparsity("rigl", update_every=800)])
-    >>> points = model.generate(lengths=[60, 80], steps=50, seed=0)
+    >>> sketches = {"points": np.ones((8, 5, 3)), "lengths": np.full(8, 5)}
+    >>> history = model.fit(sketches, callbacks=[DynamicSparsity("rigl", update_every=800)])
+    >>> model.generate(lengths=[6, 8], steps=10, seed=0).shape
+    (2, 8, 3)
     """
 
     def __init__(self, denoiser, noise_schedule, seed=None, **kwargs):

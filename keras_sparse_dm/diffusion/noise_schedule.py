@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from keras_sparse_dm.checks import one_of
+from keras_sparse_dm.checks import one_of, whole_number
 
 KINDS = ("linear", "scaled_linear", "cosine")
 
@@ -22,6 +22,12 @@ class NoiseSchedule:
         timesteps: Number T of timesteps; they count from 0 to T - 1.
         beta_start: First variance, in (0, 1); None for cosine.
         beta_end: Last variance, in [beta_start, 1); None for cosine.
+
+    Example:
+
+    >>> schedule = NoiseSchedule.linear(1000)
+    >>> schedule.betas.shape, float(schedule.betas[-1])
+    ((1000,), 0.02)
     """
 
     kind: str
@@ -31,11 +37,7 @@ class NoiseSchedule:
 
     def __post_init__(self):
         one_of("`kind`", self.kind, KINDS)
-        if int(self.timesteps) != self.timesteps or self.timesteps < 1:
-            raise ValueError(
-                f"`timesteps` must be a whole number, 1 or more; received {self.timesteps!r}."
-            )
-        object.__setattr__(self, "timesteps", int(self.timesteps))
+        object.__setattr__(self, "timesteps", whole_number("`timesteps`", self.timesteps, 1))
         betas = (self.beta_start, self.beta_end)
         if self.kind != "cosine" and not (
             None not in betas and 0.0 < self.beta_start <= self.beta_end < 1.0

@@ -51,6 +51,14 @@ def ddim(
 
     Raises:
         ValueError: for `steps` outside 1..T or `eta` outside [0, 1].
+
+    Example:
+
+    >>> def denoise(x, t):
+    ...     return 0.1 * x  # the noise in x, as a network predicts it
+    >>> noise = keras.random.normal((2, 8, 3))
+    >>> ddim(denoise, NoiseSchedule.linear(1000), noise, steps=10).shape
+    TensorShape([2, 8, 3])
     """
     t, factors = ddim_factors(noise_schedule, steps, eta)
     return _sample(denoise, t, factors, x_T, seed, context, on_progress, jit_compile)
@@ -66,6 +74,14 @@ def ddpm(denoise, noise_schedule, x_T, seed=None, context=(), on_progress=None, 
 
     Returns:
         Float tensor of the shape of `x_T`.
+
+    Example:
+
+    >>> def denoise(x, t):
+    ...     return 0.1 * x  # the noise in x, as a network predicts it
+    >>> noise = keras.random.normal((2, 8, 3))
+    >>> ddpm(denoise, NoiseSchedule.linear(10), noise, seed=0).shape
+    TensorShape([2, 8, 3])
     """
     beta, alpha_cumprod = noise_schedule.betas, noise_schedule.alphas_cumprod
     previous = np.append(1.0, alpha_cumprod[:-1])
@@ -126,6 +142,11 @@ def ddim_timesteps(timesteps, steps):
 
     Raises:
         ValueError: if `steps` is not a whole number from 1 to `timesteps`.
+
+    Example:
+
+    >>> ddim_timesteps(1000, steps=4)
+    array([  1, 251, 501, 751])
     """
     if int(steps) != steps or not 1 <= steps <= timesteps:
         raise ValueError(

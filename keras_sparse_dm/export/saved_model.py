@@ -59,12 +59,13 @@ def to_saved_model(model, path, metadata=None, latent_size=None):
 
     Example:
 
-    >>> to_saved_model(model, "sketches")
-    >>> loaded = tf.saved_model.load("sketches")
+    >>> model = DiffusionModel(ChiroDiff(units=8, num_layers=1), NoiseSchedule.linear(1000))
+    >>> loaded = tf.saved_model.load(to_saved_model(model, "sketches"))
     >>> loaded.signatures["generate"](
-    ...     seed=tf.constant(0, "int64"), lengths=tf.constant([60, 80]), steps=tf.constant(50),
+    ...     seed=tf.constant(0, "int64"), lengths=tf.constant([6, 8]), steps=tf.constant(50),
     ...     eta=tf.constant(0.0),
-    ... )["samples"]
+    ... )["samples"].shape
+    TensorShape([2, 8, 3])
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() and _may_be_replaced(path)):

@@ -25,7 +25,9 @@ def file_sizes(path, level=-1):
 
     Example:
 
-    >>> size, compressed = file_sizes("model.tflite")
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> report = sparsify(model, 0.5)
+    >>> size, compressed = file_sizes(save_sparse(model, "model.sparse"))
     """
     path = Path(path)
     if not -1 <= level <= 9:

@@ -8,8 +8,9 @@ from statistics import NormalDist
 import numpy as np
 from tqdm import tqdm
 
+from keras_sparse_dm.checks import whole_number
 from keras_sparse_dm.lazy import lazy_module
-from keras_sparse_dm.metrics.features.checks import checked_integer, checked_pair
+from keras_sparse_dm.metrics.features.checks import checked_pair
 from keras_sparse_dm.metrics.features.statistics import FeatureStatistics
 from keras_sparse_dm.metrics.frechet import (
     checked_sets,
@@ -124,8 +125,8 @@ def bootstrap_interval(
         ValueError: for arguments out of their range, features that the statistic refuses, or a
             statistic that returns something else or values that are not finite.
     """
-    resamples = checked_integer("resamples", resamples, 2)
-    seed = checked_integer("seed", seed, 0)
+    resamples = whole_number("`resamples`", resamples, 2)
+    seed = whole_number("`seed`", seed, 0)
     if isinstance(level, bool) or not isinstance(level, (int, float)) or not 0 < level < 1:
         raise ValueError(f"`level` must lie between 0 and 1; received {level!r}.")
     if resample not in ("both", "a", "b"):

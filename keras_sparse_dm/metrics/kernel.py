@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_sparse_dm.metrics.features.checks import checked_integer, checked_pair
+from keras_sparse_dm.checks import whole_number
+from keras_sparse_dm.metrics.features.checks import checked_pair
 
 NAMES = ("features_a", "features_b")
 # Kernel values in memory at once: 64 MB.
@@ -53,11 +54,11 @@ def kernel_distance(
         ValueError: for arrays of other shapes or with values that are not finite, fewer samples
             than `subset_size`, or arguments out of their range.
     """
-    subsets = checked_integer("subsets", subsets, 1)
-    size = checked_integer("subset_size", subset_size, 2)
+    subsets = whole_number("`subsets`", subsets, 1)
+    size = whole_number("`subset_size`", subset_size, 2)
     a, b = checked_pair(NAMES, features_a, features_b, 2)
     kernel = Kernel(a.shape[1], degree, gamma, coef0)
-    seed = checked_integer("seed", seed, 0)
+    seed = whole_number("`seed`", seed, 0)
     if seed >= 2**32:
         raise ValueError(f"`seed` must be below 2**32; received {seed}.")
     if size > min(len(a), len(b)):
@@ -110,7 +111,7 @@ class Kernel:
     """
 
     def __init__(self, features, degree=3, gamma=None, coef0=1.0):
-        self.degree = checked_integer("degree", degree, 1)
+        self.degree = whole_number("`degree`", degree, 1)
         self.gamma = 1 / features if gamma is None else _finite("gamma", gamma)
         self.coef0 = _finite("coef0", coef0)
 

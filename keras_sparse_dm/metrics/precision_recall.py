@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_sparse_dm.checks import whole_number
 from keras_sparse_dm.lazy import lazy_module
-from keras_sparse_dm.metrics.features.checks import checked_integer, checked_pair
+from keras_sparse_dm.metrics.features.checks import checked_pair
 
 sklearn_metrics = lazy_module("sklearn.metrics")
 sklearn_neighbors = lazy_module("sklearn.neighbors")
@@ -61,7 +62,7 @@ def precision_recall(real, generated, k=3, batch_size=None):
     """
     real, generated, k = checked_arguments(real, generated, k)
     if batch_size is not None:
-        batch_size = checked_integer("batch_size", batch_size, 1)
+        batch_size = whole_number("`batch_size`", batch_size, 1)
     radii_real, radii_generated = (_nearest(x, k)[0][:, -1] for x in (real, generated))
     precise, balls = 0, 0
     recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
@@ -81,7 +82,7 @@ def precision_recall(real, generated, k=3, batch_size=None):
 
 def checked_arguments(real, generated, k):
     """Return the checked arguments of `precision_recall`, with the real mean subtracted."""
-    k = checked_integer("k", k, 1)
+    k = whole_number("`k`", k, 1)
     real, generated = checked_pair(NAMES, real, generated)
     if k >= min(len(real), len(generated)):
         raise ValueError(

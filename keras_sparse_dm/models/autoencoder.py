@@ -6,7 +6,7 @@ import json
 import keras
 from keras import ops
 
-from keras_sparse_dm.checks import one_of
+from keras_sparse_dm.checks import at_least, one_of, whole_number, whole_numbers
 from keras_sparse_dm.models.autoencoder_layers import apply, coarsest_point, resolutions
 from keras_sparse_dm.models.autoencoder_training import AutoencoderTraining
 from keras_sparse_dm.models.blocks import GroupNorm, conv_layer
@@ -56,12 +56,14 @@ class VQAutoencoder(AutoencoderTraining):
 
     Example:
 
-    >>> autoencoder = VQAutoencoder(channels=32, codes=256)
+    >>> autoencoder = VQAutoencoder(channels=32, channel_mult=(1, 2), num_res_blocks=1, codes=256)
     >>> autoencoder.compile(keras.optimizers.Adam(1e-3))
-    >>> autoencoder.fit(images, epochs=10)
+    >>> images = np.zeros((2, 8, 8, 3), "float32")
+    >>> history = autoencoder.fit(images)
     >>> latents = autoencoder.encode(images)
     >>> quantized, indices = autoencoder.quantize(latents)
-    >>> images = autoencoder.decode(latents)
+    >>> autoencoder.decode(latents).shape
+    TensorShape([2, 8, 8, 3])
     """
 
     def __init__(
@@ -83,18 +85,17 @@ class VQAutoencoder(AutoencoderTraining):
     ):
         super().__init__(seed=seed, **kwargs)
         channel_mult, attention_factors = tuple(channel_mult), tuple(attention_factors)
-        for name, values in (
-            ("channels", [channels]),
-            ("channel_mult", channel_mult),
-            ("num_res_blocks", [num_res_blocks]),
-            ("codes", [codes]),
-            ("code_channels", [code_channels]),
-            ("latent_channels", [latent_channels]),
-            ("image_channels", [image_channels]),
-            ("norm_groups", [norm_groups]),
+        for name, value in (
+            ("channels", channels),
+            ("num_res_blocks", num_res_blocks),
+            ("codes", codes),
+            ("code_channels", code_channels),
+            ("latent_channels", latent_channels),
+            ("image_channels", image_channels),
+            ("norm_groups", norm_groups),
         ):
-            if not values or any(int(v) != v or v < 1 for v in values):
-                raise ValueError(f"`{name}` must be 1 or more; received {locals()[name]!r}.")
+            whole_number(f"`{name}`", value, 1)
+        whole_numbers("`channel_mult`", channel_mult, 1)
         if channels % norm_groups:
             raise ValueError(
                 f"`channels` must be a multiple of the {norm_groups} `norm_groups`; received "
@@ -107,11 +108,7 @@ class VQAutoencoder(AutoencoderTraining):
                 f"{len(channel_mult)} resolutions; received {attention_factors}."
             )
         one_of("`reconstruction`", reconstruction, RECONSTRUCTION_LOSSES)
-        if commitment < 0 or restart_after < 0:
-            raise ValueError(
-                "`commitment` and `restart_after` must be 0 or more; received "
-                f"{commitment} and {restart_after}."
-            )
+        at_least(("`commitment`", commitment, 0), ("`restart_after`", restart_after, 0))
         self.channels = channels
         self.channel_mult = channel_mult
         self.num_res_blocks = num_res_blocks

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 from tqdm import tqdm
 
+from keras_sparse_dm.checks import whole_number
 from keras_sparse_dm.compiled import compiled
 from keras_sparse_dm.diffusion.model import DiffusionModel
 from keras_sparse_dm.models.autoencoder import VQAutoencoder
@@ -37,14 +38,18 @@ class LatentDiffusion(DiffusionModel):
         ValueError: if sizes or channels do not fit together, and for the reasons of
             `DiffusionModel`.
 
-    Example:
+    Example, of a tiny model; `LatentDiffusion.from_preset("ldm_celebahq")` makes the paper's, and
+    `load_pytorch(model.autoencoder, "vq-f4.ckpt")` loads its published autoencoder:
 
-    >>> model = LatentDiffusion.from_preset("ldm_celebahq")
-    >>> load_pytorch(model.autoencoder, "vq-f4.ckpt")
-    >>> sparsify(model, 0.5)
-    >>> model.compile(keras.optimizers.AdamW(2e-6, weight_decay=1e-2, use_ema=True))
-    >>> model.fit(batches, epochs=150, callbacks=[DynamicSparsity("rigl", update_every=1100)])
-    >>> images = model.generate(16)
+    >>> unet = UNet(model_channels=32, channel_mult=(1,), num_res_blocks=1)
+    >>> autoencoder = VQAutoencoder(channels=32, channel_mult=(1, 2), num_res_blocks=1, codes=16)
+    >>> model = LatentDiffusion(unet, autoencoder, NoiseSchedule.scaled_linear(1000), image_size=8)
+    >>> report = sparsify(model, 0.5)
+    >>> model.compile(keras.optimizers.AdamW(1e-3, weight_decay=1e-2, use_ema=True))
+    >>> images = np.zeros((2, 8, 8, 3), "float32")
+    >>> history = model.fit(images, callbacks=[DynamicSparsity("rigl", update_every=1100)])
+    >>> model.generate(1, steps=2).shape
+    (1, 8, 8, 3)
     """
 
     def __init__(
@@ -235,9 +240,7 @@ class LatentDiffusion(DiffusionModel):
             ValueError: for `n` or `batch_size` below 1, an unknown sampler, or steps or eta out
                 of range.
         """
-        for name, value in (("n", n), ("batch_size", batch_size)):
-            if int(value) != value or value < 1:
-                raise ValueError(f"`{name}` must be a whole number, 1 or more; received {value}.")
+        n, batch_size = whole_number("`n`", n, 1), whole_number("`batch_size`", batch_size, 1)
         latents = super().generate(
             shape=(n, *self.latent_shape),
             steps=steps,

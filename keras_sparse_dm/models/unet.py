@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_sparse_dm.checks import in_range, whole_number, whole_numbers
 from keras_sparse_dm.diffusion.noise_schedule import check_timesteps
 from keras_sparse_dm.layers import SparseConv2D, SparseDense
 from keras_sparse_dm.models.blocks import (
@@ -102,9 +103,10 @@ class UNet(keras.Model):
 
     Example:
 
-    >>> unet = UNet(model_channels=32, channel_mult=(1, 2))
+    >>> unet = UNet(model_channels=32, channel_mult=(1, 2), num_res_blocks=1)
+    >>> latents, t = np.zeros((2, 8, 8, 3)), np.array([0, 999])
     >>> unet((latents, t)).shape
-    TensorShape([12, 64, 64, 3])
+    TensorShape([2, 8, 8, 3])
     """
 
     def __init__(
@@ -123,17 +125,16 @@ class UNet(keras.Model):
     ):
         super().__init__(**kwargs)
         channel_mult, attention_factors = tuple(channel_mult), tuple(attention_factors)
-        for name, values in (
-            ("model_channels", [model_channels]),
-            ("channel_mult", channel_mult),
-            ("num_res_blocks", [num_res_blocks]),
-            ("head_channels", [head_channels]),
-            ("in_channels", [in_channels]),
-            ("out_channels", [out_channels]),
-            ("timesteps", [timesteps]),
+        for name, value in (
+            ("model_channels", model_channels),
+            ("num_res_blocks", num_res_blocks),
+            ("head_channels", head_channels),
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+            ("timesteps", timesteps),
         ):
-            if not values or any(int(v) != v or v < 1 for v in values):
-                raise ValueError(f"`{name}` must be 1 or more; received {locals()[name]!r}.")
+            whole_number(f"`{name}`", value, 1)
+        whole_numbers("`channel_mult`", channel_mult, 1)
         if model_channels % 32:
             raise ValueError(
                 f"`model_channels` must be a multiple of 32, the group norms' number of groups; "
@@ -152,8 +153,7 @@ class UNet(keras.Model):
                     f"`head_channels` must divide the {model_channels * multiple} channels at "
                     f"downsampling factor {factor}; received {head_channels}."
                 )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` must be in [0, 1); received {dropout}.")
+        in_range("`dropout`", dropout, 0, 1, closed_high=False)
         self.model_channels = model_channels
         self.channel_mult = channel_mult
         self.num_res_blocks = num_res_blocks

@@ -106,7 +106,7 @@ def read_json(path, keys):
     return values
 
 
-def write_json(path, values):
-    """Write a JSON file in one step: the file is complete or does not change."""
-    with whole_file(path) as temporary:
+def write_json(path, values, temporary=None):
+    """Write a JSON file in one step: the file is complete or does not change; see `whole_file`."""
+    with whole_file(path, temporary) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

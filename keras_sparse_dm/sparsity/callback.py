@@ -43,8 +43,11 @@ class DynamicSparsity(keras.callbacks.Callback):
 
     Example:
 
-    >>> sparsify(model, sparsity=0.9)
-    >>> model.fit(data, callbacks=[DynamicSparsity("rigl", update_every=100, prune_rate=0.3)])
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> model.compile("adam", "mse")
+    >>> report = sparsify(model, sparsity=0.9)
+    >>> callback = DynamicSparsity("rigl", update_every=100, prune_rate=0.3)
+    >>> history = model.fit(np.ones((8, 8)), np.ones((8, 4)), callbacks=[callback])
     """
 
     @takes_options

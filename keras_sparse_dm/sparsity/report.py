@@ -225,6 +225,8 @@ def sparsity_report(model, left_alone=None):
 
     Example:
 
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> report = sparsify(model, 0.5)
     >>> print(sparsity_report(model))
     """
     check_is_layer(model)

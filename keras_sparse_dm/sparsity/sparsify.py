@@ -86,8 +86,15 @@ def sparsify(
 
     Example:
 
-    >>> model = keras.applications.MobileNetV3Small(weights=None)
-    >>> print(sparsify(model, 0.8, exclude=["conv", "*_depthwise/*"]))
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((8, 8, 1)),
+    ...         keras.layers.Conv2D(8, 3, name="first"),
+    ...         keras.layers.Flatten(),
+    ...         keras.layers.Dense(10, name="last"),
+    ...     ]
+    ... )
+    >>> print(sparsify(model, 0.8, exclude=["first"]))
     """
     check_is_layer(model)
     structure = Unstructured() if structure is None else structure
@@ -165,6 +172,8 @@ def to_plain(model):
 
     Example:
 
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> report = sparsify(model, 0.5)
     >>> plain = to_plain(model)
     >>> plain.save("plain.keras")  # loads where keras_sparse_dm is not installed
     """

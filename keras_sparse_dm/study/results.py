@@ -181,8 +181,7 @@ def claim_scale(folder, scale):
     if stored is None:
         # Several launchers may write it at the same time.
         temporary = path.with_name(f".{uuid.uuid4().hex}")
-        write_json(temporary, {"scale": scale, "schema": SCHEMA_VERSION})
-        temporary.replace(path)
+        write_json(path, {"scale": scale, "schema": SCHEMA_VERSION}, temporary)
         return
     if stored["schema"] != SCHEMA_VERSION:
         raise SettingsError(

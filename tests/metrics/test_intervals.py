@@ -246,10 +246,10 @@ def test_prints(interval, text):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"resamples": 1}, "`resamples` must be an integer, 2 or more; received 1"),
+        ({"resamples": 1}, "`resamples` must be a whole number, 2 or more; received 1"),
         ({"level": 95}, "`level` must lie between 0 and 1; received 95"),
         ({"level": "0.9"}, "`level` must lie between 0 and 1; received '0.9'"),
-        ({"seed": -1}, "`seed` must be an integer, 0 or more; received -1"),
+        ({"seed": -1}, "`seed` must be a whole number, 0 or more; received -1"),
         ({"resample": "generated"}, '`resample` must be "both", "a" or "b"; received'),
         ({"statistic": "frechet"}, "`statistic` must be a function of two arrays; received 'fr"),
         ({"statistic": lambda a, b: None}, "`statistic` must return a finite .* returned None"),

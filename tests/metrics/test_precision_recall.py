@@ -130,9 +130,9 @@ def test_of_subsets_is_that_of_each(monkeypatch, blocks):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k": 0}, "`k` must be an integer, 1 or more; received 0"),
+        ({"k": 0}, "`k` must be a whole number, 1 or more; received 0"),
         ({"k": 8}, "`k` must be below .* 9 in `real` and 8 in `generated`; received 8"),
-        ({"batch_size": 0}, "`batch_size` must be an integer, 1 or more; received 0"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number, 1 or more; received 0"),
         (
             {"real": np.zeros((9, 3))},
             "`real` and `generated` .* same number of features; .* 3 and 2",

@@ -168,10 +168,11 @@ def test_has_nothing_that_could_be_pruned_by_itself():
     ("arguments", "message"),
     [
         ({"channels": 6}, "`channels` must be a multiple of the 4 `norm_groups`; received 6"),
-        ({"codes": 0}, "`codes` must be 1 or more; received 0"),
+        ({"codes": 0}, "`codes` must be a whole number, 1 or more; received 0"),
         ({"reconstruction": "l3"}, "`reconstruction` must be one of l1, l2; received 'l3'"),
         ({"attention_factors": (8,)}, r"`attention_factors` must be among \[1, 2\]"),
-        ({"commitment": -1.0}, "`commitment` and `restart_after` must be 0 or more"),
+        ({"commitment": -1.0}, "`commitment` must be 0 or more; received -1.0"),
+        ({"restart_after": -1}, "`restart_after` must be 0 or more; received -1"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

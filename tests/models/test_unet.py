@@ -128,11 +128,12 @@ def test_time_features_are_the_transformers_sinusoids():
     ("arguments", "message"),
     [
         ({"model_channels": 48}, "`model_channels` must be a multiple of 32.* received 48"),
-        ({"model_channels": 0}, "`model_channels` must be 1 or more; received 0"),
-        ({"channel_mult": ()}, r"`channel_mult` must be 1 or more; received \(\)"),
+        ({"model_channels": 0}, "`model_channels` must be a whole number, 1 or more; received 0"),
+        ({"channel_mult": ()}, r"`channel_mult` must be one or more whole .*; received \(\)"),
+        ({"channel_mult": (1, 0)}, r"`channel_mult` must .*, each 1 or more; received \(1, 0\)"),
         ({"attention_factors": (3,)}, r"`attention_factors` must be powers of 2.*\(3,\)"),
         ({"head_channels": 48}, "`head_channels` must divide the 64 channels .* received 48"),
-        ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\); received 1.0"),
+        ({"dropout": 1.0}, r"`dropout` must be a number in \[0, 1\); received 1\."),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

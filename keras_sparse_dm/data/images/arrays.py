@@ -117,6 +117,12 @@ class ImageArrays(StoredArrays):
 
     Raises:
         ValueError: if type, shapes or numbers are inconsistent.
+
+    Example:
+
+    >>> images = ImageArrays(np.zeros((4, 8, 8, 3), "uint8"), flip=True)
+    >>> len(images), images[0].shape
+    (4, (8, 8, 3))
     """
 
     images: np.ndarray

@@ -61,6 +61,14 @@ def train_image_batches(
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+
+    >>> images = ImageArrays(np.zeros((4, 8, 8, 3), "uint8"))
+    >>> for batch in train_image_batches(images, batch_size=2, seed=0, epochs=1):
+    ...     print(batch.shape, float(batch[0, 0, 0, 0]))
+    (2, 8, 8, 3) -1.0
+    (2, 8, 8, 3) -1.0
     """
     steps = image_steps_per_epoch(arrays, batch_size)
     check_whole("seed", seed, 0, 2**63)

@@ -130,6 +130,12 @@ def cache_latents(
         ValueError: if an argument is out of its range, or `encode` returns another shape or a
             value that is not finite.
         OSError: if the cache cannot be written or its disk has too little space.
+
+    Example:
+
+    >>> images = ImageArrays(np.zeros((4, 8, 8, 3), "uint8"))
+    >>> cache_latents(lambda x: x[:, ::4, ::4], images, fingerprint="thinned", progress=False)
+    LatentArrays(4 of 2 x 2 x 3)
     """
     check_whole("batch_size", batch_size, 1, 2**31)
     _check_fingerprint(fingerprint)

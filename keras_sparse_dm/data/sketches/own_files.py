@@ -33,6 +33,14 @@ def load_sketches(path, **preparation) -> tuple[SketchArrays, SketchArrays]:
     Raises:
         FileNotFoundError: if the file or folder does not exist.
         ValueError: if a format is unknown, or `prepare_source` raises one.
+
+    Example:
+
+    >>> sketch = Sketch([[(0, 0, 0), (3, 4, 1)]])
+    >>> write_sketch_json("drawings.json", [sketch] * 20)
+    >>> train, validation = load_sketches("*.json", split=0.9, workers=1, progress=False)
+    >>> len(train), len(validation)
+    (18, 2)
     """
     files = find_files(path)
 

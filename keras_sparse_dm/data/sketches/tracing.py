@@ -69,6 +69,13 @@ def trace(image, name: str = "", label: str = "") -> Sketch:
 
     Raises:
         ValueError: if `image` has another type or shape, or no ink.
+
+    Example:
+
+    >>> image = np.zeros((8, 8), "uint8")
+    >>> image[1:7, 3] = image[3, 1:7] = 255  # a cross
+    >>> len(trace(image))
+    2
     """
     ink = ink_of(image)
     slope = _slope(image)

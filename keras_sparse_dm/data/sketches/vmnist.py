@@ -42,6 +42,12 @@ def load_vmnist(
         FileNotFoundError: if the folder does not exist or holds no digits.
         ValueError: if an argument is out of its range, a file is damaged, or `prepare_source`
             raises one.
+
+    Example:
+
+    >>> train, validation = load_vmnist(max_sketches=20, workers=1, progress=False)
+    >>> len(train), len(validation), train[0].shape[1]
+    (17, 3, 3)
     """
     digits = load_digits(folder, part=part)
     # Digits that come with a package have no files; their pixels identify them.

@@ -86,7 +86,9 @@ def remove_dead_units(model, example=None):
 
     Example:
 
-    >>> smaller, removed = remove_dead_units(model)
+    >>> chirodiff = ChiroDiff(units=16, num_layers=1)
+    >>> report = sparsify(chirodiff, 0.98)
+    >>> smaller, removed = remove_dead_units(chirodiff)
     >>> print(removed)
     """
     if not model.built:

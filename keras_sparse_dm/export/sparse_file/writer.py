@@ -69,8 +69,12 @@ def save_sparse(model, path, dtype="float32", optimizer=False, metadata=None):
 
     Example:
 
-    >>> save_sparse(model, "model.sparse", dtype="float16")
-    >>> model = load_sparse("model.sparse")
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> report = sparsify(model, 0.5)
+    >>> file = save_sparse(model, "model.sparse", dtype="float16", metadata={"epochs": 10})
+    >>> read_header(file)["metadata"]
+    {'epochs': 10}
+    >>> model = load_sparse(file)
     """
     one_of("`dtype`", dtype, DTYPES)
     if not model.built:

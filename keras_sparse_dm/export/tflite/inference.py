@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_sparse_dm.checks import whole_number
 from keras_sparse_dm.diffusion.noise_schedule import NoiseSchedule
 from keras_sparse_dm.diffusion.samplers import ddim
 from keras_sparse_dm.export.tflite import flatbuffer
@@ -78,8 +79,12 @@ class TFLiteDenoiser:
 
     Example:
 
-    >>> denoise = TFLiteDenoiser("kanji.tflite")
-    >>> points = ddim(denoise, NoiseSchedule.linear(1000), noise, 50, context=(lengths,))
+    >>> model = ChiroDiff(units=8, num_layers=1)
+    >>> file = to_tflite(model, "kanji.tflite", length=8)
+    >>> denoise = TFLiteDenoiser(file.path)
+    >>> noise, lengths = keras.random.normal((2, 8, 3)), [6, 8]
+    >>> ddim(denoise, NoiseSchedule.linear(1000), noise, 50, context=(lengths,)).shape
+    TensorShape([2, 8, 3])
     """
 
     def __init__(self, path, num_threads=1):
@@ -156,9 +161,7 @@ def generate_from_tflite(
         shape = (len(lengths), int(lengths.max()), facts["point_features"])
         context = (lengths,)
     else:
-        if int(n) != n or n < 1:
-            raise ValueError(f"`n` must be a whole number, 1 or more; received {n}.")
-        shape = (int(n), *facts["shape"])
+        shape = (whole_number("`n`", n, 1), *facts["shape"])
     if seed is None:
         seed = int(keras.random.randint((), 0, 2**31 - 1))
     x = keras.ops.convert_to_numpy(keras.random.normal(shape, seed=seed))

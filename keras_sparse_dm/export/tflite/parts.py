@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_sparse_dm.checks import one_of
+from keras_sparse_dm.checks import one_of, whole_number
 from keras_sparse_dm.diffusion.model import DiffusionModel
 from keras_sparse_dm.diffusion.samplers import ddim, ddim_factors
 from keras_sparse_dm.export.tflite.float32_copy import HALF
@@ -47,6 +47,19 @@ class Part:
     defaults: Callable = contextlib.nullcontext
 
 
+def whole_sizes(batch_size, length, steps):
+    """Return these arguments of `to_tflite` as ints; `length` and `steps` may be None.
+
+    Raises:
+        ValueError: for anything but whole numbers of 1 or more.
+    """
+    length, steps = (
+        None if value is None else whole_number(name, value, 1)
+        for name, value in (("`length`", length), ("`steps`", steps))
+    )
+    return whole_number("`batch_size`", batch_size, 1), length, steps
+
+
 def part_of(model, name, quantize, batch_size, length, shape, steps):
     """Return the requested part of a model.
 
@@ -70,10 +83,6 @@ def part_of(model, name, quantize, batch_size, length, shape, steps):
         name = "decoder" if isinstance(model, VQAutoencoder) else "model"
         name = "denoiser" if is_denoiser or isinstance(model, UNet) else name
     one_of("`part`", name, PARTS)
-    _check_whole("batch_size", batch_size)
-    for argument, value in (("length", length), ("steps", steps)):
-        if value is not None:
-            _check_whole(argument, value)
     if name.startswith("sampler"):
         if not isinstance(model, DiffusionModel):
             raise ValueError(
@@ -270,8 +279,3 @@ def _whole_model(model, batch_size, length):
         )
 
     return Part("model", call, inputs, "output", draw, model, {"kind": "model"})
-
-
-def _check_whole(name, value):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"`{name}` must be a whole number, 1 or more; received {value!r}.")

@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_sparse_dm.diffusion.model import DiffusionModel
 from keras_sparse_dm.diffusion.samplers import ddim_factors
-from keras_sparse_dm.export.tflite.parts import part_of
+from keras_sparse_dm.export.tflite.parts import part_of, whole_sizes
 from keras_sparse_dm.models.latent_diffusion import LatentDiffusion
 from keras_sparse_dm.renamed import old_argument
 
@@ -38,6 +38,7 @@ def representative_data(
             "`model` must be a DiffusionModel, which knows how to noise its data; received "
             f"{type(model).__name__}. Give your own inputs as `representative`."
         )
+    batch_size, length, steps = whole_sizes(batch_size, length, steps)
     part = part_of(model, part, None, batch_size, length, None, steps)
     rng = np.random.default_rng(seed)
     schedule = model.noise_schedule

@@ -17,7 +17,7 @@ from keras_sparse_dm.export.tflite.float32_copy import (
     has_half_precision,
     in_float32,
 )
-from keras_sparse_dm.export.tflite.parts import part_of
+from keras_sparse_dm.export.tflite.parts import part_of, whole_sizes
 from keras_sparse_dm.export.tflite.representative import checked_representative
 from keras_sparse_dm.files import whole_file
 from keras_sparse_dm.lazy import load
@@ -123,13 +123,14 @@ def to_tflite(
 
     Example:
 
-    >>> to_tflite(model, "kanji.tflite", length=90, quantize="float16").bytes
-    213328
-    >>> generate_from_tflite("kanji.tflite", lengths=[60, 80], steps=50, seed=0).shape
-    (2, 80, 3)
+    >>> model = DiffusionModel(ChiroDiff(units=8, num_layers=1), NoiseSchedule.linear(1000))
+    >>> file = to_tflite(model, "kanji.tflite", length=8, quantize="float16")
+    >>> generate_from_tflite(file.path, lengths=[6, 8], steps=50, seed=0).shape
+    (2, 8, 3)
     """
     one_of("`quantize`", quantize, QUANTIZATIONS)
     load(flatbuffer.schema)
+    batch_size, length, steps = whole_sizes(batch_size, length, steps)
     part = part_of(model, part, quantize, batch_size, length, shape, steps)
     if representative is not None:
         representative = checked_representative(representative, part.inputs)

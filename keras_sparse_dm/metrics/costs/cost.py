@@ -6,6 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_sparse_dm._keras import has_value
+from keras_sparse_dm.checks import whole_number
 from keras_sparse_dm.masks.distributions import densities
 from keras_sparse_dm.metrics.costs.attention import AttentionFlops
 from keras_sparse_dm.metrics.costs.flops import forward_flops
@@ -83,8 +84,7 @@ def cost(
         ("iterations", iterations, 0),
         ("batch_size", 1 if batch_size is None else batch_size, 1),
     ):
-        if int(value) != value or value < least:
-            raise ValueError(f"`{name}` must be a whole number, {least} or more; received {value}.")
+        whole_number(f"`{name}`", value, least)
     forward = forward_flops(model, inputs)
     kernels = counted_kernels(model)
     if not kernels:

@@ -55,15 +55,3 @@ def check_widths(names, a, b):
             f"`{names[0]}` and `{names[1]}` must have the same number of features; "
             f"received {a} and {b}."
         )
-
-
-def checked_integer(argument, value, minimum):
-    """Return `value` as an int; raise a ValueError if it is not one or is below `minimum`."""
-    try:
-        if isinstance(value, (bool, str)) or int(value) != value or value < minimum:
-            raise ValueError
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(
-            f"`{argument}` must be an integer, {minimum} or more; received {value!r}."
-        ) from None
-    return int(value)

@@ -18,7 +18,7 @@ import tensorflow as tf
 from keras import ops
 from tqdm import tqdm
 
-from keras_sparse_dm.checks import one_of
+from keras_sparse_dm.checks import one_of, whole_number
 from keras_sparse_dm.convert.plan import as_float32
 from keras_sparse_dm.metrics.features.inception_network import KINDS, run_steps
 from keras_sparse_dm.metrics.features.inception_weights import (
@@ -136,8 +136,7 @@ class InceptionFeatures:
         self._forward = _forward(self.kind, fold_batch_norms(tensors), classifier, tap)
 
     def __call__(self, images, batch_size=32, progress=False):
-        if int(batch_size) != batch_size or batch_size < 1:
-            raise ValueError(f"`batch_size` must be 1 or more; received {batch_size!r}.")
+        batch_size = whole_number("`batch_size`", batch_size, 1)
         if not isinstance(images, Iterable):
             raise ValueError(
                 "`images` must be a uint8 array or an iterable of such arrays; received "

@@ -6,7 +6,7 @@ import math
 import keras
 from keras import ops
 
-from keras_sparse_dm.checks import one_of
+from keras_sparse_dm.checks import one_of, whole_number, whole_numbers
 from keras_sparse_dm.layers import SparseDense, SparseGRU
 from keras_sparse_dm.models.chirodiff.gru_for_sampling import can_sample, sampling_outputs
 from keras_sparse_dm.models.chirodiff.gru_for_training import can_train, training_outputs
@@ -50,8 +50,9 @@ class ChiroDiff(keras.Model):
     Example:
 
     >>> model = ChiroDiff(units=48, num_layers=2)
+    >>> points, t, lengths = np.zeros((2, 9, 3)), np.array([0, 999]), np.array([9, 5])
     >>> model((points, t, lengths)).shape
-    TensorShape([128, 90, 3])
+    TensorShape([2, 9, 3])
     """
 
     point_features = 3
@@ -72,16 +73,14 @@ class ChiroDiff(keras.Model):
         super().__init__(name=name, **kwargs)
         one_of("`representation`", representation, REPRESENTATIONS)
         of_each = isinstance(units, (list, tuple))
-        sizes = [
+        (whole_numbers if of_each else whole_number)("`units`", units, 1)
+        for name, value in (
             ("num_layers", num_layers),
-            *(("units", n) for n in (units if of_each else [units])),
-        ]
-        sizes += [("time_features", time_features), ("timesteps", timesteps)]
-        if projection_units is not None:
-            sizes.append(("projection_units", projection_units))
-        for name, value in sizes:
-            if int(value) != value or value < 1:
-                raise ValueError(f"`{name}` must be a whole number, 1 or more; received {value!r}.")
+            ("time_features", time_features),
+            ("timesteps", timesteps),
+            ("projection_units", 1 if projection_units is None else projection_units),
+        ):
+            whole_number(f"`{name}`", value, 1)
         if of_each and len(units) != num_layers:
             raise ValueError(
                 f"`units` must be one number, or one for each of the {num_layers} GRUs of "
