@@ -12,21 +12,26 @@ tf = lazy_module("tensorflow")
 torch = lazy_module("torch")
 
 
-def compiled(function, variables=tuple, assigned=(), **options):
+def compiled(function, variables=tuple, assigned=(), shapes=None, dtypes=None, **options):
     """Return a function of tensors that the backend compiles, without gradients.
 
-    TensorFlow traces a graph, JAX compiles a program for each shape of the tensors, and PyTorch runs
-    the function as it is.
+    TensorFlow traces a graph, JAX compiles a program for each shape of the tensors, and PyTorch
+    runs the function as it is.
 
     Args:
         function: Takes tensors, and returns tensors.
         variables: Function that returns the variables that `function` reads. JAX passes their
             present values to the program; any other variable would be a constant of it.
         assigned: Variables that `function` reads and assigns.
+        shapes, dtypes: Shapes and types of the tensors, with None for sizes that vary: TensorFlow
+            then traces one graph for all of them.
         options: Arguments of `tf.function`.
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":
+        if shapes is not None:
+            pairs = zip(shapes, dtypes, strict=True)
+            options["input_signature"] = [tf.TensorSpec(*pair) for pair in pairs]
         return tf.function(function, **options)
     if backend == "torch":
         return _without_gradients(function)

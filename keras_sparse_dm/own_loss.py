@@ -52,8 +52,10 @@ class _OnJax:
         trainable, others, of_optimizer, of_metrics = state
 
         def loss_of(trainable):
-            own = [*self._mapping(trainable, others), *zip(self.optimizer.variables, of_optimizer)]
-            with keras.StatelessScope(state_mapping=own, collect_losses=True) as scope:
+            values = self._values(trainable, others)
+            # The factor of loss scaling.
+            values += zip(self.optimizer.variables, of_optimizer, strict=True)
+            with keras.StatelessScope(state_mapping=values, collect_losses=True) as scope:
                 batch = self._prepared(data, training=True)
                 loss, outcome = self._loss(batch, training=True)
                 scaled_loss = self.optimizer.scale_loss(sum(self.losses, loss))
@@ -70,7 +72,7 @@ class _OnJax:
 
     def test_step(self, state, data):
         trainable, others, of_metrics = state
-        with keras.StatelessScope(state_mapping=self._mapping(trainable, others)) as scope:
+        with keras.StatelessScope(state_mapping=self._values(trainable, others)) as scope:
             batch = self._prepared(data, training=False)
             _, outcome = self._loss(batch, training=False)
         others = [scope.get_current_value(v) for v in self.non_trainable_variables]
@@ -78,13 +80,14 @@ class _OnJax:
 
     def _finish(self, state, batch, outcome, training):
         trainable, others, of_metrics = state
-        own = [*self._mapping(trainable, others), *zip(self.metrics_variables, of_metrics)]
-        with keras.StatelessScope(state_mapping=own) as scope:
+        values = self._values(trainable, others)
+        values += zip(self.metrics_variables, of_metrics, strict=True)
+        with keras.StatelessScope(state_mapping=values) as scope:
             logs = self._finished(batch, outcome, training)
         variables = self.trainable_variables, self.non_trainable_variables, self.metrics_variables
         return logs, tuple([scope.get_current_value(v) for v in some] for some in variables)
 
-    def _mapping(self, trainable, others):
+    def _values(self, trainable, others):
         return [
             *zip(self.trainable_variables, trainable, strict=True),
             *zip(self.non_trainable_variables, others, strict=True),

@@ -17,14 +17,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+from keras import ops
 from tqdm import tqdm
 
 from keras_sparse_dm.checks import check_whole
+from keras_sparse_dm.compiled import compiled
 from keras_sparse_dm.data.cache import fingerprint_of
 from keras_sparse_dm.files import whole_file
-from keras_sparse_dm.lazy import lazy_module
-
-tf = lazy_module("tensorflow")
 
 WEIGHTS = Path(__file__).parent / "weights" / "fd_kanji.npz"
 # Width and height of the network's input, in pixels.
@@ -72,31 +71,24 @@ class EmbeddedFeatures:
         self.dimensions = scale.size
         hashes = [_hash(array) for layer in layers for array in layer] + [_hash(scale)]
         self.fingerprint = fingerprint_of([VERSION, SIZE, _LUMA, strides, pooled, hashes])
-        scale = tf.constant(scale, tf.float32)
+        scale = ops.convert_to_tensor(scale, "float32")
         constants = [
-            (tf.constant(kernel, tf.float32), tf.constant(bias, tf.float32))
-            for kernel, bias in layers
+            tuple(ops.convert_to_tensor(array, "float32") for array in layer) for layer in layers
         ]
 
         def features(images, luma, rows, columns):
-            grey = tf.tensordot(tf.cast(images, tf.float32), luma, 1)
-            grey = tf.einsum("yh,bhw,xw->byx", rows, grey, columns)
+            grey = ops.tensordot(ops.cast(images, "float32"), luma, 1)
+            grey = ops.einsum("yh,bhw,xw->byx", rows, grey, columns)
             x = (1 - grey / 255)[..., None]
             means = []
             for (kernel, bias), stride in zip(constants, strides, strict=True):
-                x = tf.nn.relu(tf.nn.conv2d(x, kernel, stride, "SAME") + bias)
-                means.append(tf.reduce_mean(x, axis=(1, 2)))
-            return tf.concat([means[i] for i in pooled], axis=1) * scale
+                x = ops.conv(x, kernel, stride, "same", data_format="channels_last")
+                x = ops.relu(x + bias)
+                means.append(ops.mean(x, axis=(1, 2)))
+            return ops.concatenate([means[i] for i in pooled], axis=1) * scale
 
-        self._features = tf.function(
-            features,
-            input_signature=[
-                tf.TensorSpec((None, None, None, None), tf.uint8),
-                tf.TensorSpec((None,), tf.float32),
-                tf.TensorSpec((SIZE, None), tf.float32),
-                tf.TensorSpec((SIZE, None), tf.float32),
-            ],
-        )
+        shapes = ((None,) * 4, (None,), (SIZE, None), (SIZE, None))
+        self._features = compiled(features, shapes=shapes, dtypes=("uint8", *["float32"] * 3))
 
     def __call__(self, images, batch_size: int = 256, progress: bool = False) -> np.ndarray:
         """Return the features of images.
@@ -128,7 +120,7 @@ class EmbeddedFeatures:
                 # Pad the last batch, so that all batches take the same path.
                 missing = min(batch_size, len(images)) - count
                 batch = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))
-                values = self._features(batch, luma, rows, columns).numpy()
+                values = ops.convert_to_numpy(self._features(batch, luma, rows, columns))
                 result[start : start + count] = values[:count]
                 bar.update(count)
         return result

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from keras import ops
 from tqdm import tqdm
 
 from keras_sparse_dm.checks import one_of, whole_number
+from keras_sparse_dm.compiled import compiled
 from keras_sparse_dm.convert.plan import as_float32
 from keras_sparse_dm.metrics.features.inception_network import KINDS, run_steps
 from keras_sparse_dm.metrics.features.inception_weights import (
@@ -158,7 +158,7 @@ class InceptionFeatures:
                     part = batch[begin : begin + int(batch_size)]
                     if part.shape[-1] < KINDS[self.kind].image_channels:
                         part = np.repeat(part, KINDS[self.kind].image_channels, axis=-1)
-                    features.append(ops.convert_to_numpy(self._forward(part, rows, columns)))
+                    features.append(ops.convert_to_numpy(self._forward(part, *rows, *columns)))
                     bar.update(len(part))
         if not features:
             raise ValueError("`images` must hold one image or more; received none.")
@@ -195,7 +195,8 @@ def _forward(kind, weights, classifier, tap):
     """Return the compiled function from uint8 images to features."""
     kind = KINDS[kind]
 
-    def features(images, rows, columns):
+    def features(images, *interpolations):
+        rows, columns = interpolations[:3], interpolations[3:]
         x = ops.cast(images, "float32")
         if kind.image_channels == 1:
             # The network takes light strokes on black; values below 0.1 count as paper.
@@ -212,9 +213,9 @@ def _forward(kind, weights, classifier, tap):
 
     # Weights are constants of the graph, so their layout is converted for the processor once.
     # Image sizes are left open, so one graph serves all images.
-    axis = tuple(tf.TensorSpec((IMAGE_SIZE,), dtype) for dtype in ("int32", "int32", "float32"))
-    images = tf.TensorSpec((None, None, None, kind.image_channels), "uint8")
-    return tf.function(features, input_signature=(images, axis, axis))
+    shapes = ((None, None, None, kind.image_channels), *[(IMAGE_SIZE,)] * 6)
+    dtypes = ("uint8", *["int32", "int32", "float32"] * 2)
+    return compiled(features, shapes=shapes, dtypes=dtypes)
 
 
 def interpolation(size, new_size, half_pixel_centers):
