@@ -8,7 +8,7 @@ import pytest
 from support import shared_folder
 
 from keras_sparse_dm.data.sketches import digits as module
-from keras_sparse_dm.data.sketches.digits import DigitImages, load_digits
+from keras_sparse_dm.data.sketches.digits import load_digits
 
 
 def idx(array, magic=None):
@@ -44,27 +44,6 @@ def assert_is(digits, *expected):
 @pytest.fixture
 def no_tfds(monkeypatch):
     monkeypatch.setattr(module, "_read_tfds", lambda folder, part: None)
-
-
-# DigitImages
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"images": np.zeros((2, 4, 4))}, r"images has shape \(2, 4, 4\) and type float64"),
-        ({"images": np.zeros((2, 16), np.uint8)}, r"of shape \(n, height, width\)"),
-        ({"labels": np.zeros(2, int)}, "labels has shape .* must be uint8 of shape"),
-        ({"labels": np.zeros((2, 1), np.uint8)}, r"labels has shape \(2, 1\)"),
-        ({"labels": np.zeros(3, np.uint8)}, "here: 2 images but 3 labels"),
-        ({"labels": np.array([9, 10], np.uint8)}, "here: label 1 is 10; labels must be from 0"),
-    ],
-)
-def test_digits_that_do_not_fit_are_refused(changes, message):
-    fitting = {"images": np.zeros((2, 4, 4), np.uint8), "labels": np.zeros(2, np.uint8)}
-    DigitImages(**fitting, source="here")
-    with pytest.raises(ValueError, match=message):
-        DigitImages(**fitting | changes, source="here")
 
 
 def test_unknown_parts_are_refused():
@@ -133,7 +112,7 @@ def test_what_a_folder_lacks_or_has_twice_is_named(tmp_path, no_tfds):
 def test_all_parts_must_be_of_one_size(tmp_path):
     write(tmp_path, "train-", size=5)
     write(tmp_path, "t10k-", size=7)
-    with pytest.raises(ValueError, match="6 x 5 in train-images.* and 8 x 7 in t10k-images"):
+    with pytest.raises(ValueError, match=r"t10k-im.*\(7, 8\), but \(5, 6\) in train-images"):
         load_digits(tmp_path, "all")
 
 
@@ -145,13 +124,21 @@ IMAGES, LABELS = some_digits(7)
     [
         ("images", b"", "ends within the header"),
         ("images", idx(IMAGES)[:15], "ends within the header"),
-        ("images", idx(LABELS), "begins with the number 2049, as a file of labels; .* with 2051"),
+        (
+            "images",
+            idx(np.tile(LABELS, 2)),
+            "begins with the number 2049; .* images begins with 2051",
+        ),
         ("images", b"\x89PNG\r\n" + bytes(99), "begins with the number 2303741511; an IDX"),
-        ("images", idx(IMAGES)[:-1], r"announces shape \(7, 5, 6\), 210 bytes, but only 209"),
+        ("images", idx(IMAGES)[:-1], r"announces shape \[7, 5, 6\], 210 bytes, but only 209"),
         ("images", idx(IMAGES) + b"\0", "210 bytes, but more follow"),
-        ("images", struct.pack(">4I", 2051, 0, 28, 28), "announces shape .* which is empty"),
-        ("images", struct.pack(">4I", 2051, *[2**32 - 1] * 3), "more than 536,870,912 bytes"),
-        ("labels", idx(IMAGES), "begins with the number 2051, as a file of images; .* with 2049"),
+        (
+            "images",
+            struct.pack(">4I", 2051, 0, 28, 28),
+            r"announces shape \[0, 28, 28\]; .* from 1 to",
+        ),
+        ("images", struct.pack(">4I", 2051, *[2**32 - 1] * 3), "shape .* from 1 to 536,870,912"),
+        ("labels", idx(IMAGES), "begins with the number 2051; .* labels begins with 2049"),
         ("labels", idx(LABELS[:-1]), "7 images but 6 labels"),
         ("labels", idx(LABELS * 0 + 11), "label 0 is 11; labels must be from 0 to 9"),
     ],

@@ -36,8 +36,12 @@ HOW_TO_GET = (
 )
 
 # "t10k-images-idx3-ubyte" or "t10k-images.idx3-ubyte", optionally with ".gz".
-_IMAGES_NAME = re.compile(r"(.*)images([-.])idx3([-.])ubyte(\.gz)?")
-_IMAGES_MAGIC, _LABELS_MAGIC = 2051, 2049
+_NAME = re.compile(r"(.*)(images[-.]idx3|labels[-.]idx1)[-.]ubyte(\.gz)?")
+# Name of each part's file, and the pattern of other names by which it is known.
+_PARTS = {
+    "train": ("train-images-idx3-ubyte", re.compile(".*train")),
+    "test": ("t10k-images-idx3-ubyte", re.compile("(?!.*train).*(t10k|test)")),
+}
 
 # Size of MNIST's pictures.
 _SIZE = 28
@@ -55,36 +59,12 @@ class DigitImages:
         labels: uint8 array of shape `(n,)`, from 0 to 9.
         source: origin of the pictures, for messages.
         files: files from which they were read; empty for digits that come with a package.
-
-    Raises:
-        ValueError: if types, shapes or labels are inconsistent.
     """
 
     images: np.ndarray
     labels: np.ndarray
     source: str
     files: tuple[Path, ...] = ()
-
-    def __post_init__(self):
-        for argument, value, axes in (
-            ("images", self.images, "(n, height, width)"),
-            ("labels", self.labels, "(n,)"),
-        ):
-            if value.dtype != np.uint8 or value.ndim != axes.count(",") + (axes != "(n,)"):
-                raise ValueError(
-                    f"{argument} has shape {value.shape} and type {value.dtype}; it must be uint8 "
-                    f"of shape {axes}"
-                )
-        if len(self.images) != len(self.labels):
-            raise ValueError(
-                f"{self.source}: {len(self.images)} images but {len(self.labels)} labels; the "
-                "numbers must be equal"
-            )
-        if (self.labels > 9).any():
-            i = int(np.argmax(self.labels > 9))
-            raise ValueError(
-                f"{self.source}: label {i} is {self.labels[i]}; labels must be from 0 to 9"
-            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -120,24 +100,21 @@ def load_digits(folder=None, part: str = "test") -> DigitImages:
             f"part={part!r} is unknown; it must be one of " + ", ".join(map(repr, DIGITS))
         )
     if folder is None:
-        digits = _read_tfds(None, part)
-        return _embedded_digits() if digits is None else digits
+        return _read_tfds(None, part) or _embedded_digits()
 
     path = Path(folder).expanduser()
     if path.is_file():
-        match = _IMAGES_NAME.fullmatch(path.name)
-        if match is None:
+        match = _NAME.fullmatch(path.name)
+        if match is None or not match[2].startswith("images"):
             raise ValueError(
                 f"folder={str(path)!r} is a file, but its name is not like those of MNIST's images "
                 "(t10k-images-idx3-ubyte.gz); give such a file or its folder"
             )
-        return _read_idx([path])
+        return _read_idx({match[1]: path})
     if not path.is_dir():
         raise FileNotFoundError(f"folder={str(path)!r} does not exist; {HOW_TO_GET}")
-    sets = _idx_files(path)
-    if sets:
-        return _read_idx(_select(sets, part, path))
-    digits = _read_tfds(path, part)
+    found = _idx_files(path, "images")
+    digits = _read_idx(_select(found, part, path)) if found else _read_tfds(path, part)
     if digits is None:
         raise FileNotFoundError(
             f"folder={str(path)!r} holds neither IDX files of images (t10k-images-idx3-ubyte.gz) "
@@ -149,109 +126,91 @@ def load_digits(folder=None, part: str = "test") -> DigitImages:
 # IDX files ---------------------------------------------------------------------------------
 
 
-def _idx_files(folder: Path) -> dict[str, Path]:
-    """Return the files of images by the first part of their names; uncompressed ones win."""
+def _idx_files(folder: Path, kind: str) -> dict[str, Path]:
+    """Return the files of images or labels by the start of their names; uncompressed ones win."""
     found = {}
     for file in sorted(folder.iterdir(), key=lambda file: (file.suffix == ".gz", file.name)):
-        match = _IMAGES_NAME.fullmatch(file.name)
-        if match is not None and file.is_file():
+        match = _NAME.fullmatch(file.name)
+        if match is not None and match[2].startswith(kind) and file.is_file():
             found.setdefault(match[1], file)
     return found
 
 
-def _select(sets: dict[str, Path], part: str, folder: Path) -> list[Path]:
-    """Return the files of images that hold a part, or all parts."""
-    by_part = {"train": [], "test": []}
-    for start, file in sorted(sets.items()):
-        if "train" in start:
-            by_part["train"].append(file)
-        elif "t10k" in start or "test" in start:
-            by_part["test"].append(file)
-    names = ", ".join(file.name for file in sets.values())
-    chosen = []
-    for which in ("train", "test") if part == "all" else (part,):
-        files = by_part[which]
+def _select(found: dict[str, Path], part: str, folder: Path) -> dict[str, Path]:
+    """Return those files of images that hold a part, or all parts."""
+    chosen = {}
+    for which in _PARTS if part == "all" else (part,):
+        usual, pattern = _PARTS[which]
+        files = {start: file for start, file in found.items() if pattern.match(start)}
+        names = ", ".join(sorted(file.name for file in (files or found).values()))
         if not files:
             raise FileNotFoundError(
-                f"folder={str(folder)!r} holds no IDX file of images for part={part!r}, "
-                f"'{'train' if which == 'train' else 't10k'}-images-idx3-ubyte', but {names}; "
-                "give another part, or such a file itself"
+                f"folder={str(folder)!r} holds no IDX file of images for part={part!r}, {usual!r}, "
+                f"but {names}; give another part, or such a file itself"
             )
         if len(files) > 1:
             raise ValueError(
                 f"folder={str(folder)!r} holds more than one IDX file of images for "
-                f"part={part!r}: {', '.join(file.name for file in files)}; give the file itself"
+                f"part={part!r}: {names}; give the file itself"
             )
-        chosen += files
+        chosen |= files
     return chosen
 
 
-def _read_idx(files: list[Path]) -> DigitImages:
-    images, labels, sources = [], [], []
-    for file in files:
-        sources.append((file, _labels_file(file)))
-        images.append(_read_array(file, _IMAGES_MAGIC, 3))
-        labels.append(_read_array(sources[-1][1], _LABELS_MAGIC, 1))
-        # Check each file by itself, so that the message names it.
-        DigitImages(images[-1], labels[-1], str(file))
-    if len({array.shape[1:] for array in images}) > 1:
-        sizes = " and ".join(
-            f"{width} x {height} in {file.name}"
-            for file, (_, height, width) in zip(files, (a.shape for a in images), strict=True)
-        )
-        raise ValueError(f"{files[0].parent}: images must have one size; received {sizes}")
-    return DigitImages(
-        np.concatenate(images),
-        np.concatenate(labels),
-        f"MNIST ({', '.join(file.name for file in files)})",
-        tuple(file for pair in sources for file in pair),
-    )
+def _read_idx(chosen: dict[str, Path]) -> DigitImages:
+    images, labels, files = [], [], []
+    for start, file in chosen.items():
+        labels_file = _idx_files(file.parent, "labels").get(start)
+        if labels_file is None:
+            raise FileNotFoundError(
+                f"{file} has no file of labels beside it; {start}labels-idx1-ubyte is missing"
+            )
+        files += [file, labels_file]
+        images.append(_read_array(file, "images"))
+        labels.append(_read_array(labels_file, "labels"))
+        if images[-1].shape[1:] != images[0].shape[1:]:
+            raise ValueError(
+                f"{file}: images have shape {images[-1].shape[1:]}, but {images[0].shape[1:]} in "
+                f"{files[0].name}; all images must have one size"
+            )
+        if len(images[-1]) != len(labels[-1]):
+            raise ValueError(
+                f"{file}: {len(images[-1])} images but {len(labels[-1])} labels; the numbers must "
+                "be equal"
+            )
+        if labels[-1].max() > 9:
+            raise ValueError(
+                f"{labels_file}: label {labels[-1].argmax()} is {labels[-1].max()}; labels must be "
+                "from 0 to 9"
+            )
+    source = f"MNIST ({', '.join(file.name for file in chosen.values())})"
+    return DigitImages(np.concatenate(images), np.concatenate(labels), source, tuple(files))
 
 
-def _labels_file(images: Path) -> Path:
-    start, dash, second, packed = _IMAGES_NAME.fullmatch(images.name).groups()
-    names = [
-        f"{start}labels{a}idx1{b}ubyte{suffix}"
-        for a, b in ((dash, second), ("-", "-"), (".", "-"))
-        for suffix in (packed or "", ".gz", "")
-    ]
-    for name in names:
-        if images.with_name(name).is_file():
-            return images.with_name(name)
-    raise FileNotFoundError(
-        f"{images} has no file of labels beside it; {images.with_name(names[0]).name} is missing"
-    )
-
-
-def _read_array(file: Path, magic: int, axes: int) -> np.ndarray:
+def _read_array(file: Path, kind: str) -> np.ndarray:
     """Return the uint8 array of an IDX file; unpacks no more than its header announces."""
-    what = {_IMAGES_MAGIC: "images", _LABELS_MAGIC: "labels"}
+    axes = 3 if kind == "images" else 1
+    # Says that bytes follow, and the number of axes.
+    magic = 0x800 + axes
     try:
         with file.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-        with gzip.open(file) if packed else file.open("rb") as stream:
-            header = stream.read(4 + 4 * axes)
-            found = int.from_bytes(header[:4], "big")
-            if len(header) >= 4 and found != magic:
-                hint = f", as a file of {what[found]}" if found in what else ""
-                raise ValueError(
-                    f"{file}: begins with the number {found}{hint}; an IDX file of {what[magic]} "
-                    f"begins with {magic}"
-                )
-            if len(header) < 4 + 4 * axes:
-                raise ValueError(f"{file}: ends within the header of an IDX file")
-            shape = struct.unpack(f">{axes}I", header[4:])
+            stream = gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+            found, *shape = struct.unpack(f">{1 + axes}I", stream.read(4 + 4 * axes))
             size = math.prod(shape)
-            if size == 0:
-                raise ValueError(f"{file}: its header announces shape {shape}, which is empty")
-            if size > MAX_PIXELS:
+            if found != magic:
                 raise ValueError(
-                    f"{file}: its header announces shape {shape}, more than {MAX_PIXELS:,} bytes"
+                    f"{file}: begins with the number {found}; an IDX file of {kind} begins with "
+                    f"{magic}"
+                )
+            if not 0 < size <= MAX_PIXELS:
+                raise ValueError(
+                    f"{file}: its header announces shape {shape}; there must be from 1 to "
+                    f"{MAX_PIXELS:,} bytes"
                 )
             content = stream.read(size + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
-            raise
+    except struct.error as error:
+        raise ValueError(f"{file}: ends within the header of an IDX file of {kind}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{file}: cannot be unpacked: {error}") from error
     if len(content) != size:
         there = f"only {len(content):,}" if len(content) < size else "more"

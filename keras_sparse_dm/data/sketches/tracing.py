@@ -79,8 +79,14 @@ def trace(image, name: str = "", label: str = "") -> Sketch:
     """
     ink = ink_of(image)
     slope = _slope(image)
-    paths = [_smooth(_centre(points, slope)) for points in pen_paths(ink)]
-    paths = _in_order_of_drawing([np.clip(points, 0, ink.shape[::-1]) for points in paths])
+    paths = []
+    for points in pen_paths(ink):
+        points = np.clip(_smooth(_centre(points, slope)), 0, ink.shape[::-1])
+        # Simplification keeps the first and last point, so the start must be known before.
+        paths.append(_simplify(_from_its_start(points)))
+    paths.sort(key=lambda path: (path[0, 1], path[0, 0], len(path), path.tolist()))
+    longest = max(paths, key=_length)
+    paths.sort(key=lambda path: path is not longest)
     strokes = with_travel_times(np.concatenate(paths), [len(path) for path in paths])
     return Sketch(strokes, name, label)
 
@@ -97,11 +103,9 @@ def ink_of(image) -> np.ndarray:
     if brightest == 0:
         raise ValueError("image has no ink: all of its pixels are 0; ink must be bright on 0")
     ink = image > INK_SHARE * brightest
-    pieces, count = scipy.ndimage.label(ink, np.ones((3, 3)))
-    if count > 1:
-        sizes = np.bincount(pieces.ravel())
-        sizes[0] = 0
-        ink = (sizes >= SPECK_SHARE * sizes.max())[pieces] & ink
+    pieces, _ = scipy.ndimage.label(ink, np.ones((3, 3)))
+    sizes = np.bincount(pieces[ink])
+    ink = (sizes >= SPECK_SHARE * sizes.max())[pieces]
     # Thinning would lead a line around a single missing pixel.
     return ink | scipy.ndimage.binary_erosion(ink, [[0, 1, 0], [1, 0, 1], [0, 1, 0]])
 
@@ -143,12 +147,8 @@ def _smooth(points: np.ndarray) -> np.ndarray:
         return np.concatenate([smooth, smooth[:1]])
     # The line's point reflection beyond each end keeps the end in place.
     n = min(len(points) - 1, math.ceil(4 * _SMOOTHING))
-    before = 2 * points[0] - points[n:0:-1]
-    after = 2 * points[-1] - points[-2 : -n - 2 : -1]
-    smooth = scipy.ndimage.gaussian_filter1d(
-        np.concatenate([before, points, after]), _SMOOTHING, axis=0
-    )
-    smooth = smooth[n : n + len(points)]
+    longer = np.pad(points, ((n, n), (0, 0)), mode="reflect", reflect_type="odd")
+    smooth = scipy.ndimage.gaussian_filter1d(longer, _SMOOTHING, axis=0)[n:-n]
     smooth[[0, -1]] = points[[0, -1]]
     return smooth
 
@@ -164,26 +164,16 @@ def _is_closed(points: np.ndarray) -> bool:
     return len(points) > 2 and bool((points[0] == points[-1]).all())
 
 
-def _in_order_of_drawing(paths: list[np.ndarray]) -> list[np.ndarray]:
-    # Simplified after the start is known, because simplification keeps the first and last point.
-    paths = [_simplify(_from_its_start(path)) for path in paths]
-    paths.sort(key=lambda path: (path[0, 1], path[0, 0], len(path), path.tolist()))
-    longest = max(range(len(paths)), key=lambda i: _length(paths[i]))
-    return [paths[longest], *paths[:longest], *paths[longest + 1 :]]
-
-
 def _from_its_start(path: np.ndarray) -> np.ndarray:
-    if _is_closed(path):
-        loop = path[:-1]
-        top = min(range(len(loop)), key=lambda i: (loop[i, 1], loop[i, 0]))
-        loop = np.roll(loop, -top, axis=0)
-        # A closed stroke goes left first from the top.
-        n = max(1, len(loop) // 8)
-        if loop[n, 0] > loop[-n, 0]:
-            loop = np.concatenate([loop[:1], loop[:0:-1]])
-        return np.concatenate([loop, loop[:1]])
-    first, last = (end[1] + end[0] / 2 for end in (path[0], path[-1]))
-    return path if (first, path[0, 1]) <= (last, path[-1, 1]) else path[::-1]
+    if not _is_closed(path):
+        return min(path, path[::-1], key=lambda way: (way[0, 1] + way[0, 0] / 2, way[0, 1]))
+    loop = path[:-1]
+    loop = np.roll(loop, -np.lexsort(loop.T)[0], axis=0)
+    # A closed stroke goes left first from the top.
+    n = max(1, len(loop) // 8)
+    if loop[n, 0] > loop[-n, 0]:
+        loop = np.concatenate([loop[:1], loop[:0:-1]])
+    return np.concatenate([loop, loop[:1]])
 
 
 def _length(points: np.ndarray) -> float:
