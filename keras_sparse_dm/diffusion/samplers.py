@@ -197,11 +197,25 @@ def _sampling_loop(denoise, noisy, ranks, jit_compile):
     return loops[key]
 
 
+def _normal_like(x, generator, state):
+    """Return standard normal noise, and `[state]` of the generator after it, or [] for [].
+
+    Without a given state, the generator uses its own.
+    """
+    shape = ops.shape(x)
+    if not state:
+        return keras.random.normal(shape, dtype=x.dtype, seed=generator), []
+    with keras.StatelessScope(state_mapping=[(generator.state, state[0])]) as scope:
+        noise = keras.random.normal(shape, dtype=x.dtype, seed=generator)
+    return noise, [scope.get_current_value(generator.state)]
+
+
 def _make_sampling_loop(denoise, noisy, jit_compile):
     generator = keras.random.SeedGenerator(0) if noisy else None
 
     def loop(x_T, timesteps, factors, bounds, context):
-        def step(i, x):
+        def step(i, carried):
+            x, *state = carried
             # With `[i]`, XLA would compile once for every position of the slice.
             i = bounds[0] + bounds[1] - 1 - i
             t = ops.broadcast_to(ops.take(timesteps, i), (ops.shape(x)[0],))
@@ -209,12 +223,18 @@ def _make_sampling_loop(denoise, noisy, jit_compile):
             epsilon = ops.cast(denoise(x, t, *context), x.dtype)
             next_x = a * x + b * epsilon
             if noisy:
-                noise = keras.random.normal(ops.shape(x), dtype=x.dtype, seed=generator)
+                noise, state = _normal_like(x, generator, state)
                 next_x = next_x + c * noise
             # The static shape of a loop variable must not change.
-            return ops.reshape(next_x, ops.shape(x))
+            return (ops.reshape(next_x, ops.shape(x)), *state)
 
-        return ops.fori_loop(bounds[0], bounds[1], step, x_T)
+        # A loop of JAX assigns no variables, so it carries the generator's state.
+        carries = noisy and keras.backend.backend() == "jax"
+        state = [ops.convert_to_tensor(generator.state)] if carries else []
+        x, *state = ops.fori_loop(bounds[0], bounds[1], step, (x_T, *state))
+        if carries:
+            generator.state.assign(state[0])
+        return x
 
     variables = getattr(denoise, "variables", None)
     if keras.backend.backend() == "jax" and variables is None:

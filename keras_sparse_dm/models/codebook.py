@@ -47,7 +47,9 @@ def nearest_codes(latents, codebook):
 
 def count_codes(indices, codes):
     """Count how often each of a number of codes occurs in indices: int tensor (codes,)."""
-    return ops.bincount(ops.reshape(indices, (-1,)), minlength=codes)
+    flat = ops.reshape(indices, (-1,))
+    # JAX cannot compile `bincount`, whose result could be longer.
+    return ops.segment_sum(ops.ones_like(flat), flat, num_segments=codes)
 
 
 def share_used(counts):

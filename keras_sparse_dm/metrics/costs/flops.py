@@ -22,6 +22,7 @@ from keras_sparse_dm.metrics.costs.example_inputs import example_inputs
 from keras_sparse_dm.metrics.costs.kernels import counted_kernels, is_packed
 from keras_sparse_dm.models import ChiroDiff, blocks
 
+jax = lazy_module("jax")
 tf = lazy_module("tensorflow")
 
 # Weights of these layers scale, shift or are looked up; by convention they are not counted.
@@ -130,7 +131,7 @@ def forward_flops(model, inputs):
 
 
 def _trace(model, inputs):
-    """Call a model; on TensorFlow, only trace the call.
+    """Call a model; on TensorFlow and JAX, only trace the call.
 
     Returns:
         Set of the `id` of each variable that was read.
@@ -143,6 +144,8 @@ def _trace(model, inputs):
 
     if keras.backend.backend() == "tensorflow":
         tf.function(call).get_concrete_function()
+    elif keras.backend.backend() == "jax":
+        jax.eval_shape(call)
     else:
         call()
     return scope.read
