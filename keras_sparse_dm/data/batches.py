@@ -49,6 +49,7 @@ def train_batches(
     jitter: float = 0.0,
     num_shards: int = 1,
     shard: int = 0,
+    length_multiple: int = 1,
 ) -> tf.data.Dataset:
     """Return an endless stream of shuffled training batches of sketches of similar length.
 
@@ -72,12 +73,14 @@ def train_batches(
         num_shards: number of workers that share the batches of each epoch. All pass the same
             `seed`.
         shard: number of this worker, counted from 0.
+        length_multiple: number of which `length` is a multiple. JAX compiles a program for each
+            length: with 32 there are few.
 
     Returns:
         A `tf.data.Dataset` of dictionaries: `"points"`, float32 `(batch, length, 3)`, zero after
-        each sketch's own length, where `length` is that of the batch's longest sketch; and
-        `"lengths"`, int32 `(batch,)`. An epoch has `steps_per_epoch` batches. Several workers get
-        the same number of them each; the remainder is dropped.
+        each sketch's own length, where `length` is that of the batch's longest sketch, rounded up
+        to the next multiple; and `"lengths"`, int32 `(batch,)`. An epoch has `steps_per_epoch`
+        batches. Several workers get the same number of them each; the remainder is dropped.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -89,6 +92,7 @@ def train_batches(
     ...     print(batch["points"].shape, batch["lengths"].numpy())
     (4, 11, 3) [ 5  7  9 11]
     """
+    check_whole("length_multiple", length_multiple, 1, 2**31)
     check_whole("num_shards", num_shards, 1, 2**31)
     check_whole("shard", shard, 0, num_shards)
     steps = steps_per_epoch(arrays, batch_size) // num_shards
@@ -128,7 +132,7 @@ def train_batches(
             )
             return batch | {"points": points}
 
-    dataset = _gather_batches(dataset, arrays, augment)
+    dataset = _gather_batches(dataset, arrays, length_multiple, augment)
     return dataset.apply(
         tf.data.experimental.assert_cardinality(
             tf.data.INFINITE_CARDINALITY if epochs is None else steps * epochs
@@ -185,18 +189,21 @@ def _check_jitter(amount) -> None:
         raise ValueError(f"jitter={amount!r} must be a number, 0 or more")
 
 
-def eval_batches(arrays: SketchArrays, batch_size: int) -> tf.data.Dataset:
+def eval_batches(
+    arrays: SketchArrays, batch_size: int, length_multiple: int = 1
+) -> tf.data.Dataset:
     """Return batches of all sketches, each once, in a fixed order from the shortest to the longest.
 
     Args:
         arrays: the sketches, at least one.
         batch_size: sketches per batch, at least 1; the last batch may hold fewer.
+        length_multiple: as in `train_batches`.
 
     Returns:
         A finite `tf.data.Dataset` of known cardinality, with the elements of `train_batches`.
 
     Raises:
-        ValueError: if `batch_size` is below 1, or there is no sketch.
+        ValueError: if `batch_size` or `length_multiple` is below 1, or there is no sketch.
 
     Example:
 
@@ -205,11 +212,12 @@ def eval_batches(arrays: SketchArrays, batch_size: int) -> tf.data.Dataset:
     [[5, 7, 9], [11]]
     """
     batch_size = _check_batch_size(batch_size)
+    check_whole("length_multiple", length_multiple, 1, 2**31)
     if len(arrays) == 0:
         raise ValueError("arrays holds no sketch; evaluation needs at least one")
     order = np.argsort(arrays.lengths, kind="stable").astype(np.int32)
     batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
-    return _gather_batches(batches.map(lambda numbers: (numbers, ())), arrays)
+    return _gather_batches(batches.map(lambda numbers: (numbers, ())), arrays, length_multiple)
 
 
 def padding_waste(arrays: SketchArrays, batch_size: int, seed: int = 0, epochs: int = 1) -> float:
@@ -287,7 +295,9 @@ def _epoch_order(lengths, batch_size: int, seed: int, epoch) -> tf.Tensor:
     return tf.reshape(tf.gather(tf.reshape(order, [steps, batch_size]), batches), [used])
 
 
-def _gather_batches(batches: tf.data.Dataset, arrays: SketchArrays, augment=None):
+def _gather_batches(
+    batches: tf.data.Dataset, arrays: SketchArrays, length_multiple: int, augment=None
+):
     """Turn a stream of `(sketch numbers, second argument of augment)` into batches."""
     # On the CPU, where tf.data runs; otherwise TensorFlow would place them on the GPU.
     with tf.device("CPU"):
@@ -302,7 +312,12 @@ def _gather_batches(batches: tf.data.Dataset, arrays: SketchArrays, augment=None
             "points": tf.ensure_shape(chosen.to_tensor(), [batch_size, None, 3]),
             "lengths": tf.ensure_shape(lengths, [batch_size]),
         }
-        return batch if augment is None else augment(batch, place)
+        if augment is not None:
+            batch = augment(batch, place)
+        if length_multiple > 1:
+            more = -tf.shape(batch["points"])[1] % length_multiple
+            batch |= {"points": tf.pad(batch["points"], [[0, 0], [0, more], [0, 0]])}
+        return batch
 
     dataset = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return dataset.prefetch(tf.data.AUTOTUNE)

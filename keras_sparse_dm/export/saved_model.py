@@ -5,12 +5,14 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-import tensorflow as tf
-
 from keras_sparse_dm.diffusion import DiffusionModel
+from keras_sparse_dm.export.needs_tensorflow import check_backend
 from keras_sparse_dm.files import whole_directory
 from keras_sparse_dm.layers.shared_copy import shared_copy
+from keras_sparse_dm.lazy import lazy_module, load
 from keras_sparse_dm.models import ChiroDiff, LatentDiffusion, UNet
+
+tf = load(lazy_module("tensorflow"))
 
 METADATA_FILE = Path("assets.extra") / "keras_sparse_dm.json"
 FORMAT_VERSION = 1
@@ -67,6 +69,7 @@ def to_saved_model(model, path, metadata=None, latent_size=None):
     ... )["samples"].shape
     TensorShape([2, 8, 3])
     """
+    check_backend("to_saved_model")
     path = Path(path)
     if path.exists() and not (path.is_dir() and _may_be_replaced(path)):
         raise ValueError(

@@ -4,9 +4,10 @@ import warnings
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from keras_sparse_dm.checks import SettingsError
+from keras_sparse_dm.compiled import compiled
 from keras_sparse_dm.convert import load_pytorch
 from keras_sparse_dm.data.images import (
     cache_latents,
@@ -26,6 +27,7 @@ from keras_sparse_dm.runs.autoencoder import (
     trained_autoencoder,
 )
 from keras_sparse_dm.runs.kinds import Kind
+from keras_sparse_dm.runs.precision import computing_in
 
 SAMPLING_BATCH_SIZE = 16
 # Number of real images in memory at a time, to compute features of.
@@ -136,7 +138,8 @@ class ImageRun:
         self._encoded = self._real_features = None
         try:
             # Quick checks come first, before any long work.
-            self._denoiser = UNet(**self.preset.denoiser_arguments(), name="unet")
+            with computing_in(settings.training.precision):
+                self._denoiser = UNet(**self.preset.denoiser_arguments(), name="unet")
             autoencoder = None
             if settings.autoencoder is not None:
                 autoencoder = load_autoencoder(settings.autoencoder, self.preset)
@@ -167,14 +170,15 @@ class ImageRun:
     def new_model(self):
         """Return the untrained, dense `LatentDiffusion`, not compiled."""
         try:
-            return LatentDiffusion(
-                self._denoiser,
-                self.autoencoder,
-                self.preset.noise.to_schedule(),
-                image_size=self.settings.data.image_size,
-                scale_latents=self.settings.model.scale_latents,
-                seed=self.settings.seed,
-            )
+            with computing_in(self.settings.training.precision):
+                return LatentDiffusion(
+                    self._denoiser,
+                    self.autoencoder,
+                    self.preset.noise.to_schedule(),
+                    image_size=self.settings.data.image_size,
+                    scale_latents=self.settings.model.scale_latents,
+                    seed=self.settings.seed,
+                )
         except ValueError as error:
             raise SettingsError(f"--autoencoder: {error}") from None
 
@@ -193,7 +197,7 @@ class ImageRun:
     def before_training(self, model):
         """Encode the images if the settings cache latents, and set the scale of the latents."""
         if self.settings.data.cache_latents:
-            encode = tf.function(model.encode)
+            encode = compiled(model.encode, lambda: model.autoencoder.variables)
             fingerprint = model.autoencoder.fingerprint()
             with cache_errors():
                 self._encoded = tuple(
@@ -209,6 +213,7 @@ class ImageRun:
         if model.scale_latents and not float(model.scale_known):
             # The untrained network, which is evaluated first, needs the scale.
             (batch,) = self.train_batches(0).take(1)
+            batch = keras.tree.map_structure(ops.convert_to_tensor, batch)
             model.clean_batch(batch, training=True)
 
     @property

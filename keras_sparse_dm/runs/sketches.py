@@ -2,6 +2,7 @@
 
 import zlib
 
+import keras
 import numpy as np
 
 from keras_sparse_dm.checks import SettingsError
@@ -23,6 +24,7 @@ from keras_sparse_dm.metrics import render_sketches
 from keras_sparse_dm.models import ChiroDiff
 from keras_sparse_dm.presets import get_preset
 from keras_sparse_dm.runs.kinds import Kind
+from keras_sparse_dm.runs.precision import computing_in
 from keras_sparse_dm.runs.sketch_data import load_sketch_data
 
 EVAL_BATCH_SIZE = 256
@@ -147,8 +149,9 @@ class SketchRun:
     def new_model(self):
         """Return the untrained, dense `DiffusionModel`, not compiled."""
         seed = self.settings.seed
-        denoiser = ChiroDiff(**self.preset.denoiser_arguments(), seed=seed)
-        return DiffusionModel(denoiser, self.preset.noise.to_schedule(), seed=seed)
+        with computing_in(self.settings.training.precision):
+            denoiser = ChiroDiff(**self.preset.denoiser_arguments(), seed=seed)
+            return DiffusionModel(denoiser, self.preset.noise.to_schedule(), seed=seed)
 
     def check_fits(self, model):
         """Do nothing, because the configuration describes all of a checkpoint."""
@@ -182,10 +185,11 @@ class SketchRun:
             self.settings.seed,
             initial_epoch=epochs_done,
             jitter=self.settings.data.jitter,
+            length_multiple=_length_multiple(),
         )
 
     def validation_batches(self):
-        return eval_batches(self.validation, EVAL_BATCH_SIZE)
+        return eval_batches(self.validation, EVAL_BATCH_SIZE, _length_multiple())
 
     def generate(self, model):
         """Return the run's samples as a list of `Sketch`."""
@@ -238,3 +242,8 @@ class SketchRun:
     def report_rows(self, results):
         """Return `(name, value)` lines for `report.md`, from the values of `results`."""
         return [("Padding in training batches", f"{results['padding_waste']:.1%}")]
+
+
+def _length_multiple():
+    """Return 32 on JAX, which compiles a program for each length of a batch, and 1 elsewhere."""
+    return 32 if keras.backend.backend() == "jax" else 1

@@ -183,11 +183,13 @@ def train_run(settings):
 
 def _claim_folder(settings, folder):
     """Create the run's folder and write its configuration."""
-    packages = ("keras", "tensorflow", "tensorflow-model-optimization", "numpy", "kanjivg")
+    backend = keras.backend.backend()
+    packages = {"keras", "tensorflow", "tensorflow-model-optimization", "numpy", "kanjivg", backend}
     versions = {
+        "backend": backend,
         "keras_sparse_dm": keras_sparse_dm.__version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in packages},
+        **{name: version(name) for name in sorted(packages)},
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -259,17 +259,11 @@ class SparseOptimizer(OptimizerWrapper):
             if keras.backend.backend() == "jax" and len(k.record.optimizers) > 1:
                 # Another optimizer may have changed the mask since.
                 self._clear(k)
+        # Skip masks that are full and stay full.
+        full = () if options.ones_vary else self._full
+        masks = {key: k.mask for key, k in trained.items() if key not in full}
         with sparse_training():
-            apply_masked(
-                self.inner_optimizer,
-                pairs,
-                # Skip masks that are full and stay full.
-                {
-                    key: k.mask
-                    for key, k in trained.items()
-                    if options.ones_vary or key not in self._full
-                },
-            )
+            apply_masked(self.inner_optimizer, pairs, masks)
         if not (mixing or options.method.dynamic):
             return
 

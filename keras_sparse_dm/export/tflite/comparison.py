@@ -1,10 +1,12 @@
 """Comparison of a `.tflite` file's outputs with those of Keras."""
 
 import numpy as np
-import tensorflow as tf
 
 from keras_sparse_dm.export.tflite.conversion import traced
 from keras_sparse_dm.export.tflite.inference import load_interpreter
+from keras_sparse_dm.lazy import lazy_module, load
+
+tf = load(lazy_module("tensorflow"))
 
 # Largest difference from Keras's outputs, relative to the largest output, or to 1 if that is less.
 TOLERANCES = {"none": 1e-4, "float16": 1e-2}

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
-import tensorflow as tf
-
 from keras_sparse_dm._keras import frozen, scale_whole_tensors, write_loops_in_place
 from keras_sparse_dm.export.tflite import flatbuffer, sparse_tensors
+from keras_sparse_dm.lazy import lazy_module, load
 from keras_sparse_dm.models.chirodiff.gru_for_litert import Integers, Observed, litert_form
+
+tf = load(lazy_module("tensorflow"))
 
 
 def convert(part, quantize, sparse, representative):

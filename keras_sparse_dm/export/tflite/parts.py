@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from keras_sparse_dm.checks import one_of, whole_number
 from keras_sparse_dm.diffusion.model import DiffusionModel
 from keras_sparse_dm.diffusion.samplers import ddim, ddim_factors
 from keras_sparse_dm.export.tflite.float32_copy import HALF
+from keras_sparse_dm.lazy import lazy_module, load
 from keras_sparse_dm.models.autoencoder import VQAutoencoder
 from keras_sparse_dm.models.latent_diffusion import LatentDiffusion
 from keras_sparse_dm.models.unet import UNet
+
+tf = load(lazy_module("tensorflow"))
 
 PARTS = ("denoiser", "sampler_step", "sampler", "decoder", "model")
 

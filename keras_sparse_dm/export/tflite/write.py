@@ -10,6 +10,7 @@ from keras import ops
 import keras_sparse_dm
 from keras_sparse_dm.checks import one_of
 from keras_sparse_dm.diffusion.model import DiffusionModel
+from keras_sparse_dm.export.needs_tensorflow import check_backend
 from keras_sparse_dm.export.tflite import flatbuffer
 from keras_sparse_dm.export.tflite.comparison import check_file
 from keras_sparse_dm.export.tflite.conversion import convert, finish
@@ -128,6 +129,7 @@ def to_tflite(
     >>> generate_from_tflite(file.path, lengths=[6, 8], steps=50, seed=0).shape
     (2, 8, 3)
     """
+    check_backend("to_tflite")
     one_of("`quantize`", quantize, QUANTIZATIONS)
     load(flatbuffer.schema)
     batch_size, length, steps = whole_sizes(batch_size, length, steps)

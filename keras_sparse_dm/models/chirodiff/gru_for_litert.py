@@ -8,10 +8,12 @@ small part of the sequence. Products can be int8. In floats the numbers are equa
 import math
 
 import keras
-import tensorflow as tf
 
 from keras_sparse_dm._keras import flatten_layers
 from keras_sparse_dm.layers.shared_copy import shared_copy
+from keras_sparse_dm.lazy import lazy_module, load
+
+tf = load(lazy_module("tensorflow"))
 
 # Steps of the inner of two loops. In every step LiteRT copies all that a loop reads and writes, so
 # a step should see only a part of the sequence; but a part costs as much as several steps.

@@ -1,8 +1,7 @@
 """SavedModels, for TensorFlow alone."""
 
-import tensorflow as tf
-
 from keras_sparse_dm.export import file_sizes, read_metadata, to_saved_model
+from keras_sparse_dm.lazy import lazy_module, load
 from keras_sparse_dm.runs.exported import make_exported
 from keras_sparse_dm.runs.formats.measures import (
     ExportedFile,
@@ -10,6 +9,8 @@ from keras_sparse_dm.runs.formats.measures import (
     inputs_of,
     seconds_of,
 )
+
+tf = load(lazy_module("tensorflow"))
 
 
 def write(run, folder, name, *, metadata, rounds, **others):
