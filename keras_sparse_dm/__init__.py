@@ -49,9 +49,12 @@ def _register_saved_classes(module):
     """
     if "keras" not in _sys.modules or _being_imported(except_for=module):
         return
-    names = ["layers.in_place", "models.chirodiff.denoiser", "models.unet", "sparsity.optimizer"]
-    if _sys.modules["keras"].config.backend() == "tensorflow":
-        names.append("models.latent_diffusion")
+    names = (
+        "layers.in_place",
+        "models.chirodiff.denoiser",
+        "models.latent_diffusion",
+        "sparsity.optimizer",
+    )
     for name in names:
         _importlib.import_module(f"{__name__}.{name}")
 

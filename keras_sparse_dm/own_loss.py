@@ -108,3 +108,9 @@ class OwnLossModel(_STEPS[keras.backend.backend()], keras.Model):
     - `_finished(prepared, outcome, training)` runs after the optimizer's update, and returns the
       metrics' results.
     """
+
+    def compile_from_config(self, config):
+        if keras.backend.backend() == "torch":
+            # Keras saves what "auto" meant on the backend that saved the file: True on JAX.
+            config = config | {"jit_compile": "auto"}
+        super().compile_from_config(config)

@@ -1,21 +1,14 @@
 """Sparse training on one backend, for `test_backends.py`; without TensorFlow on the others.
 
 `backend_script.py make FOLDER` trains, samples, measures and saves. `backend_script.py check FOLDER
-FROM` loads what another backend saved and compares predictions.
+FROM` loads what another backend saved and compares predictions. `backend_script.py methods` trains
+with other methods, options and precisions.
 """
 
-import importlib.abc
 import json
+import os
 import sys
 from pathlib import Path
-
-
-class WithoutTensorFlow(importlib.abc.MetaPathFinder):
-    """Finder that finds no package of TensorFlow, as if none were installed."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0].startswith(("tensorflow", "tf_keras")):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def data_of(network):
@@ -58,7 +51,13 @@ def train(model, data, method, **options):
     before = {k.name: to_numpy(k.mask) for k in ksd.sparsity.masked_kernels(model)}
     callback = ksd.DynamicSparsity(method, update_every=2, prune_rate=0.3, seed=0, **options)
     history = model.fit(
-        data, batch_size=4, epochs=2, verbose=0, validation_data=data, callbacks=[callback]
+        data,
+        batch_size=4,
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+        validation_data=data,
+        callbacks=[callback],
     )
     assert np.isfinite([*history.history["loss"], *history.history["val_loss"]]).all()
     ksd.sparsity.check_invariant(model)
@@ -93,6 +92,16 @@ def make(folder):
         for ours, theirs in zip(model.weights, loaded.weights, strict=True):
             np.testing.assert_array_equal(to_numpy(ours), to_numpy(theirs))
 
+    model = new_model("sketches")
+    cost = ksd.metrics.cost(model.denoiser, [(1, 12, 3), (1,), (1,)])
+    images = np.random.default_rng(0).integers(0, 256, (3, 40, 40)).astype("uint8")
+    features = ksd.metrics.EmbeddedFeatures()(images)
+    np.save(folder / "features.npy", features)
+    (folder / "facts.json").write_text(json.dumps(cost.to_dict()))
+
+
+def try_methods():
+    """Train with other methods and options, and in half precision."""
     data, _ = data_of("sketches")
     for method, options, optimizer in (
         ("magran", {"grow_init": "normal"}, {}),
@@ -109,13 +118,6 @@ def make(folder):
         model.compile(keras.optimizers.AdamW(1e-3))
         train(model, data, "rigl")
         keras.config.set_dtype_policy("float32")
-
-    model = new_model("sketches")
-    cost = ksd.metrics.cost(model.denoiser, [(1, 12, 3), (1,), (1,)])
-    images = np.random.default_rng(0).integers(0, 256, (3, 40, 40)).astype("uint8")
-    features = ksd.metrics.EmbeddedFeatures()(images)
-    np.save(folder / "features.npy", features)
-    (folder / "facts.json").write_text(json.dumps(cost.to_dict()))
 
 
 def check(folder, source):
@@ -149,10 +151,10 @@ def check_refusals(folder):
 
 
 if __name__ == "__main__":
-    import os
-
     if os.environ["KERAS_BACKEND"] != "tensorflow":
-        sys.meta_path.insert(0, WithoutTensorFlow())
+        # As if they were not installed.
+        for name in ("tensorflow", "tensorflow_model_optimization", "tensorflow_datasets"):
+            sys.modules[name] = None
 
     import keras
     import numpy as np
@@ -166,5 +168,7 @@ if __name__ == "__main__":
         make(*folders)
         if keras.backend.backend() != "tensorflow":
             check_refusals(*folders)
+    elif mode == "methods":
+        try_methods()
     else:
         check(*folders)

@@ -47,6 +47,8 @@ def pytest_collection_modifyitems(items):
         seen[test] += 1
         if cases and seen[test] > cases.args[0]:
             item.add_marker("nightly")
+        if item.get_closest_marker("tensorflow") and keras.backend.backend() != "tensorflow":
+            item.add_marker(pytest.mark.skip(reason="checks TensorFlow"))
         if getattr(item.module, "SLOW_FIXTURES", set()) & set(item.fixturenames):
             item.add_marker("slow")
 

@@ -13,12 +13,18 @@ BACKENDS = ("tensorflow", "jax", "torch")
 
 
 def run(backend, *arguments):
+    """Run Python on a backend, and return what it printed."""
     environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     # Tiny networks take longer to compile than to run.
     environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    command = [sys.executable, *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-5000:]
+    return result.stdout
+
+
+def is_installed(backend):
+    return importlib.util.find_spec(backend) is not None
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +32,9 @@ def made(tmp_path_factory):
     """Return `{backend: folder}` of what each installed backend made."""
     folders = {}
     for backend in BACKENDS:
-        if importlib.util.find_spec(backend) is not None:
+        if is_installed(backend):
             folders[backend] = tmp_path_factory.mktemp(backend)
-            run(backend, "make", folders[backend])
+            run(backend, SCRIPT, "make", folders[backend])
     return folders
 
 
@@ -42,4 +48,44 @@ def test_trains_samples_measures_and_reads_the_files_of_the_others(made, backend
     if not others:
         pytest.skip("no other backend is installed")
     for folder in others:
-        run(backend, "check", made[backend], folder)
+        run(backend, SCRIPT, "check", made[backend], folder)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_methods_options_and_precisions(backend):
+    if not is_installed(backend):
+        pytest.skip(f"{backend} is not installed")
+    run(backend, SCRIPT, "methods")
+
+
+BEFORE_THE_LOOP = """
+import jax
+import keras
+import numpy as np
+
+import keras_sparse_dm as ksd
+
+keras.utils.set_random_seed(0)
+model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(2)])
+ksd.sparsify(model, 0.5, seed=0)
+before = [np.array(k.mask) for k in ksd.sparsity.masked_kernels(model)]
+x = np.random.default_rng(0).normal(size=(250, 4, 8)).astype("float32")
+batches = [(batch, batch[:, :2]) for batch in x]
+"""
+AFTER_THE_LOOP = """
+assert loss < 0.5, loss
+assert optimizer.topology_updates == 2
+for k, mask in zip(ksd.sparsity.masked_kernels(model), before):
+    assert (np.array(k.mask) != mask).any() and np.array(k.mask).sum() == mask.sum()
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_a_loop_in_jax(example, tmp_path):
+    if not is_installed("jax"):
+        pytest.skip("jax is not installed")
+    script = tmp_path / "loop.py"
+    script.write_text(BEFORE_THE_LOOP + example("backends.md", "jax_loop") + AFTER_THE_LOOP)
+    assert run("jax", script) == "done\n"

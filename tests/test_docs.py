@@ -125,7 +125,9 @@ def test_export(run_page, empty_folder):
 
 
 def test_every_python_block_has_an_identifier_and_a_test():
-    tests = "".join(read(Path(__file__).parent / f"test_{name}.py") for name in ("docs", "readme"))
+    tests = "".join(
+        read(Path(__file__).parent / f"test_{name}.py") for name in ("docs", "readme", "backends")
+    )
     for path in TEXTS:
         blocks = read(path).count("```python")
         page = path.relative_to(ROOT / "docs" if path in PAGES else ROOT).as_posix()

@@ -149,6 +149,7 @@ class DiffusionModel(OwnLossModel):
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
+        self._check_no_compiled_loss()
         self._averages_final = False
         build_optimizer(self)
         history = super().fit(*args, **kwargs)
@@ -163,6 +164,7 @@ class DiffusionModel(OwnLossModel):
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, **kwargs):
+        self._check_no_compiled_loss()
         with self.averaged_weights():
             return super().evaluate(*args, **kwargs)
 
@@ -171,12 +173,15 @@ class DiffusionModel(OwnLossModel):
         # Every evaluation starts here, and so repeats the draws of the last one.
         self._eval_seed_generator.state.assign(self._eval_seed)
 
-    def _noise_prediction_loss(self, x, lengths, seed, training):
+    def _check_no_compiled_loss(self):
         if has_compiled_loss(self):
             raise ValueError(
                 "A DiffusionModel has its own loss: compile it with an optimizer alone, without "
                 "`loss` and `metrics`."
             )
+
+    def _noise_prediction_loss(self, x, lengths, seed, training):
+        self._check_no_compiled_loss()
         x = ops.cast(x, "float32")
         if lengths is not None:
             # Padding may hold any values; the loss must not depend on them.

@@ -43,8 +43,8 @@ class SparseTrainingOnly(keras.constraints.Constraint):
                 "than `model.optimizer`, wrap each optimizer with "
                 "`keras_sparse_dm.sparse_optimizer`."
             )
-        w = own(w)
         mask = keras.ops.convert_to_tensor(self.record.mask)
+        w = keras.ops.convert_to_tensor(own(w))
         return keras.ops.where(mask, w, keras.ops.zeros((), w.dtype))
 
     def get_config(self):
@@ -88,10 +88,10 @@ def guarded(variable):
 
 
 def _prunes(record, kernel):
-    """Tell if a mask prunes anything now, also while a TensorFlow function is traced."""
-    if keras.backend.backend() != "tensorflow":
-        return not np.all(keras.ops.convert_to_numpy(record.mask))
-    with tf.init_scope():
-        if isinstance(kernel, keras.Variable):
+    """Tell if a mask prunes anything now, also while a step is traced."""
+    backend = keras.backend.backend()
+    with tf.init_scope() if backend == "tensorflow" else contextlib.nullcontext():
+        # A step that JAX traces cannot read the weights.
+        if isinstance(kernel, keras.Variable) and backend != "jax":
             record.follow(kernel)
         return not np.all(keras.ops.convert_to_numpy(record.mask))

@@ -52,6 +52,9 @@ def members(layer):
         yield from _by_name(layer.layers)
     # `dir` would include properties, which may compute.
     attributes, internal = vars(layer), _attributes_of_every_layer()
+    if keras.backend.backend() == "torch":
+        # A layer is a `torch.nn.Module`, which keeps its sublayers apart.
+        attributes = attributes | dict(layer.named_children())
     for name in sorted(attributes, key=lambda n: (n in internal, n.startswith("_"), n)):
         yield from _nested(name, attributes[name])
 

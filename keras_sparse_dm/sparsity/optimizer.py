@@ -25,7 +25,7 @@ from keras_sparse_dm.sparsity.options import SparsityOptions
 from keras_sparse_dm.sparsity.state import SparsityState
 from keras_sparse_dm.sparsity.topology_update import ACTIVE_AT_START, EVER_ACTIVE, masked
 from keras_sparse_dm.sparsity.updates import Updates
-from keras_sparse_dm.sparsity.wrapper import OptimizerWrapper
+from keras_sparse_dm.sparsity.wrapper import OptimizerWrapper, serialized
 
 
 @keras.saving.register_keras_serializable(package="keras_sparse_dm")
@@ -383,7 +383,7 @@ class SparseOptimizer(OptimizerWrapper):
     def get_config(self):
         return {
             "name": self.name,
-            "inner_optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
+            "inner_optimizer": serialized(self.inner_optimizer),
             **self._options.get_config(),
         }
 

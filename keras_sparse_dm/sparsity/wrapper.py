@@ -16,6 +16,18 @@ def own_values(variables):
             variable.assign(ops.copy(variable))
 
 
+def serialized(optimizer):
+    """Return an optimizer's configuration, which every backend can load.
+
+    On PyTorch, Keras names a class of its own that only PyTorch has.
+    """
+    config = keras.saving.serialize_keras_object(optimizer)
+    public = getattr(keras.optimizers, config["class_name"], None)
+    if public is not None and isinstance(optimizer, public):
+        config["module"] = "keras.optimizers"
+    return config
+
+
 class OptimizerWrapper(_keras.AveragesOfInner, keras.optimizers.Optimizer):
     """Optimizer that delegates its steps to an `inner_optimizer`.
 

@@ -231,6 +231,7 @@ def test_evaluate_makes_the_same_draws_every_time_and_leaves_training_alone():
     assert len(set(history["val_loss"])) == 3
 
 
+@pytest.mark.tensorflow
 def test_validation_loss_of_frozen_weights_is_the_same_in_every_epoch():
     model = compiled(optimizer=keras.optimizers.SGD(0.0))
     history = model.fit(
@@ -294,6 +295,7 @@ def test_evaluation_draws_survive_saving_where_the_seed_was_random(tmp_path):
     assert loaded.evaluate(batches(), verbose=0) == loss
 
 
+@pytest.mark.tensorflow
 def test_training_a_sparse_model_without_the_callback_raises(tmp_path):
     model = compiled()
     sparsify(model, 0.5)
@@ -449,6 +451,7 @@ def test_a_failing_thread_stops_the_others_and_is_heard(sketch_model, monkeypatc
     assert len(begun) < 5 and time.monotonic() - started < 8
 
 
+@pytest.mark.tensorflow
 def test_large_samplings_are_compiled_where_that_pays(sketch_model, monkeypatch):
     compiled = []
 
@@ -615,6 +618,7 @@ def test_regularizers_of_the_denoiser_count():
     assert trained("l2") < trained(None)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize(
     "use, message",
     [

@@ -241,6 +241,7 @@ def test_without_eta_the_seed_does_not_matter():
 # Compilation -----------------------------------------------------------------------------------
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_the_denoiser_is_traced_once_and_never_called_from_python(sampler):
     traced = []

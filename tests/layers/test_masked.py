@@ -56,6 +56,7 @@ def assert_twins_agree(case, theirs, ours, run=lambda function: function, dtype=
         assert np.any(gradient) or "key/bias" in v.path
 
 
+@pytest.mark.tensorflow
 @pytest.mark.cases(1)
 @pytest.mark.parametrize("name", CASES)
 def test_full_masks_give_the_bits_of_the_keras_layer(name):
@@ -83,6 +84,7 @@ def test_full_masks_give_the_bits_of_the_keras_layer_compiled(name, jit):
     assert_twins_agree(case, *twins(case), lambda f: tf.function(f, jit_compile=jit))
 
 
+@pytest.mark.tensorflow
 @pytest.mark.cases(1)
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])
 @pytest.mark.parametrize("name", ONE_EACH)
@@ -327,6 +329,7 @@ def test_output_ignores_padding():
         np.testing.assert_allclose(full[i : i + 1, :length], alone, atol=1e-6)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ONE_EACH)
 def test_training_is_that_of_the_keras_layer(name):
@@ -348,6 +351,7 @@ def test_training_is_that_of_the_keras_layer(name):
         assert np.any(numpy(v) != old)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("name", CASES)
 def test_masks_are_boolean_variables_beside_their_kernels(name):
     case = CASES[name]
@@ -488,6 +492,7 @@ def test_axes_of_separable_kernels(name):
         assert seen.sum() == 1 and seen[4, i // 2]
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("name", ["GRUCell", "LSTMCell", "SimpleRNNCell"])
 def test_axes_of_recurrent_kernels(name):
     cell = SPARSE[name](4)

@@ -59,6 +59,7 @@ def test_every_position_gets_its_nearest_code(shared, height, width, seed):
     np.testing.assert_array_equal(again, quantized)
 
 
+@pytest.mark.tensorflow
 def test_quantizes_in_parts_no_larger_than_the_bound(shared, monkeypatch):
     latents = np.random.default_rng(0).normal(size=(3, 5, 7, 3)).astype("float32")
     whole, _ = shared.quantize(latents)

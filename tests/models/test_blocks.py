@@ -37,6 +37,7 @@ def norm(activation="silu", channels=32, groups=8, **arguments):
     return layer, plain
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
 def test_group_norm_is_keras_group_norm_and_so_is_its_gradient(activation, graph):
@@ -91,6 +92,7 @@ def reference_attention(query, key, value):
     return ops.einsum("bhqk,bkhc->bqhc", ops.softmax(scores), value)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.cases(1)
 @pytest.mark.parametrize("bound", [2**18, 60, 7], ids=["whole", "parts", "single rows"])
 @pytest.mark.parametrize("mode", ["eager", "graph", "xla"])

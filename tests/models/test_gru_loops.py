@@ -220,6 +220,7 @@ def test_sampling_falls_back_to_keras_for_other_grus(options):
     assert not can_sample([keras.layers.Bidirectional(gru)])
 
 
+@pytest.mark.tensorflow
 def test_sampling_falls_back_to_keras_for_other_layers_and_replaced_methods():
     lstm = keras.layers.Bidirectional(keras.layers.LSTM(3, return_sequences=True))
     summed = keras.layers.Bidirectional(SparseGRU(3, return_sequences=True), merge_mode="sum")
@@ -236,6 +237,7 @@ def test_sampling_falls_back_to_keras_for_other_layers_and_replaced_methods():
         del vars(part)[name]
 
 
+@pytest.mark.tensorflow
 def test_sampling_falls_back_to_keras_for_cells_of_the_users():
     class MyCell(keras.layers.GRUCell):
         def call(self, *args, **kwargs):
@@ -272,6 +274,7 @@ def test_the_gradient_of_a_function_that_is_called_inside_the_tape(layers):
     assert_same(got, keras_gradients(layers, *data))
 
 
+@pytest.mark.tensorflow
 def test_padding_gets_no_gradient_and_changes_nothing(layers):
     sequences, mask, upstream = example(1, 3, 2 * PART, lengths=[2, PART, 2 * PART - 1])
     other = tf.where(mask[..., None], sequences, 7.0)
@@ -285,6 +288,7 @@ def test_padding_gets_no_gradient_and_changes_nothing(layers):
     assert not np.any(first[1][0].numpy()[~mask.numpy()])
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_training_in_half_precision(dtype):
     layers = make_layers()
@@ -296,6 +300,7 @@ def test_training_in_half_precision(dtype):
     assert_same(got, wanted, tolerance=0.02 if dtype == "float16" else 0.1)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize(
     "options",
     [
@@ -328,6 +333,7 @@ GRUS = {
 }
 
 
+@pytest.mark.tensorflow
 @pytest.mark.cases(1)
 @pytest.mark.parametrize("length", [1, 5, 40])
 @pytest.mark.parametrize("masked", [False, True])
@@ -354,6 +360,7 @@ def test_litert_computes_any_gru(options, masked, length):
         np.testing.assert_allclose(answer, right, atol=2e-5)
 
 
+@pytest.mark.tensorflow
 def test_litert_starts_a_gru_from_a_given_state():
     gru = keras.layers.GRU(6, return_sequences=True)
     x, state = tf.random.normal((2, 7, 4)), tf.random.normal((2, 6))

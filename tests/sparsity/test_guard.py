@@ -38,6 +38,7 @@ def test_dense_training_of_sparse_layers_is_that_of_keras():
         np.testing.assert_array_equal(np.asarray(mine), np.asarray(other))
 
 
+@pytest.mark.tensorflow
 def test_a_sparse_model_without_the_callback_raises_before_its_first_step():
     model = make()
     ksd.sparsify(model, 0.6, seed=0)
@@ -59,6 +60,7 @@ def test_a_step_compiled_before_sparsify_leaves_pruned_weights_at_zero():
     assert np.any(np.asarray(model.layers[0].kernel) != before)
 
 
+@pytest.mark.tensorflow
 def test_a_clone_with_the_weights_set_is_guarded_too():
     model = make()
     ksd.sparsify(model, 0.6, seed=0)

@@ -48,6 +48,7 @@ def before(operation):
     return found
 
 
+@pytest.mark.tensorflow
 @pytest.mark.cases(1)
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_large_kernels_are_updated_from_the_last_to_the_first(optimizer):

@@ -68,6 +68,7 @@ def test_an_optimizer_that_cannot_be_made_again_is_named():
         ksd.sparse_optimizer(model, Mine(0.1), "static")
 
 
+@pytest.mark.tensorflow
 def test_the_users_optimizer_is_not_changed():
     model = keras.Sequential([keras.Input((4,)), SparseDense(4)])
     ksd.sparsify(model, 0.5, seed=0)

@@ -177,6 +177,7 @@ def test_global_competition_needs_units_of_one_size():
         fit(model, ksd.DynamicSparsity("rigl", competition="global"))
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("competition", ["kernel", "global"])
 def test_a_step_that_trains_no_kernel(competition):
     model = dense_model()
@@ -238,6 +239,7 @@ def test_a_layer_derived_from_a_sparse_one_is_nobodys_twin():
     assert TWINS == before and issubclass(Derived, SparseDense)
 
 
+@pytest.mark.tensorflow
 def test_exclusion_from_weight_decay_reaches_the_wrapped_optimizer():
     model = dense_model()
     ksd.sparsify(model, 0.5, seed=0)

@@ -217,6 +217,7 @@ def test_magran_draws_by_its_seed():
     assert np.any(run(None, 0) != run(None, 1))
 
 
+@pytest.mark.tensorflow
 def test_static_never_changes_a_mask():
     model = make_model()
     before = masks_of(model)
@@ -325,6 +326,7 @@ def test_adafactor_with_whole_rows_and_columns_pruned():
     assert np.isnan(weights_of(model)["m/a/kernel"]).any()
 
 
+@pytest.mark.tensorflow
 def test_muon_would_move_pruned_weights():
     """So the wrapper must reset pruned weights, which the invariant test above checks."""
     model = make_model()
@@ -352,6 +354,7 @@ def test_an_optimizer_that_cannot_is_refused_when_fit_begins(name):
     assert model.optimizer is inner
 
 
+@pytest.mark.tensorflow
 def test_gradient_accumulation_clears_what_was_gathered_for_dropped_weights():
     model = make_model()
     inner = keras.optimizers.SGD(0.1, momentum=0.9, gradient_accumulation_steps=4)
@@ -366,6 +369,7 @@ def test_gradient_accumulation_clears_what_was_gathered_for_dropped_weights():
     check_invariant(model)
 
 
+@pytest.mark.tensorflow
 def test_a_gradient_that_is_nan_at_pruned_weights_does_no_harm():
     model = make_model()
     optimizer = SparseOptimizer(keras.optimizers.Adam(0.1, global_clipnorm=1.0), "static")
@@ -410,6 +414,7 @@ def test_custom_training_loop_in_a_compiled_function():
     assert all(np.any(start[name] != masks[name]) for name in start)
 
 
+@pytest.mark.tensorflow
 def test_looks_like_the_optimizer_that_it_wraps():
     model = make_model()
     inner = keras.optimizers.Adam(0.5)

@@ -63,6 +63,7 @@ def test_cosine_falls_to_zero_along_half_a_cosine():
     assert due[10] == pytest.approx(0.3) and due[30] == pytest.approx(0, abs=1e-7)
 
 
+@pytest.mark.tensorflow
 def test_schedules_work_in_a_compiled_function():
     for schedule in (ConstantPruneRate(0.3, 5), CosinePruneRate(0.3, 5, 0, 20)):
         for dtype in (tf.int32, tf.int64):

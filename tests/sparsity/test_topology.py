@@ -181,6 +181,7 @@ def test_full_and_empty_masks_stay(fill):
     assert not np.any(grown)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_float_types(dtype):
     rng = np.random.default_rng(3)
@@ -298,6 +299,7 @@ def large_scores():
     }
 
 
+@pytest.mark.tensorflow
 @pytest.mark.cases(1)
 @pytest.mark.parametrize("name", large_scores())
 def test_top_k_of_many_scores(compiled_top_k_masks, name):
@@ -313,6 +315,7 @@ def test_top_k_of_many_scores(compiled_top_k_masks, name):
             np.testing.assert_array_equal(mask, expected)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_top_k_in_a_branch_with_a_number_known_before(jit_compile):
     scores = np.float32([[3, 1], [2, 3]])
