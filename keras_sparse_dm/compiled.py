@@ -2,11 +2,10 @@
 
 import functools
 
-import keras
-from keras import ops
-
 from keras_sparse_dm.lazy import lazy_module
 
+keras = lazy_module("keras")
+ops = lazy_module("keras.ops")
 jax = lazy_module("jax")
 tf = lazy_module("tensorflow")
 torch = lazy_module("torch")

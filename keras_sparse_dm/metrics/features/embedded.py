@@ -17,13 +17,15 @@ import json
 from pathlib import Path
 
 import numpy as np
-from keras import ops
 from tqdm import tqdm
 
 from keras_sparse_dm.checks import check_whole
 from keras_sparse_dm.compiled import compiled
 from keras_sparse_dm.data.cache import fingerprint_of
 from keras_sparse_dm.files import whole_file
+from keras_sparse_dm.lazy import lazy_module
+
+ops = lazy_module("keras.ops")
 
 WEIGHTS = Path(__file__).parent / "weights" / "fd_kanji.npz"
 # Width and height of the network's input, in pixels.
