@@ -287,7 +287,8 @@ def test_context_is_passed_on_and_may_change_between_calls():
         scale, shift = np.array(scale, "float32"), np.float32(shift)
         mine = ddim(denoise, schedule, x_T, 10, context=(scale, shift))
         np.testing.assert_allclose(mine, wanted(scale, shift), rtol=1e-5, atol=1e-6)
-    assert len(traced) <= 2
+    # PyTorch runs the loop, and compiles nothing.
+    assert len(traced) <= 2 or keras.backend.backend() == "torch"
 
 
 def test_weights_that_change_between_calls_are_seen():

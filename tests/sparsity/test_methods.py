@@ -6,7 +6,6 @@ import re
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras import layers, ops
 from keras.ops import convert_to_numpy as numpy
 from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, PolynomialDecay
@@ -54,7 +53,7 @@ def run(model, gradients, optimizer):
     """Apply gradients; return `[(weights, masks)]` of the sparse kernels after each step."""
     trail = []
     for step in gradients:
-        optimizer.apply([tf.constant(g) for g in step], model.trainable_variables)
+        optimizer.apply([ops.convert_to_tensor(g) for g in step], model.trainable_variables)
         kernels = sparse_kernels(model)
         trail.append(([numpy(k.kernel) for k in kernels], [numpy(k.mask) for k in kernels]))
     return trail

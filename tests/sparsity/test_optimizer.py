@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 from keras.ops import convert_to_numpy as numpy
 from support import assert_same_arrays as assert_same
 from support import masks_of
@@ -69,7 +69,7 @@ def test_weights_mask_and_momentum_are_those_of_the_original_program(reference, 
     optimizer.attach(model)
     [momentum] = optimizer.state_of(k.kernel)
     momentum.assign(before["momentum_before"] * mask)
-    optimizer.apply([tf.constant(before["dense_gradient"])], model.trainable_variables)
+    optimizer.apply([ops.convert_to_tensor(before["dense_gradient"])], model.trainable_variables)
 
     def after(key):
         return arrays[f"update_{name}_{key}_after"].reshape(mask.shape)
@@ -277,7 +277,7 @@ def train_and_look(model, inner, steps=5):
         before = [numpy(k.kernel) for k in kernels]
         masks = [numpy(k.mask) for k in kernels]
         gradients = [rng.normal(size=v.shape).astype("float32") for v in model.trainable_variables]
-        optimizer.apply([tf.constant(g) for g in gradients], model.trainable_variables)
+        optimizer.apply([ops.convert_to_tensor(g) for g in gradients], model.trainable_variables)
         check_invariant(model, counts)
         for k, old, mask in zip(kernels, before, masks, strict=True):
             now, survived = numpy(k.kernel), mask & numpy(k.mask)
@@ -438,7 +438,7 @@ def test_config_round_trip_through_json(method):
     config = json.loads(json.dumps(optimizer.get_config()))
     again = SparseOptimizer.from_config(config)
     assert again.get_config() == optimizer.get_config()
-    assert type(again.inner_optimizer) is keras.optimizers.AdamW
+    assert type(again.inner_optimizer) is type(optimizer.inner_optimizer)
     assert again.method.name == method
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert again.get_config() == optimizer.get_config()
