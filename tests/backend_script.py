@@ -1,8 +1,8 @@
 """Sparse training on one backend, for `test_backends.py`; without TensorFlow on the others.
 
-`backend_script.py make FOLDER` trains, samples, measures and saves. `backend_script.py check FOLDER
-FROM` loads what another backend saved and compares predictions. `backend_script.py methods` trains
-with other methods, options and precisions.
+`backend_script.py make FOLDER` trains, samples, measures and saves.
+`backend_script.py check FOLDER FROM ...` loads what other backends saved and compares predictions.
+`backend_script.py methods` trains with other methods, options and precisions.
 """
 
 import json
@@ -128,7 +128,8 @@ def check(folder, source):
         model = keras.saving.load_model(source / f"{network}.keras")
         ksd.sparsity.check_invariant(model)
         np.testing.assert_allclose(to_numpy(model.denoiser(inputs)), expected, atol=1e-5)
-        train(model, data, "rigl")
+        if network == "sketches":
+            train(model, data, "rigl")
         model = ksd.export.load_sparse(source / f"{network}.sparse")
         ksd.sparsity.check_invariant(model)
         np.testing.assert_allclose(to_numpy(model.denoiser(inputs)), expected, atol=1e-5)
@@ -171,4 +172,5 @@ if __name__ == "__main__":
     elif mode == "methods":
         try_methods()
     else:
-        check(*folders)
+        for source in folders[1:]:
+            check(folders[0], source)

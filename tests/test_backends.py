@@ -47,8 +47,7 @@ def test_trains_samples_measures_and_reads_the_files_of_the_others(made, backend
     others = [folder for name, folder in made.items() if name != backend]
     if not others:
         pytest.skip("no other backend is installed")
-    for folder in others:
-        run(backend, SCRIPT, "check", made[backend], folder)
+    run(backend, SCRIPT, "check", made[backend], *others)
 
 
 @pytest.mark.nightly

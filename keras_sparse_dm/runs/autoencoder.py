@@ -117,10 +117,11 @@ def train_autoencoder(settings):
         ("Images for training, validation", f"{len(train):,}, {len(validation):,}"),
         (f"Validation reconstruction loss ({model.reconstruction})", reconstruction),
         ("Codes used by a validation batch", f"{final['codes_used']:.1%} of {model.codes}"),
-        ("Epochs, batch size, seed",
-         f"{settings.model.epochs}, {settings.model.batch_size}, {settings.seed}"),
+        ("Epochs", settings.model.epochs),
+        ("Batch size", settings.model.batch_size),
+        ("Seed", settings.seed),
         ("Wall time since the (re)start", f"{time.perf_counter() - begin:.0f} s"),
-    ]  # fmt: skip
+    ]
     write_json(folder / "report.json", {"validation": final, "parameters": model.count_params()})
     (folder / "report.md").write_text(
         "\n".join(
