@@ -38,7 +38,7 @@ def made(tmp_path_factory):
     return folders
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_trains_samples_measures_and_reads_the_files_of_the_others(made, backend):
     """`backend_script.py` holds the checks; on JAX and PyTorch it hides TensorFlow."""

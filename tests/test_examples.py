@@ -17,8 +17,7 @@ def example(name):
 
 
 # A kernel that must be sparse, and the number of sparse kernels.
-@pytest.mark.slow
-@pytest.mark.cases(1)
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "model, kernel, count",
     [

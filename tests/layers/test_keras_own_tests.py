@@ -34,7 +34,7 @@ REFUSED = {}
 
 
 @pytest.mark.slow
-@pytest.mark.cases(2)
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("kind", FILES)
 def test_kerass_own_tests_pass_with_the_sparse_twins(kind):
     files = [LAYERS / file for file in FILES[kind]]

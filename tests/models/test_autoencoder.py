@@ -139,7 +139,7 @@ def test_codes_unused_for_long_are_put_where_latents_lie():
     np.testing.assert_array_equal(model.unused_steps, np.zeros(16))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_file_brings_back_weights_codes_and_fingerprint(tmp_path):
     model = VQAutoencoder(**SMALL)
     model.compile(keras.optimizers.Adam(1e-3))

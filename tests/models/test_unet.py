@@ -48,6 +48,7 @@ def full_size():
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.nightly
 def test_the_full_network_has_the_papers_size(full_size):
     assert full_size["parameters"] == 274_056_163
     shapes = full_size["shapes"].values()

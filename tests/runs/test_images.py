@@ -114,6 +114,7 @@ def test_the_autoencoder_is_trained_and_shown(autoencoder_run):
     assert "Validation reconstruction loss" in (autoencoder_run / "report.md").read_text()
 
 
+@pytest.mark.nightly
 def test_a_run_leaves_the_same_folder_as_one_on_sketches(unbroken, folder):
     files = {str(p.relative_to(unbroken)) for p in unbroken.rglob("*") if p.is_file()}
     assert {f for f in files if not f.startswith("tensorboard")} == {
@@ -152,6 +153,7 @@ def test_images_too_few_for_a_distance_have_none(folder, autoencoder_run, traini
     assert distances == ({"fd_pixels_generated"} if training > 1 else set())
 
 
+@pytest.mark.nightly
 def test_a_run_on_cached_latents_resumes_to_the_bits_of_an_unbroken_one(
     unbroken, folder, autoencoder_run, tmp_path
 ):
@@ -166,6 +168,7 @@ def test_a_run_on_cached_latents_resumes_to_the_bits_of_an_unbroken_one(
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.nightly
 def test_another_autoencoder_is_refused_on_resuming(unbroken, autoencoder_run, tmp_path, capfd):
     keras.utils.set_random_seed(9)
     trained = keras.saving.load_model(autoencoder_run / "autoencoder.keras")

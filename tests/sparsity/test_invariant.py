@@ -255,7 +255,7 @@ class Checked(keras.callbacks.Callback):
                 assert 2 * numpy(k.mask).sum() == k.size
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore::UserWarning")  # kernels that stay dense or become empty
 @settings(
     max_examples=5,
