@@ -11,38 +11,38 @@ torch = lazy_module("torch")
 
 class _OnTensorFlow:
     def train_step(self, data):
-        batch = self._prepared(data, training=True)
+        batch = self.prepared_batch(data, training=True)
         with tf.GradientTape() as tape:
-            loss, outcome = self._loss(batch, training=True)
+            loss, outcome = self.batch_loss(batch, training=True)
             # Regularizers of layers.
             scaled_loss = self.optimizer.scale_loss(sum(self.losses, loss))
         gradients = tape.gradient(scaled_loss, self.trainable_variables)
         self.optimizer.apply(gradients, self.trainable_variables)
-        return self._finished(batch, outcome, training=True)
+        return self.finish_batch(batch, outcome, training=True)
 
     def test_step(self, data):
-        batch = self._prepared(data, training=False)
-        _, outcome = self._loss(batch, training=False)
-        return self._finished(batch, outcome, training=False)
+        batch = self.prepared_batch(data, training=False)
+        _, outcome = self.batch_loss(batch, training=False)
+        return self.finish_batch(batch, outcome, training=False)
 
 
 class _OnTorch:
     def train_step(self, data):
         with torch.no_grad():
-            batch = self._prepared(data, training=True)
+            batch = self.prepared_batch(data, training=True)
         self.zero_grad()
-        loss, outcome = self._loss(batch, training=True)
+        loss, outcome = self.batch_loss(batch, training=True)
         self.optimizer.scale_loss(sum(self.losses, loss)).backward()
         variables = self.trainable_variables
         with torch.no_grad():
             self.optimizer.apply([v.value.grad for v in variables], variables)
-            return self._finished(batch, outcome, training=True)
+            return self.finish_batch(batch, outcome, training=True)
 
     def test_step(self, data):
         with torch.no_grad():
-            batch = self._prepared(data, training=False)
-            _, outcome = self._loss(batch, training=False)
-            return self._finished(batch, outcome, training=False)
+            batch = self.prepared_batch(data, training=False)
+            _, outcome = self.batch_loss(batch, training=False)
+            return self.finish_batch(batch, outcome, training=False)
 
 
 class _OnJax:
@@ -56,8 +56,8 @@ class _OnJax:
             # The factor of loss scaling.
             values += zip(self.optimizer.variables, of_optimizer, strict=True)
             with keras.StatelessScope(state_mapping=values, collect_losses=True) as scope:
-                batch = self._prepared(data, training=True)
-                loss, outcome = self._loss(batch, training=True)
+                batch = self.prepared_batch(data, training=True)
+                loss, outcome = self.batch_loss(batch, training=True)
                 scaled_loss = self.optimizer.scale_loss(sum(self.losses, loss))
             new = [scope.get_current_value(v) for v in self.non_trainable_variables]
             return scaled_loss, (batch, outcome, new)
@@ -73,8 +73,8 @@ class _OnJax:
     def test_step(self, state, data):
         trainable, others, of_metrics = state
         with keras.StatelessScope(state_mapping=self._values(trainable, others)) as scope:
-            batch = self._prepared(data, training=False)
-            _, outcome = self._loss(batch, training=False)
+            batch = self.prepared_batch(data, training=False)
+            _, outcome = self.batch_loss(batch, training=False)
         others = [scope.get_current_value(v) for v in self.non_trainable_variables]
         return self._finish((trainable, others, of_metrics), batch, outcome, training=False)
 
@@ -83,7 +83,7 @@ class _OnJax:
         values = self._values(trainable, others)
         values += zip(self.metrics_variables, of_metrics, strict=True)
         with keras.StatelessScope(state_mapping=values) as scope:
-            logs = self._finished(batch, outcome, training)
+            logs = self.finish_batch(batch, outcome, training)
         variables = self.trainable_variables, self.non_trainable_variables, self.metrics_variables
         return logs, tuple([scope.get_current_value(v) for v in some] for some in variables)
 
@@ -102,10 +102,10 @@ class OwnLossModel(_STEPS[keras.backend.backend()], keras.Model):
 
     A subclass has three methods, which the steps of all backends call:
 
-    - `_prepared(data, training)` returns what the loss needs of a batch; no gradient goes through
-      it.
-    - `_loss(prepared, training)` returns `(loss, outcome)`, a scalar tensor and anything else.
-    - `_finished(prepared, outcome, training)` runs after the optimizer's update, and returns the
+    - `prepared_batch(data, training)` returns what the loss needs of a batch; no gradient goes
+      through it.
+    - `batch_loss(prepared, training)` returns `(loss, outcome)`, a scalar tensor and anything else.
+    - `finish_batch(prepared, outcome, training)` runs after the optimizer's update, and returns the
       metrics' results.
     """
 

@@ -131,16 +131,18 @@ class DiffusionModel(OwnLossModel):
         warnings.warn(_RENAMED, DeprecationWarning, stacklevel=2)
         return self.prepare(data, training)
 
-    def _prepared(self, data, training):
+    def prepared_batch(self, data, training):
+        """Return `(x, lengths)` of a batch, for the steps of all backends."""
         return self._clean_batch(data, training)
 
-    def _loss(self, batch, training):
+    def batch_loss(self, batch, training):
+        """Return the loss of a prepared batch, twice: to minimize, and for `finish_batch`."""
         x, lengths = batch
         seed = self._seed_generator if training else self._eval_seed_generator
         loss = self._noise_prediction_loss(x, lengths, seed, training)
         return loss, loss
 
-    def _finished(self, batch, loss, training):
+    def finish_batch(self, batch, loss, training):
         """Add a batch's loss to Keras's mean loss, and return all metrics."""
         x, _ = batch
         tracker = next(metric for metric in self.metrics if metric.name == "loss")

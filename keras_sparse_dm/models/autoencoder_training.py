@@ -39,14 +39,17 @@ class AutoencoderTraining(OwnLossModel):
         build_optimizer(self)
         return super().fit(*args, **kwargs)
 
-    def _prepared(self, data, training):
+    def prepared_batch(self, data, training):
+        """Return the images of a batch, for the steps of all backends."""
         return _images(data)
 
-    def _loss(self, images, training):
+    def batch_loss(self, images, training):
+        """Return the loss of a batch, and what `finish_batch` needs."""
         loss, *outcome = self._batch_losses(images, training)
         return loss, outcome
 
-    def _finished(self, images, outcome, training):
+    def finish_batch(self, images, outcome, training):
+        """Restart unused codes in training, and return all metrics."""
         losses, latents, indices = outcome
         if training:
             used = self._restart_unused(latents, indices)
