@@ -207,8 +207,6 @@ class TrainingSettings:
     """Last training step that can update the topology; -1 for the whole run."""
     grow_warmup: bool = False
     """Count the bias correction of AdamW from each weight's growth, not from the first step."""
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
-    """Precision of the denoiser's computations; weights and optimizer stay in float32."""
 
 
 @dataclass(frozen=True)

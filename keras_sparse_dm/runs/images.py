@@ -27,7 +27,6 @@ from keras_sparse_dm.runs.autoencoder import (
     trained_autoencoder,
 )
 from keras_sparse_dm.runs.kinds import Kind
-from keras_sparse_dm.runs.precision import computing_in
 
 SAMPLING_BATCH_SIZE = 16
 # Number of real images in memory at a time, to compute features of.
@@ -138,8 +137,7 @@ class ImageRun:
         self._encoded = self._real_features = None
         try:
             # Quick checks come first, before any long work.
-            with computing_in(settings.training.precision):
-                self._denoiser = UNet(**self.preset.denoiser_arguments(), name="unet")
+            self._denoiser = UNet(**self.preset.denoiser_arguments(), name="unet")
             autoencoder = None
             if settings.autoencoder is not None:
                 autoencoder = load_autoencoder(settings.autoencoder, self.preset)
@@ -170,15 +168,14 @@ class ImageRun:
     def new_model(self):
         """Return the untrained, dense `LatentDiffusion`, not compiled."""
         try:
-            with computing_in(self.settings.training.precision):
-                return LatentDiffusion(
-                    self._denoiser,
-                    self.autoencoder,
-                    self.preset.noise.to_schedule(),
-                    image_size=self.settings.data.image_size,
-                    scale_latents=self.settings.model.scale_latents,
-                    seed=self.settings.seed,
-                )
+            return LatentDiffusion(
+                self._denoiser,
+                self.autoencoder,
+                self.preset.noise.to_schedule(),
+                image_size=self.settings.data.image_size,
+                scale_latents=self.settings.model.scale_latents,
+                seed=self.settings.seed,
+            )
         except ValueError as error:
             raise SettingsError(f"--autoencoder: {error}") from None
 

@@ -24,7 +24,6 @@ from keras_sparse_dm.metrics import render_sketches
 from keras_sparse_dm.models import ChiroDiff
 from keras_sparse_dm.presets import get_preset
 from keras_sparse_dm.runs.kinds import Kind
-from keras_sparse_dm.runs.precision import computing_in
 from keras_sparse_dm.runs.sketch_data import load_sketch_data
 
 EVAL_BATCH_SIZE = 256
@@ -149,9 +148,8 @@ class SketchRun:
     def new_model(self):
         """Return the untrained, dense `DiffusionModel`, not compiled."""
         seed = self.settings.seed
-        with computing_in(self.settings.training.precision):
-            denoiser = ChiroDiff(**self.preset.denoiser_arguments(), seed=seed)
-            return DiffusionModel(denoiser, self.preset.noise.to_schedule(), seed=seed)
+        denoiser = ChiroDiff(**self.preset.denoiser_arguments(), seed=seed)
+        return DiffusionModel(denoiser, self.preset.noise.to_schedule(), seed=seed)
 
     def check_fits(self, model):
         """Do nothing, because the configuration describes all of a checkpoint."""

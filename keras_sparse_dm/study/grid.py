@@ -26,7 +26,6 @@ OPTIONS = {
     "gradient_steps": ("training", lambda facts: facts.exchanges),
     "start_step": ("training", lambda facts: facts.exchanges),
     "stop_step": ("training", lambda facts: facts.exchanges),
-    "precision": ("training", lambda facts: True),
     "training_images": ("data", lambda facts: True),
     "validation_images": ("data", lambda facts: True),
 }

@@ -38,8 +38,7 @@ def read_study(path):
     Optional keys: `title`, `update_intervals` (training steps), `categories` (of QuickDraw),
     `full` (true for all of CelebA-HQ), `sampling_steps`, and options of `train`: `structure`,
     `distribution`, `competition`, `grow_init`, `grow_warmup`, `gradient_steps`, `start_step`,
-    `stop_step`, `precision`, `training_images`, `validation_images`. The study takes the file's
-    name.
+    `stop_step`, `training_images`, `validation_images`. The study takes the file's name.
 
     Args:
         path: Path of the file.

@@ -85,7 +85,6 @@ BAD = [
     ("training", "structure", "nm:2:4", "--structure", "uniform"),
     ("training", "competition", "all", "--competition", "kernel, global"),
     ("training", "grow_init", "ones", "--grow-init", "zeros, normal"),
-    ("training", "precision", "float16", "--precision", "mixed_float16"),
     ("training", "gradient_steps", 0, "--gradient-steps", "1 or more"),
     ("training", "gradient_steps", 101, "--gradient-steps", "--update-every"),
     ("training", "start_step", -1, "--start-step", "0 or more"),
